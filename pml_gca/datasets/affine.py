@@ -1,0 +1,95 @@
+"""Random affine distortions of image batches: drawn, then applied, as pure functions of tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+
+@dataclass(frozen=True)
+class AffineRange:
+    """Half-widths of the uniform ranges that an affine distortion is drawn from.
+
+    Attributes:
+        rotation: largest rotation either way, in degrees (0 to 180).
+        scale: largest relative change of size, drawn for each axis on its own (0 to below 1).
+        shear: largest horizontal shear, as a slope.
+        shift: largest shift along each axis, as a fraction of the image's side (0 to 1).
+
+    Raises:
+        ValueError: a half-width is negative, not finite or too large.
+    """
+
+    rotation: float = 20.0
+    scale: float = 0.15
+    shear: float = 0.2
+    shift: float = 0.08
+
+    def __post_init__(self) -> None:
+        limits = {"rotation": 180.0, "scale": 0.95, "shear": 5.0, "shift": 1.0}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0.0 <= value <= limits[field.name]:  # also catches NaN
+                raise ValueError(f"{field.name} must lie in [0, {limits[field.name]}], found {value!r}")
+
+
+def check_range(name: str, value: AffineRange | None, default: AffineRange) -> AffineRange:
+    """``value``, or ``default`` for None; TypeError for anything else."""
+    if not (value is None or isinstance(value, AffineRange)):
+        raise TypeError(f"{name} must be an AffineRange or None, found {type(value).__name__}: {value!r}")
+    return default if value is None else value
+
+
+def draw_affines(count: int, limits: AffineRange, generator: torch.Generator | None = None) -> Tensor:
+    """Draw ``count`` affine maps, shape (count, 2, 3), float32, in ``affine_grid``'s coordinates.
+
+    Each maps a point of the *output* image to the point of the input image it is read from; image
+    coordinates run from -1 to 1. The forward map is scale, then shear, then rotation, then shift, all about
+    the image's centre. ``generator`` is the source of chance; None takes torch's global one.
+    """
+    u = torch.rand(count, 6, generator=generator).mul_(2.0).sub_(1.0)
+    half_widths = (math.radians(limits.rotation), limits.scale, limits.scale, limits.shear)
+    # A side is 2 units long in these coordinates, hence twice the shift.
+    u *= torch.tensor((*half_widths, 2.0 * limits.shift, 2.0 * limits.shift))
+    angle, scale_x, scale_y, shear, shift_x, shift_y = u.unbind(1)
+    cos, sin = angle.cos(), angle.sin()
+    scale_x, scale_y = scale_x + 1.0, scale_y + 1.0
+    xx, xy = (cos + shear * sin) / scale_x, (sin - shear * cos) / scale_x
+    yx, yy = -sin / scale_y, cos / scale_y
+    x0, y0 = -(xx * shift_x + xy * shift_y), -(yx * shift_x + yy * shift_y)
+    return torch.stack((xx, xy, x0, yx, yy, y0), dim=1).view(count, 2, 3)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 images of any shape as float32 in [0, 1]."""
+    return images.to(torch.float32).div_(255.0)
+
+
+def warp(images: Tensor, affines: Tensor, *, padding: str = "zeros") -> Tensor:
+    """Apply one affine map to each image, bilinearly.
+
+    Args:
+        images: (N, C, H, W), uint8 in 0..255 or float32 in [0, 1].
+        affines: (N, 2, 3) as from :func:`draw_affines`.
+        padding: what lies outside the image: ``"zeros"``, ``"border"`` or ``"reflection"``.
+
+    Returns:
+        (N, C, H, W) float32 in [0, 1].
+    """
+    pixels = to_unit(images) if images.dtype == torch.uint8 else images
+    grid = affine_grid(affines, list(pixels.shape), align_corners=False)
+    return grid_sample(pixels, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+
+
+def warp_fixed(images: Tensor, limits: AffineRange, seed: int, *, chunk: int = 1024) -> Tensor:
+    """Distort every image once, by maps drawn from ``seed``; (N, C, H, W) uint8 to the same, uint8."""
+    affines = draw_affines(len(images), limits, torch.Generator().manual_seed(seed))
+    out = torch.empty_like(images)
+    for start in range(0, len(images), chunk):  # in parts: the sampling grid is 8 bytes a pixel and float
+        part = slice(start, start + chunk)
+        out[part] = warp(images[part], affines[part]).mul_(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
+    return out

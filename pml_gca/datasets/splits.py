@@ -1,0 +1,87 @@
+"""Class-disjoint splits of a list of classes, by a rule that depends on no random number generator."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+SPLITS = ("train", "val", "test")
+DEFAULT_FRACTIONS = (0.4, 0.1, 0.5)
+
+
+def check_split(split: object) -> str:
+    """Return ``split`` if it names one; raise ValueError otherwise."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, found {split!r}")
+    return str(split)
+
+
+def check_augment(augment: bool | None, split: str) -> bool:
+    """``augment``, or whether ``split`` is train where it is None; TypeError for anything else."""
+    if not (augment is None or isinstance(augment, bool)):
+        raise TypeError(f"augment must be True, False or None, found {type(augment).__name__}: {augment!r}")
+    return split == "train" if augment is None else augment
+
+
+def check_int(name: str, value: object, low: int, high: int) -> int:
+    """Return ``value`` as an int in [low, high]; TypeError for another type, ValueError outside."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, found {type(value).__name__}: {value!r}")
+    number = int(value)  # type: ignore[call-overload]
+    if not low <= number <= high:
+        raise ValueError(f"{name} must lie in [{low}, {high}], found {number}")
+    return number
+
+
+def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
+    """Return ``fractions`` as three floats >= 0 (train and test > 0) that sum to 1; raise ValueError if not."""
+    expected = "three numbers >= 0 (train, val, test) that sum to 1, of which only val may be 0"
+    try:
+        train, val, test = (float(f) for f in fractions)
+    except (TypeError, ValueError):
+        raise ValueError(f"fractions must be {expected}, found {fractions!r}") from None
+    if not (train > 0 and val >= 0 and test > 0 and math.isclose(train + val + test, 1.0, abs_tol=1e-6)):
+        raise ValueError(f"fractions must be {expected}, found {fractions!r}")
+    return train, val, test
+
+
+def split_sizes(count: int, fractions: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Numbers of train, val and test classes out of ``count``.
+
+    val and test are rounded and train takes the rest; then train and test get at least 2 classes (a metric
+    needs two to tell apart) and val at least 1 (none if its fraction is 0), taken from the largest split.
+
+    Raises:
+        ValueError: ``count`` is too small for that.
+    """
+    least = (2, 1 if fractions[1] > 0 else 0, 2)
+    if count < sum(least):
+        raise ValueError(f"{count} classes cannot be split; at least {sum(least)} are needed {least}")
+    val, test = round(count * fractions[1]), round(count * fractions[2])
+    sizes = [count - val - test, val, test]
+    while any(size < low for size, low in zip(sizes, least, strict=True)):
+        short = next(i for i in range(3) if sizes[i] < least[i])
+        spare = max(range(3), key=lambda i: sizes[i] - least[i])
+        sizes[short] += 1
+        sizes[spare] -= 1
+    return sizes[0], sizes[1], sizes[2]
+
+
+def split_classes(
+    names: Sequence[str], split: str, fractions: tuple[float, float, float] = DEFAULT_FRACTIONS, seed: int = 0
+) -> list[int]:
+    """Indices, ascending, of the ``names`` that belong to ``split``.
+
+    The permutation: names are sorted by the SHA-256 digest of ``"<seed>:<name>"`` in UTF-8; the first go to
+    train, the next to val, the last to test. It is the same on every machine and library version.
+    """
+    n_train, n_val, _ = split_sizes(len(names), fractions)
+
+    def digest(i: int) -> bytes:
+        return hashlib.sha256(f"{seed}:{names[i]}".encode("utf-8", "surrogateescape")).digest()
+
+    order = sorted(range(len(names)), key=digest)
+    bounds = {"train": (0, n_train), "val": (n_train, n_train + n_val), "test": (n_train + n_val, len(names))}
+    start, stop = bounds[check_split(split)]
+    return sorted(order[start:stop])

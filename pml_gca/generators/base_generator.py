@@ -1,0 +1,127 @@
+"""What a generator of hard negatives is to the loss that uses it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
+from torch import Tensor
+
+from ..utils.validation import check_embeddings, check_labels, check_positive_int
+
+
+@dataclass(frozen=True)
+class SyntheticNegatives:
+    """S labelled synthetic negatives; each belongs to its anchor alone.
+
+    Attributes:
+        embeddings: (S, D), same dtype as the batch.
+        labels: (S,) long, the class each imitates, never its anchor's.
+        anchors: (S,) long, row of the batch each belongs to.
+        objectives: named scalar terms that train the generator. They are added to the loss as they are, with gradient
+            routing already done; ``generator_loss``, where present, is the one the generator level G follows.
+        num_skipped_anchors: anchors for which nothing could be generated, having no positive.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    anchors: Tensor
+    objectives: Mapping[str, Tensor] = field(default_factory=dict)
+    num_skipped_anchors: Tensor | int = 0
+
+    def __len__(self) -> int:
+        return len(self.anchors)
+
+
+class BaseGenerator(ModuleWithRecords):
+    """Embeddings and labels go in, labelled synthetic negatives come out, whatever loss they are for.
+
+    A subclass implements :meth:`generate`. It may be called on any label composition and order, must not step
+    optimizers, and returns objective terms only if it learns.
+
+    Args:
+        num_classes: training classes N; labels lie in [0, N).
+        embedding_size: channels D of an embedding.
+        collect_stats: record statistics for PML's hooks; PML's global default if None.
+
+    Raises:
+        TypeError, ValueError: ``num_classes`` or ``embedding_size`` is no positive integer.
+    """
+
+    stat_names: tuple[str, ...] = ("num_negatives", "num_skipped_anchors")
+
+    def __init__(self, num_classes: int, embedding_size: int, collect_stats: bool | None = None) -> None:
+        check_positive_int("num_classes", num_classes)
+        check_positive_int("embedding_size", embedding_size)
+        super().__init__(collect_stats=collect_stats)
+        self.num_classes = num_classes
+        self.embedding_size = embedding_size
+        if self.collect_stats:
+            self.start_collecting_stats()
+
+    def start_collecting_stats(self) -> None:
+        """Record statistics from now on, as the loss asks when it collects them itself."""
+        self.collect_stats = True
+        self.add_to_recordable_attributes(list_of_names=list(self.stat_names), is_stat=True)
+        # No stat in PML's sense, which is reset when a batch begins: this one is known after backward.
+        self.add_to_recordable_attributes(name="gradient_norm")
+
+    def generate(
+        self, embeddings: Tensor, labels: Tensor, num_anchors: int, metric_level: Tensor | float
+    ) -> SyntheticNegatives:
+        """As :meth:`forward`, on input already checked."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        num_anchors: int | None = None,
+        metric_level: Tensor | float = math.inf,
+    ) -> SyntheticNegatives:
+        """Generate negatives for the first ``num_anchors`` rows.
+
+        Args:
+            embeddings: (B, D), floating, finite.
+            labels: (B,), integers in [0, num_classes).
+            num_anchors: rows from here on are references: they take part as positives and negatives, generate
+                nothing and get no gradient. All rows are anchors by default.
+            metric_level: running mean of the metric loss, L; infinite before any was seen.
+
+        Raises:
+            TypeError: embeddings are not floating or labels not integer tensors.
+            ValueError: a wrong shape, a value that is not finite, a label out of range.
+        """
+        self.check_batch(embeddings, labels)
+        num_anchors = len(embeddings) if num_anchors is None else num_anchors
+        if not 0 <= num_anchors <= len(embeddings):
+            raise ValueError(f"num_anchors must lie in [0, {len(embeddings)}], the batch size, got {num_anchors}")
+        return self.generate(embeddings, labels.to(embeddings.device).long(), num_anchors, metric_level)
+
+    def check_batch(
+        self, embeddings: object, labels: object, names: tuple[str, str] = ("embeddings", "labels")
+    ) -> None:
+        """Raise if a batch is not what :meth:`forward` says; ``names`` are those of the arguments in messages."""
+        check_embeddings(embeddings, self.embedding_size, names[0])
+        assert isinstance(embeddings, Tensor)
+        check_labels(labels, len(embeddings), self.num_classes, names[1], of=names[0])
+
+    def parameter_groups(self, lr: float, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
+        """Optimizer groups of the learned parameters; empty for a generator that does not learn."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return [{"params": parameters, "lr": lr}] if parameters else []
+
+    @property
+    def gradient_norm(self) -> float:
+        """Euclidean norm of the gradient that the parameters hold now; 0 where there is none."""
+        norms = [torch.linalg.vector_norm(p.grad.float()) for p in self.parameters() if p.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0
+
+    @torch.no_grad()
+    def follow_device(self, device: torch.device) -> None:
+        """Move to ``device`` if not there yet: PML's trainers move models, but not losses and what they hold."""
+        parameter = next(self.parameters(), None)
+        if parameter is not None and parameter.device != device:
+            self.to(device)

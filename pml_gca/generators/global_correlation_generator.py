@@ -1,0 +1,270 @@
+"""GCA-HNG's generator: Peng et al., IJCV 2024, https://arxiv.org/abs/2411.13145"""
+
+import math
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..graph import compute_dtype, edge_index
+from ..interpolation import CandidatePlan, interpolate, merge_candidates, merging_weights, plan_candidates
+from ..propagation import CorrelationPropagation, Correlations
+from ..utils.records import hide_modules_from_records
+from ..utils.validation import check_number, check_positive_int
+from .base_generator import BaseGenerator, SyntheticNegatives
+from .objective import classification_loss, diversity_loss, hand_gradient_on, similarity_loss
+from .published import count_layers, read_state_dict, translate
+
+AUXILIARY_WEIGHT = 10.0  # of the auxiliary classifier's cross-entropy
+DIVERSITY_UNIT = 0.01  # the published diversity weights are given in units of it
+TERMS = (
+    "node_classification_loss",
+    "generated_classification_loss",
+    "similarity_loss",
+    "diversity_loss",
+    "auxiliary_classification_loss",
+)
+
+
+class GlobalCorrelationGenerator(BaseGenerator):
+    r"""Hard negatives steered by channel-wise correlations that a graph over the whole batch has learned.
+
+    For every anchor and every other class of the batch, the class's samples are pulled toward the anchor by
+    coefficients λ ∈ (0, 1)^D (:mod:`pml_gca.interpolation`), and merged at random into one synthetic negative.
+
+    Args:
+        num_classes: training classes N.
+        embedding_size: channels D, divisible by ``num_heads``.
+        num_layers: K rounds of propagation. The paper takes 2 for CUB and Cars196, 1 for SOP and InShop.
+        num_heads: H heads of the node attention; 4 and 2 likewise.
+        alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
+        dropout: of the edge attention, in training.
+        classification_weight: w_c of J_soft, which keeps a negative in its class.
+        similarity_weight: w_s of J_sim, which makes it hard.
+        diversity_weight: w_d of J_div, which makes coefficients differ; in units of 0.01.
+        collect_stats: record statistics for PML's hooks; PML's global default if None.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, out of range, or ``embedding_size`` is not divisible
+            by ``num_heads``.
+
+    Example:
+        >>> import torch
+        >>> generator = GlobalCorrelationGenerator(num_classes=10, embedding_size=8)
+        >>> negatives = generator(torch.randn(6, 8), torch.tensor([0, 0, 4, 4, 7, 7]))
+        >>> negatives.embeddings.shape  # 6 anchors, 2 other classes each
+        torch.Size([12, 8])
+    """
+
+    stat_names = (*BaseGenerator.stat_names, "lambda_mean", "lambda_std", "hardness", *TERMS)
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        *,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        alpha: float = 5.0,
+        dropout: float = 0.1,
+        classification_weight: float = 20,
+        similarity_weight: float = 20,
+        diversity_weight: float = 60,
+        collect_stats: bool | None = None,
+    ) -> None:
+        super().__init__(num_classes, embedding_size, collect_stats)
+        check_positive_int("num_layers", num_layers)
+        check_positive_int("num_heads", num_heads)
+        if embedding_size % num_heads:
+            raise ValueError(
+                f"embedding_size must be divisible by num_heads, got {embedding_size} channels for {num_heads} heads"
+            )
+        weights = {
+            "alpha": alpha,
+            "classification_weight": classification_weight,
+            "similarity_weight": similarity_weight,
+            "diversity_weight": diversity_weight,
+            "dropout": dropout,
+        }
+        for name, value in weights.items():
+            check_number(name, value)
+        if dropout >= 1:
+            raise ValueError(f"dropout must be below 1, got {dropout}")
+        self.alpha = alpha
+        self.classification_weight = classification_weight
+        self.similarity_weight = similarity_weight
+        self.diversity_weight = diversity_weight
+        self.propagation = CorrelationPropagation(num_classes, embedding_size, num_layers, num_heads, dropout)
+        self.auxiliary_classifier = nn.Linear(embedding_size, num_classes)
+        hide_modules_from_records(self)
+
+    def correlate(self, embeddings: Tensor, labels: Tensor) -> Correlations:
+        """Propagate the graph of a batch; gradients flow into embeddings and parameters.
+
+        Args:
+            embeddings: (B, D), floating, finite.
+            labels: (B,), integers in [0, num_classes), any composition and order.
+
+        Raises:
+            TypeError, ValueError: see :meth:`forward`.
+        """
+        self.check_batch(embeddings, labels)
+        self.follow_device(embeddings.device)
+        correlations: Correlations = self.propagation(embeddings, labels.to(embeddings.device).long())
+        return correlations
+
+    def generate(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        num_anchors: int,
+        metric_level: Tensor | float = math.inf,
+        draws: Tensor | None = None,
+    ) -> SyntheticNegatives:
+        """As :meth:`forward`, on input already checked; ``draws`` (A, N) in [0, 1] take the place of random ones."""
+        self.reset_stats()
+        self.follow_device(embeddings.device)
+        anchors = embeddings[:num_anchors]
+        nodes = torch.cat([anchors, embeddings[num_anchors:].detach()])
+        # One propagation, from a leaf copy, serves all terms; what may reach the embeddings is handed on to them.
+        learns = self.training and torch.is_grad_enabled()
+        leaf = nodes.detach().requires_grad_(learns and embeddings.requires_grad)
+        correlations = self.propagation(leaf, labels)
+
+        plan = plan_candidates(labels, num_anchors)
+        if draws is None:
+            draws = torch.rand(num_anchors, len(labels), dtype=compute_dtype(nodes), device=nodes.device)
+        weights = merging_weights(draws, labels)
+        edges = edge_index(len(labels), nodes.device)[plan.anchors, plan.negatives]
+        coefficients = correlations.coefficients[edges]
+        strength = self.interpolation_strength(metric_level)
+        synthetic = synthesize(nodes, coefficients.detach(), plan, weights, strength)
+        objectives: dict[str, Tensor] = {}
+        if learns:
+            own = synthesize(nodes.detach(), coefficients, plan, weights, strength)
+            objectives = self._objectives(anchors, labels, leaf, correlations, own, plan)
+        if self.collect_stats:
+            self._record(nodes, correlations, synthetic, weights, plan)
+        return SyntheticNegatives(
+            synthetic.to(embeddings.dtype),
+            plan.synthetic_labels,
+            plan.synthetic_anchors,
+            objectives,
+            (~plan.has_positive).sum(),
+        )
+
+    def interpolation_strength(self, metric_level: Tensor | float) -> Tensor:
+        """e^{-α/L}: 1 for an infinite level, 0 for a level of 0 or below."""
+        level = torch.as_tensor(metric_level, dtype=torch.float64)
+        return torch.exp(-self.alpha / level.clamp_min(torch.finfo(level.dtype).tiny))
+
+    def _objectives(
+        self,
+        anchors: Tensor,
+        labels: Tensor,
+        leaf: Tensor,
+        correlations: Correlations,
+        synthetic: Tensor,
+        plan: CandidatePlan,
+    ) -> dict[str, Tensor]:
+        """The terms to add to the loss. Of them only node classification reaches the embeddings."""
+        anchor_labels = labels[: len(anchors)]
+        logits = correlations.node_logits[: len(anchors)]
+        node_classification = classification_loss(logits, anchor_labels)
+        if leaf.requires_grad:
+            in_half = logits.dtype == torch.float16
+            node_classification = hand_gradient_on(node_classification, leaf, anchors, in_half)
+
+        classifier = self.auxiliary_classifier
+        dtype = classifier.weight.dtype
+        real = leaf.detach()
+        auxiliary = classification_loss(classifier(real[: len(anchors)].to(dtype)), anchor_labels)
+        frozen = F.linear(synthetic.to(dtype), classifier.weight.detach(), classifier.bias.detach())
+        generated = classification_loss(frozen, plan.synthetic_labels)
+        similarity = similarity_loss(real[plan.synthetic_anchors], synthetic)
+        diversity = diversity_loss(correlations.coefficients, correlations.pairs, len(leaf))
+        generator = 0.5 * (
+            self.classification_weight * generated
+            + self.similarity_weight * similarity
+            + DIVERSITY_UNIT * self.diversity_weight * diversity
+        )
+        if self.collect_stats:
+            for name, term in zip(TERMS, (node_classification, generated, similarity, diversity, auxiliary), strict=True):
+                setattr(self, name, term.item())
+        return {
+            "node_classification_loss": node_classification,
+            "generator_loss": generator,
+            "auxiliary_classification_loss": AUXILIARY_WEIGHT * auxiliary,
+        }
+
+    @torch.no_grad()
+    def _record(
+        self, nodes: Tensor, correlations: Correlations, synthetic: Tensor, weights: Tensor, plan: CandidatePlan
+    ) -> None:
+        """Statistics for PML's hooks; reads values back from the device, so only where they are collected."""
+        self.num_negatives = len(synthetic)
+        self.num_skipped_anchors = int((~plan.has_positive).sum())
+        if correlations.coefficients.numel() > 1:
+            spread, mean = torch.std_mean(correlations.coefficients.to(synthetic.dtype))
+            self.lambda_mean, self.lambda_std = mean.item(), spread.item()
+        if len(synthetic):
+            z = nodes.to(synthetic.dtype)
+            distance = torch.linalg.vector_norm(z[plan.anchors] - z[plan.negatives], dim=1)
+            real = merge_candidates(distance[:, None], weights, plan)[:, 0]
+            pulled = torch.linalg.vector_norm(z[plan.synthetic_anchors] - synthetic, dim=1)
+            apart = real > 0
+            self.hardness = (pulled[apart] / real[apart]).mean().item() if apart.any() else 1.0
+
+    def parameter_groups(self, lr: float, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
+        """Optimizer groups: the propagation at ``lr``, the auxiliary classifier at ``classifier_lr``."""
+        return [
+            {"params": list(self.propagation.parameters()), "lr": lr},
+            {"params": list(self.auxiliary_classifier.parameters()), "lr": classifier_lr},
+        ]
+
+    @classmethod
+    def from_published(
+        cls, state_dict_or_path: Mapping[str, Tensor] | str | PathLike[str], *, num_heads: int, **kwargs: Any
+    ) -> "GlobalCorrelationGenerator":
+        """A generator with the parameters of one of the authors' checkpoints.
+
+        Classes, channels and layers are read off the parameters, and so is the dtype.
+
+        Args:
+            state_dict_or_path: a state dict, or the path of one, with the published names ``gnn.*`` and
+                ``softmax_classifier.*``; other keys are ignored. Files are read with ``weights_only=True``.
+            num_heads: H, which no parameter tells: 4 for CUB and Cars196, 2 for SOP and InShop.
+            **kwargs: ``alpha``, ``dropout`` and weights, as in the constructor.
+
+        Raises:
+            TypeError: not a mapping of tensors.
+            ValueError: parameters are missing or of another shape; the message names them.
+        """
+        state = read_state_dict(state_dict_or_path)
+        try:
+            num_classes, embedding_size = state["softmax_classifier.weight"].shape
+        except (KeyError, ValueError):
+            raise ValueError(
+                "state_dict_or_path is no published checkpoint; missing or not 2-D: softmax_classifier.weight"
+            ) from None
+        generator = cls(
+            num_classes, embedding_size, num_layers=max(count_layers(state), 1), num_heads=num_heads, **kwargs
+        )
+        generator.to(state["softmax_classifier.weight"].dtype)
+        generator.load_state_dict(translate(state, generator.state_dict()))
+        return generator
+
+
+def synthesize(
+    nodes: Tensor, coefficients: Tensor, plan: CandidatePlan, weights: Tensor, strength: Tensor | float
+) -> Tensor:
+    """(N, D) nodes and (P, D) coefficients of the plan's pairs to (S, D) negatives, in float32 or wider."""
+    z = nodes.to(compute_dtype(nodes))
+    positive_distance = torch.linalg.vector_norm(z[: len(plan.positives)] - z[plan.positives], dim=1)
+    candidates = interpolate(
+        z[plan.anchors], z[plan.negatives], coefficients, positive_distance[plan.anchors], strength
+    )
+    return merge_candidates(candidates, weights, plan)

@@ -1,0 +1,95 @@
+"""Structured graph over a batch: embeddings become nodes, channel-wise correlations become undirected edges.
+
+Axis legend for this package: N nodes, E = N(N + 1)/2 undirected edges (self pairs included), D channels, H heads.
+Method: Peng et al., "Globally Correlation-Aware Hard Negative Generation", IJCV 2024, https://arxiv.org/abs/2411.13145
+"""
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype that norms, distances and batch statistics are computed in: at least float32."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def standardize(embeddings: Tensor) -> Tensor:
+    r"""Centre each embedding over its channels and scale it to unit length.
+
+    .. math:: \hat{x}_i = (z_i - \bar{z}_i) / \lVert z_i - \bar{z}_i \rVert
+
+    An embedding whose channels are all equal (a zero vector among them) correlates with nothing: it becomes the
+    zero vector and receives no gradient, instead of the noise that rounding leaves behind.
+
+    Args:
+        embeddings: (N, D), floating.
+
+    Returns:
+        (N, D), in float32 or wider.
+    """
+    z = embeddings.to(compute_dtype(embeddings))
+    centred = z - z.mean(dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    rounding = 8 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(z.detach(), dim=1, keepdim=True)
+    constant = norm <= rounding
+    return torch.where(constant, 0.0, centred / norm.masked_fill(constant, 1.0))
+
+
+def edge_pairs(num_nodes: int, device: torch.device | None = None) -> Tensor:
+    """End nodes of every undirected edge, self pairs included.
+
+    Returns:
+        (2, E) long, E = N(N + 1)/2, with ``pairs[0] <= pairs[1]``, sorted by first and then second node.
+    """
+    return torch.triu_indices(num_nodes, num_nodes, device=device)
+
+
+def edge_index(num_nodes: int, device: torch.device | None = None) -> Tensor:
+    """Position in :func:`edge_pairs` of the edge between two nodes: (N, N) long, symmetric."""
+    nodes = torch.arange(num_nodes, device=device)
+    low, high = torch.minimum(nodes[:, None], nodes), torch.maximum(nodes[:, None], nodes)
+    return low * num_nodes - low * (low - 1) // 2 + high - low
+
+
+def edge_multiplicity(pairs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """How many of the N² ordered pairs an undirected edge stands for: 1 for a self pair, else 2. Shape (E,)."""
+    return (2 - (pairs[0] == pairs[1]).long()).to(dtype)
+
+
+def correlation_edges(embeddings: Tensor, pairs: Tensor) -> Tensor:
+    r"""Initial edges :math:`e^0_{ij} = \hat{x}_i \odot \hat{x}_j`; their channel sum is the Pearson correlation.
+
+    Args:
+        embeddings: (N, D), floating.
+        pairs: (2, E) long, as from :func:`edge_pairs`.
+
+    Returns:
+        (E, D), in float32 or wider.
+    """
+    standardized = standardize(embeddings)
+    return standardized[pairs[0]] * standardized[pairs[1]]
+
+
+def sum_over_neighbours(edge_values: Tensor, pairs: Tensor, num_nodes: int) -> Tensor:
+    """Sum, for each node, the values of all edges that end in it; a self pair counts once.
+
+    Args:
+        edge_values: (E, D).
+        pairs: (2, E) long.
+        num_nodes: N.
+
+    Returns:
+        (N, D), accumulated in float32 or wider.
+    """
+    values = edge_values.to(compute_dtype(edge_values))
+    off_diagonal = (pairs[0] != pairs[1]).to(values.dtype)[:, None]
+    total = values.new_zeros(num_nodes, values.shape[1])
+    return total.index_add(0, pairs[0], values).index_add(0, pairs[1], values * off_diagonal)
+
+
+def to_dense(edge_values: Tensor, num_nodes: int) -> Tensor:
+    """Values of undirected edges, (E, ...), as a symmetric (N, N, ...) tensor."""
+    return edge_values[edge_index(num_nodes, edge_values.device)]

@@ -1,0 +1,231 @@
+"""Any PML loss, learning from generated hard negatives. https://arxiv.org/abs/2411.13145"""
+
+from typing import Any
+
+import torch
+from pytorch_metric_learning.losses import BaseMetricLossFunction
+from torch import Tensor, nn
+
+from ..generators.base_generator import BaseGenerator
+from ..utils.records import hide_modules_from_records
+from ..utils.validation import check_number
+from .level import Level
+from .optimizer_watch import OptimizerWatch
+from .synthetic_loss import SyntheticBatch, check_loss, synthetic_loss
+
+SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")
+NO_OPTIMIZER = (
+    "The parameters of HardNegativeGenerationLoss are in no optimizer that steps, so its generator never learns. Give "
+    'PML\'s trainer one more optimizer, optimizers={..., "metric_loss_optimizer": '
+    "AdamW(loss.parameter_groups(lr=1.5e-4))}, or add loss.parameter_groups(...) to the optimizer of your own loop."
+)
+
+
+class HardNegativeGenerationLoss(BaseMetricLossFunction):
+    r"""Wrap a PML loss, so that it also learns from the synthetic negatives of a generator.
+
+    In training the loss is
+
+    .. math:: J_m + (1 - e^{-\beta/G})\,J_{syn} + J_{gce} + J_{gen} + 10\,J_{aux}
+
+    with J_m the wrapped loss as it was called, J_syn the wrapped loss with each anchor's synthetic negatives
+    (:mod:`pml_gca.losses.synthetic_loss` says how), G a running mean of J_gen, and the last three the generator's own
+    terms. J_m, J_syn and J_gce train the embeddings; J_gce and J_gen the generator; J_aux its auxiliary classifier.
+    In evaluation it is the wrapped loss alone.
+
+    References (``ref_emb``, ``ref_labels``) join the graph as nodes without gradient, and are positives and negatives
+    of the batch's anchors. A reference that equals a sample of the batch, label and all, is that sample.
+    An ``indices_tuple`` goes to the wrapped loss, and leaves generation as it is.
+
+    Args:
+        loss: a loss of ``pytorch_metric_learning.losses``, or one registered with ``synthetic_loss``.
+        generator: e.g. :class:`pml_gca.GlobalCorrelationGenerator`.
+        beta: β: how far the generator's loss must have fallen before synthetic negatives count.
+        level_momentum: of the running means L and G, in [0, 1); ``None`` for the published schedule, the mean of the
+            epoch before: then call :meth:`end_epoch` after every epoch.
+        **kwargs: ``collect_stats``, ``embedding_regularizer`` and the like, as for any PML loss.
+
+    Raises:
+        TypeError, ValueError: the loss cannot take synthetic negatives, with the reason; the generator is none; beta
+            or level_momentum is out of range.
+
+    Example:
+        >>> import torch
+        >>> from pytorch_metric_learning import losses
+        >>> from pml_gca import GlobalCorrelationGenerator
+        >>> generator = GlobalCorrelationGenerator(num_classes=10, embedding_size=8)
+        >>> loss = HardNegativeGenerationLoss(losses.MultiSimilarityLoss(), generator)
+        >>> optimizer = torch.optim.AdamW(loss.parameter_groups(lr=1.5e-4))
+        >>> embeddings = torch.randn(6, 8, requires_grad=True)
+        >>> loss(embeddings, torch.tensor([0, 0, 4, 4, 7, 7])).backward()
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        generator: BaseGenerator,
+        beta: float = 20.0,
+        level_momentum: float | None = 0.99,
+        **kwargs: Any,
+    ) -> None:
+        check_loss(loss)
+        if not isinstance(generator, BaseGenerator):
+            raise TypeError(f"generator must be a pml_gca generator, got {type(generator).__name__}")
+        check_number("beta", beta)
+        if level_momentum is not None:
+            check_number("level_momentum", level_momentum)
+            if level_momentum >= 1:
+                raise ValueError(f"level_momentum must be below 1, got {level_momentum}")
+        super().__init__(**kwargs)
+        self.loss = loss
+        self.generator = generator
+        self.beta = beta
+        self.levels = nn.ModuleDict({"metric": Level(level_momentum), "generator": Level(level_momentum)})
+        hide_modules_from_records(self.levels)
+        self.optimizer_watch = OptimizerWatch()
+        self.add_to_recordable_attributes(list_of_names=["beta", "metric_level", "generator_level"])
+        self.add_to_recordable_attributes(list_of_names=[*SUB_LOSSES, "synthetic_weight"], is_stat=True)
+        if self.collect_stats:
+            generator.start_collecting_stats()
+
+    def _sub_loss_names(self) -> list[str]:
+        return list(SUB_LOSSES)
+
+    @property
+    def metric_level(self) -> Tensor:
+        """L, running mean of the metric loss; a 0-dimensional tensor, infinite before anything was observed."""
+        return self._level("metric").value
+
+    @property
+    def generator_level(self) -> Tensor:
+        """G, running mean of the generator's loss; a 0-dimensional tensor, infinite before anything was observed."""
+        return self._level("generator").value
+
+    def end_epoch(self) -> None:
+        """With ``level_momentum=None``: the epoch's means become the levels of the next."""
+        for level in ("metric", "generator"):
+            self._level(level).end_epoch()
+
+    def parameter_groups(
+        self, lr: float, classifier_lr: float = 1e-3, loss_lr: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Groups for the optimizer that PML's trainers call ``metric_loss_optimizer``.
+
+        Args:
+            lr: of the generator.
+            classifier_lr: of its auxiliary classifier.
+            loss_lr: of the wrapped loss's own parameters, such as proxies; ``lr`` if None.
+        """
+        groups = self.generator.parameter_groups(lr, classifier_lr)
+        own = list(self.loss.parameters())
+        return [*groups, {"params": own, "lr": lr if loss_lr is None else loss_lr}] if own else groups
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            embeddings: (B, D), floating, finite.
+            labels: (B,), integers in [0, num_classes).
+            indices_tuple: a miner's pairs or triplets, for the wrapped loss.
+            ref_emb: (R, D), further embeddings, such as those of other processes or a memory.
+            ref_labels: (R,), their labels.
+
+        Raises:
+            TypeError, ValueError: in training, an argument is not as above; nothing has changed then.
+        """
+        if not self.training:
+            return self._wrapped_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        self.generator.check_batch(embeddings, labels)
+        if ref_emb is not None:
+            self.generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
+        self.optimizer_watch.begin_batch(self.generator.parameters(), NO_OPTIMIZER)
+        if self.metric_level.device != embeddings.device:
+            self.to(embeddings.device)  # PML's trainers do not move losses
+        total: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return total
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: tuple[Tensor, ...] | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor,
+    ) -> dict[str, dict[str, Any]]:
+        """PML's interface: the sub-losses by name, each already a scalar."""
+        labels = labels.long()
+        nodes, node_labels = embeddings, labels
+        has_references = ref_emb is not embeddings
+        if has_references:
+            nodes, node_labels = join_references(embeddings, labels, ref_emb, ref_labels)
+        negatives = self.generator.generate(nodes, node_labels, len(embeddings), self.metric_level)
+        synthetic = torch.zeros_like(self.generator_level)
+        if len(negatives):
+            synthetic = synthetic_loss(self.loss, SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))
+        # After the synthetic batch, so that the wrapped loss's own records are those of the real one.
+        references = (ref_emb, ref_labels) if has_references else (None, None)
+        metric = self._wrapped_loss(embeddings, labels, indices_tuple, *references)
+        weight = self.synthetic_weight_at(self.generator_level)
+        generator = sum(negatives.objectives.values(), start=torch.zeros_like(self.generator_level))
+        values = (metric, weight * synthetic, generator)
+        if self.collect_stats:
+            self.metric_loss, self.synthetic_loss, self.generator_loss = (float(v.detach()) for v in values)
+            self.synthetic_weight = float(weight)
+        self._level("metric").observe(metric)
+        if len(negatives) and "generator_loss" in negatives.objectives:
+            self._level("generator").observe(negatives.objectives["generator_loss"])
+        return {
+            name: {"losses": value, "indices": None, "reduction_type": "already_reduced"}
+            for name, value in zip(SUB_LOSSES, values, strict=True)
+        }
+
+    def synthetic_weight_at(self, generator_level: Tensor) -> Tensor:
+        """1 − e^{−β/G}: 0 for an infinite level, 1 for a level of 0 or below."""
+        level = generator_level.double().clamp_min(torch.finfo(torch.float64).tiny)
+        return -torch.expm1(-self.beta / level)
+
+    def _level(self, name: str) -> Level:
+        level = self.levels[name]
+        assert isinstance(level, Level)
+        return level
+
+    def _wrapped_loss(self, embeddings: Tensor, *args: Any) -> Tensor:
+        while args and args[-1] is None:  # some losses take no references at all
+            args = args[:-1]
+        value: Tensor = self.loss(embeddings, *args)
+        return value
+
+
+def join_references(
+    embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The batch followed by the references that are none of its samples.
+
+    PML hands over references that repeat the batch (``DistributedLossWrapper(efficient=True)``, memories). A copy of
+    an anchor must not become its positive, nor a second node of the graph.
+
+    Args:
+        embeddings: (B, D).
+        labels: (B,) long.
+        ref_emb: (R, D).
+        ref_labels: (R,).
+
+    Returns:
+        (N, D) and (N,), B ≤ N ≤ B + R; references carry no gradient.
+    """
+    references = ref_emb.detach().to(embeddings)
+    ref_labels = ref_labels.to(labels)
+    batch = embeddings.detach()
+    is_copy = [
+        ((rows[:, None] == batch).all(dim=2) & (row_labels[:, None] == labels)).any(dim=1)
+        for rows, row_labels in zip(references.split(256), ref_labels.split(256), strict=True)
+    ]
+    new = ~torch.cat(is_copy)
+    return torch.cat([embeddings, references[new]]), torch.cat([labels, ref_labels[new]])

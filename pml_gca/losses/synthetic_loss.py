@@ -1,0 +1,238 @@
+"""How each family of PML losses takes synthetic negatives: one function, dispatched on the loss's type.
+
+A loss of your own joins in three lines::
+
+    @synthetic_loss.register(MyPairLoss)
+    def _(loss, batch):
+        return loss(batch.embeddings, batch.labels, batch.pairs(), batch.references(), batch.reference_labels())
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import torch
+from pytorch_metric_learning import losses
+from pytorch_metric_learning.reducers import DoNothingReducer, PerAnchorReducer
+from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+from torch import Tensor, nn
+
+from ..generators.base_generator import SyntheticNegatives
+from ..interpolation import next_positive
+
+
+@dataclass(frozen=True)
+class SyntheticBatch:
+    """A batch and the synthetic negatives of its anchors.
+
+    Attributes:
+        embeddings: (B, D), the anchors, with gradient.
+        labels: (B,) long.
+        nodes: (N, D), the batch followed by references, if any; the real positives come from here.
+        node_labels: (N,) long.
+        negatives: S synthetic negatives; each belongs to its anchor alone.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    nodes: Tensor
+    node_labels: Tensor
+    negatives: SyntheticNegatives
+
+    def references(self) -> Tensor:
+        """(N + S, D): real nodes, then synthetic negatives."""
+        return torch.cat([self.nodes, self.negatives.embeddings])
+
+    def reference_labels(self) -> Tensor:
+        """(N + S,) long, labels of :meth:`references`."""
+        return torch.cat([self.node_labels, self.negatives.labels])
+
+    def positive_mask(self) -> Tensor:
+        """(B, N) bool: same class, and not the anchor itself."""
+        return (self.labels[:, None] == self.node_labels).fill_diagonal_(False)
+
+    def pairs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """PML's pair tuple (a1, p, a2, n): real positives and own synthetic negatives, as rows of the references."""
+        anchors, positives = self.positive_mask().nonzero(as_tuple=True)
+        synthetic = torch.arange(len(self.negatives), device=self.nodes.device) + len(self.nodes)
+        return anchors, positives, self.negatives.anchors, synthetic
+
+    def own_mask(self, anchors: Tensor) -> Tensor:
+        """(R, S) bool: which synthetic negatives belong to each of (R,) ``anchors``."""
+        return anchors[:, None] == self.negatives.anchors
+
+
+@singledispatch
+def synthetic_loss(loss: nn.Module, batch: SyntheticBatch) -> Tensor:
+    """J_syn: ``loss`` on anchors, their real positives and their own synthetic negatives; a scalar.
+
+    Raises:
+        TypeError: no way is registered for losses of this type.
+    """
+    raise TypeError(unknown_loss(loss))
+
+
+def unknown_loss(loss: object) -> str:
+    return (
+        f"loss must be of a type that says how it takes synthetic negatives, got {type(loss).__name__}. For a loss of "
+        "your own, register a function with pml_gca.losses.synthetic_loss.register(YourLoss)."
+    )
+
+
+def check_loss(loss: object) -> None:
+    """Raise if ``loss`` cannot be trained with synthetic negatives.
+
+    Raises:
+        TypeError: its type is not known.
+        ValueError: its type is known, and refused; the message says why.
+    """
+    handler: Any = synthetic_loss.dispatch(type(loss))
+    if handler is synthetic_loss.dispatch(object):
+        raise TypeError(unknown_loss(loss))
+    if reason := getattr(handler, "reason", None):
+        raise ValueError(f"loss {type(loss).__name__} cannot take synthetic negatives: {reason}")
+    reducers = loss.reducer.modules() if isinstance(loss, losses.BaseMetricLossFunction) else ()
+    for reducer in reducers:
+        if isinstance(reducer, DoNothingReducer):
+            raise ValueError("loss must reduce to a scalar, got one with a DoNothingReducer")
+        if isinstance(reducer, PerAnchorReducer) and handler is tuple_synthetic_loss:
+            raise ValueError(
+                f"loss {type(loss).__name__} cannot take synthetic negatives with a PerAnchorReducer, which knows no "
+                "references outside the batch"
+            )
+    if isinstance(loss, losses.MultipleLosses):
+        for member in loss.losses.values() if loss.is_dict else loss.losses:
+            check_loss(member)
+
+
+def reduce(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch, values: Tensor, **info: Any) -> Tensor:
+    """What PML does with the values a loss has computed: its regularizer, then its reducer."""
+    loss_dict = {"loss": {"losses": values, **info}}
+    loss.add_embedding_regularization_to_loss_dict(loss_dict, batch.embeddings)
+    reduced: Tensor = loss.reducer(loss_dict, batch.embeddings, batch.labels)
+    return reduced
+
+
+def tuple_synthetic_loss(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch) -> Tensor:
+    """For losses over explicit pairs or triplets with references."""
+    value: Tensor = loss(
+        batch.embeddings, batch.labels, batch.pairs(), batch.references(), batch.reference_labels()
+    )
+    return value
+
+
+def triplet_synthetic_loss(loss: losses.TripletMarginLoss, batch: SyntheticBatch) -> Tensor:
+    """As for tuples; all nodes are rows, because ``swap`` looks up distances from the positives, too."""
+    value: Tensor = loss(batch.nodes, batch.node_labels, batch.pairs(), batch.references(), batch.reference_labels())
+    return value
+
+
+def joint_tuple_synthetic_loss(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch) -> Tensor:
+    """For losses over explicit pairs that look both ends up in one batch."""
+    value: Tensor = loss(batch.references(), batch.reference_labels(), batch.pairs())
+    return value
+
+
+def labelled_synthetic_loss(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch) -> Tensor:
+    """For proxy and classification losses: synthetic negatives are further samples of the class they imitate."""
+    embeddings = torch.cat([batch.embeddings, batch.negatives.embeddings])
+    value: Tensor = loss(embeddings, torch.cat([batch.labels, batch.negatives.labels]))
+    return value
+
+
+def n_pairs_synthetic_loss(loss: losses.NPairsLoss, batch: SyntheticBatch) -> Tensor:
+    """For every anchor, the cross-entropy of its next positive against its own synthetic negatives."""
+    positives, has_positive = next_positive(batch.node_labels, len(batch.labels))
+    anchors = has_positive.nonzero()[:, 0]
+    positive = similarity(loss, batch.embeddings, batch.nodes)[anchors, positives[anchors]]
+    negative = similarity(loss, batch.embeddings, batch.negatives.embeddings)[anchors]
+    negative = negative.masked_fill(~batch.own_mask(anchors), float("-inf"))
+    values = torch.cat([positive[:, None], negative], dim=1).logsumexp(dim=1) - positive
+    return reduce(loss, batch, values, indices=anchors, reduction_type="element")
+
+
+def similarity(loss: losses.BaseMetricLossFunction, queries: Tensor, references: Tensor) -> Tensor:
+    """(Q, D) and (R, D) to (Q, R) by the loss's own distance, the larger the more alike."""
+    matrix: Tensor = loss.distance(queries, references)
+    return matrix if loss.distance.is_inverted else -matrix
+
+
+def nca_synthetic_loss(loss: losses.NCALoss, batch: SyntheticBatch) -> Tensor:
+    """Neighbourhood components over real positives and own synthetic negatives, which labels alone cannot express."""
+    positive = batch.positive_mask()
+    rows = positive.any(dim=1).nonzero()[:, 0]
+    visible = torch.cat([positive[rows], batch.own_mask(rows)], dim=1)
+    scores = loss.softmax_scale * similarity(loss, batch.embeddings, batch.references())[rows]
+    log_probability = scores.masked_fill(~visible, float("-inf")).log_softmax(dim=1)[:, : positive.shape[1]]
+    values = -log_probability.masked_fill(~positive[rows], float("-inf")).logsumexp(dim=1)
+    return reduce(loss, batch, values, indices=rows, reduction_type="element")
+
+
+def angular_synthetic_loss(loss: losses.AngularLoss, batch: SyntheticBatch) -> Tensor:
+    """PML's form of the angular loss with each anchor's own synthetic negatives, which labels alone cannot express."""
+    anchors, positives, _, _ = batch.pairs()
+    anchor, positive = (loss.distance.normalize(x) for x in (batch.embeddings[anchors], batch.nodes[positives]))
+    tangent = torch.tan(loss.alpha).square().to(anchor)
+    exponent = 4 * tangent * (anchor + positive) @ batch.negatives.embeddings.t()
+    exponent = exponent - 2 * (1 + tangent) * (anchor * positive).sum(dim=1, keepdim=True)
+    values = lmu.logsumexp(exponent, keep_mask=batch.own_mask(anchors), add_one=True)
+    return reduce(loss, batch, values, indices=(anchors, positives), reduction_type="pos_pair")
+
+
+def multiple_synthetic_loss(loss: losses.MultipleLosses, batch: SyntheticBatch) -> Tensor:
+    """The weighted sum of what the member losses make of the batch."""
+    members = loss.losses.items() if loss.is_dict else enumerate(loss.losses)
+    terms = [loss.weights[key] * synthetic_loss(member, batch) for key, member in members]
+    return torch.stack(terms).sum()
+
+
+def refused(reason: str) -> Callable[[nn.Module, SyntheticBatch], Tensor]:
+    """A handler that says why a known loss cannot take synthetic negatives."""
+
+    def refuse(loss: nn.Module, batch: SyntheticBatch) -> Tensor:
+        raise ValueError(f"loss {type(loss).__name__} cannot take synthetic negatives: {reason}")
+
+    refuse.reason = reason  # type: ignore[attr-defined]
+    return refuse
+
+
+LISTWISE = (
+    "it ranks the whole batch by labels and takes no pairs, so it would meet each synthetic negative with every "
+    "anchor, and not with its own alone"
+)
+UNLABELLED = "it uses no class labels, and so has no negatives"
+NO_LOSS = "it defines no loss of its own; use one of its subclasses"
+MEMORY = (
+    "it keeps a memory of embeddings that the graph does not see; wrap the loss inside it, and pass the memory as "
+    "ref_emb and ref_labels"
+)
+
+HANDLERS: dict[Callable[..., Tensor], tuple[str, ...]] = {
+    tuple_synthetic_loss: (
+        "GenericPairLoss",  # circle, contrastive, intra-pair variance, lifted, multi-similarity, NT-Xent, SNR, SupCon, tuplet
+        "DynamicSoftMarginLoss",
+        "MarginLoss",
+    ),
+    triplet_synthetic_loss: ("TripletMarginLoss",),
+    joint_tuple_synthetic_loss: ("HistogramLoss", "ThresholdConsistentMarginLoss"),
+    labelled_synthetic_loss: (
+        "LargeMarginSoftmaxLoss",  # and ArcFace, CosFace, SphereFace, SubCenterArcFace
+        "NormalizedSoftmaxLoss",
+        "P2SGradLoss",
+        "ProxyAnchorLoss",
+        "ProxyNCALoss",
+        "SoftTripleLoss",
+    ),
+    n_pairs_synthetic_loss: ("NPairsLoss",),
+    nca_synthetic_loss: ("NCALoss",),
+    angular_synthetic_loss: ("AngularLoss",),
+    multiple_synthetic_loss: ("MultipleLosses",),
+    refused(LISTWISE): ("FastAPLoss", "InstanceLoss", "PNPLoss", "RankedListLoss", "SmoothAPLoss"),
+    refused(UNLABELLED): ("ManifoldLoss", "SelfSupervisedLoss", "VICRegLoss"),
+    refused(MEMORY): ("CrossBatchMemory",),
+}
+for handler, names in HANDLERS.items():
+    for name in names:
+        if hasattr(losses, name):  # releases of PML differ
+            synthetic_loss.register(getattr(losses, name), handler)

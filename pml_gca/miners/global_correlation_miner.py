@@ -1,0 +1,99 @@
+"""Mining real negatives by learned correlations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from pytorch_metric_learning.miners import BaseMiner
+from torch import Tensor, nn
+
+from ..generators import GlobalCorrelationGenerator
+from ..utils.validation import check_positive_int
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every submodule gets back the mode it had."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+class GlobalCorrelationMiner(BaseMiner):
+    """Real pairs or triplets whose negatives the learned correlations find hardest.
+
+    A coefficient λ near 0 asks that a channel of the negative be pulled all the way to the anchor's positive, one
+    near 1 that it stay. Per anchor, the negatives with the least mean coefficient are mined, together with all
+    positives. Propagation runs in evaluation mode and without gradient; the generator keeps its mode and statistics.
+
+    Args:
+        generator: the generator whose correlations decide, best the one that the loss trains. The miner neither owns
+            nor trains nor saves it.
+        negatives_per_anchor: how many negatives are mined for each anchor.
+        output: ``"triplets"``, each positive with each mined negative, or ``"pairs"``.
+        **kwargs: ``collect_stats`` and the like, as for any PML miner.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+
+    Shapes:
+        ``miner(embeddings (B, D), labels (B,))`` gives PML's indices: (a, p, n) or (a1, p, a2, n), long. With
+        ``ref_emb (R, D), ref_labels (R,)`` positives and negatives are rows of the references.
+    """
+
+    def __init__(
+        self,
+        generator: GlobalCorrelationGenerator,
+        negatives_per_anchor: int = 1,
+        output: Literal["triplets", "pairs"] = "triplets",
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(generator, GlobalCorrelationGenerator):
+            raise TypeError(f"generator must be a GlobalCorrelationGenerator, got {type(generator).__name__}")
+        check_positive_int("negatives_per_anchor", negatives_per_anchor)
+        if output not in ("triplets", "pairs"):
+            raise ValueError(f"output must be 'triplets' or 'pairs', got {output!r}")
+        super().__init__(**kwargs)
+        self._generator = (generator,)  # in a tuple, no child: the loss owns it
+        self.negatives_per_anchor = negatives_per_anchor
+        self.output = output
+
+    @property
+    def generator(self) -> GlobalCorrelationGenerator:
+        """The generator whose correlations decide."""
+        return self._generator[0]
+
+    def mine(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
+    ) -> tuple[Tensor, ...]:
+        """PML's interface; see the class."""
+        has_references = ref_emb is not embeddings
+        nodes, node_labels = embeddings, labels
+        if has_references:
+            self.generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
+            nodes = torch.cat([embeddings, ref_emb.to(embeddings)])
+            node_labels = torch.cat([labels, ref_labels.to(labels)])
+        with evaluating(self.generator), torch.no_grad():
+            correlations = self.generator.correlate(nodes, node_labels)
+        others = slice(len(labels), None) if has_references else slice(None)
+        pull = correlations.mean_coefficients()[: len(labels), others]
+
+        same = labels[:, None] == ref_labels.to(labels)
+        itself = (
+            (embeddings[:, None] == ref_emb).all(dim=2)
+            if has_references
+            else torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        )
+        anchors, positives = (same & ~itself).nonzero(as_tuple=True)
+        count = min(self.negatives_per_anchor, pull.shape[1])
+        chosen = pull.masked_fill(same, float("inf")).topk(count, dim=1, largest=False).indices
+        mined = torch.zeros_like(same).scatter(1, chosen, True) & ~same
+        if self.output == "pairs":
+            return anchors, positives, *mined.nonzero(as_tuple=True)
+        pair, negatives = mined[anchors].nonzero(as_tuple=True)
+        return anchors[pair], positives[pair], negatives

@@ -1,0 +1,219 @@
+"""Propagation of nodes and edges through K layers, to node logits and channel-wise coefficients.
+
+Edges are undirected: e_ij = e_ji holds at every layer, because the first edges are symmetric and the edge update sees
+its two end nodes as a set. Keys and values of the edge attention are computed per node, and its softmax over two end
+nodes is a sigmoid of a score difference into which the query projection folds, so that no D x D product per edge is
+left but the edge-to-node projection and the edge MLP.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .graph import compute_dtype, correlation_edges, edge_multiplicity, edge_pairs, sum_over_neighbours, to_dense
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """What the graph says about a batch of N embeddings of D channels.
+
+    Attributes:
+        node_logits: (N, num_classes), class scores of the propagated nodes.
+        pairs: (2, E) long, end nodes of the undirected edges, self pairs included, ``pairs[0] <= pairs[1]``.
+        coefficients: (E, D) in (0, 1), channel-wise λ of each edge; 1 keeps a channel of a synthetic negative at
+            the real negative, 0 pulls it to the distance of the positive.
+    """
+
+    node_logits: Tensor
+    pairs: Tensor
+    coefficients: Tensor
+
+    def dense(self) -> Tensor:
+        """The coefficients as a symmetric (N, N, D) tensor."""
+        return to_dense(self.coefficients, len(self.node_logits))
+
+    def mean_coefficients(self) -> Tensor:
+        """Channel means of the coefficients: (N, N), symmetric."""
+        return to_dense(self.coefficients.mean(dim=1), len(self.node_logits))
+
+
+class ScaleBatchNorm(nn.Module):
+    """Batch normalisation with a learned scale, no shift, and a weight per row.
+
+    Statistics are those of the rows repeated as often as their weights say (an undirected edge stands for two ordered
+    pairs). They are computed in float32 or wider, whatever autocast does. In training a single row normalises to zero
+    and leaves the running statistics alone, since it has no variance; no rows at all are passed through.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
+
+    def forward(self, x: Tensor, row_weights: Tensor | None = None) -> Tensor:
+        """Normalise ``x`` (R, D) with optional ``row_weights`` (R,); returns (R, D) in float32 or wider."""
+        x = x.to(compute_dtype(x))
+        if self.training and len(x) > 0:
+            with torch.autocast(x.device.type, enabled=False):
+                weights = torch.ones_like(x[:, 0]) if row_weights is None else row_weights.to(x.dtype)
+                count = weights.sum()
+                mean = weights @ x / count
+                centred = x - mean
+                variance = weights @ centred.square() / count
+            if len(x) > 1:
+                self._update_running_statistics(mean.detach(), variance.detach() * count / (count - 1))
+        else:
+            centred, variance = x - self.running_mean, self.running_var
+        return centred * (torch.rsqrt(variance + self.eps) * self.weight)
+
+    @torch.no_grad()
+    def _update_running_statistics(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), self.momentum)
+
+
+def negative_attention(query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int) -> Tensor:
+    r"""Multi-head attention of every node over the nodes of other classes, with a zero-score sink.
+
+    .. math:: w_{ij} = \exp(s_{ij}) / (1 + \sum_{j: y_j \ne y_i} \exp(s_{ij})), \quad s_{ij} = q_i k_j / \sqrt{D/H}
+
+    The 1 is one more key and value of zeros: a node without negatives gets a zero message.
+
+    Args:
+        query, key, value: (N, D).
+        labels: (N,) long.
+        num_heads: H, a divisor of D.
+
+    Returns:
+        (N, D), the heads' messages side by side.
+    """
+    with_sink = [F.pad(x, (0, 0, 0, 1)) for x in (key, value)]
+    q, k, v = (x.unflatten(1, (num_heads, -1)).transpose(0, 1) for x in (query, *with_sink))
+    visible = F.pad(labels[:, None] != labels, (0, 1), value=True)
+    message = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=visible[None, None])
+    return message[0].transpose(0, 1).flatten(1)
+
+
+class NodeBlock(nn.Module):
+    """Nodes listen to their negatives, then to all their edges, then pass a feed-forward net; post-norm throughout."""
+
+    def __init__(self, embedding_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(embedding_size, embedding_size)
+        self.key = nn.Linear(embedding_size, embedding_size)
+        self.value = nn.Linear(embedding_size, embedding_size)
+        self.out = nn.Linear(embedding_size, embedding_size)
+        self.edge_to_node = nn.Linear(embedding_size, embedding_size)
+        self.expand = nn.Linear(embedding_size, 4 * embedding_size)
+        self.contract = nn.Linear(4 * embedding_size, embedding_size)
+        self.norm = nn.LayerNorm(embedding_size)
+
+    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
+        """(N, D) nodes, (E, D) edges, (2, E) pairs, (N,) labels to (N, D) nodes."""
+        heads = negative_attention(
+            self.query(nodes), self.key(nodes), self.value(nodes), labels, self.num_heads
+        )
+        nodes = self.norm(F.gelu(nodes + self.out(heads)))
+        messages = sum_over_neighbours(F.gelu(self.edge_to_node(edges)), pairs, len(nodes))
+        nodes = self.norm(F.gelu(nodes + messages.to(nodes.dtype)))
+        return self.norm(F.gelu(nodes + self.contract(F.gelu(self.expand(nodes)))))
+
+
+class EdgeBlock(nn.Module):
+    """Every edge attends, with one head, to its two end nodes, then passes an MLP; post-norm throughout."""
+
+    def __init__(self, embedding_size: int, dropout: float) -> None:
+        super().__init__()
+        self.node_to_edge = nn.Linear(embedding_size, embedding_size)
+        self.query = nn.Linear(embedding_size, embedding_size)
+        self.key = nn.Linear(embedding_size, embedding_size)
+        self.value = nn.Linear(embedding_size, embedding_size)
+        self.dropout = nn.Dropout(dropout)
+        self.expand = nn.Linear(embedding_size, 4 * embedding_size)
+        self.expand_norm = nn.LayerNorm(4 * embedding_size)
+        self.contract = nn.Linear(4 * embedding_size, embedding_size)
+        self.norm = nn.LayerNorm(embedding_size)
+
+    def attend(self, nodes: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
+        r"""Attention of each edge to its end nodes, per undirected edge.
+
+        With u = Qᵀ K g and c = b_Q · K g per node, the score difference of the two ends is
+        :math:`(e_{ij} \cdot (u_i - u_j) + c_i - c_j)/\sqrt{D}`, and the softmax over two is its sigmoid.
+        """
+        g = F.gelu(self.node_to_edge(nodes))
+        keys, values = self.key(g), self.value(g)
+        folded = keys @ self.query.weight
+        offset = keys @ self.query.bias
+        first, second = pairs
+        difference = (edges * (folded[first] - folded[second])).sum(dim=1) + (offset[first] - offset[second])
+        difference = difference / math.sqrt(edges.shape[1])
+        weights = self.dropout(torch.stack([difference, -difference]).sigmoid())
+        return weights[0, :, None] * values[first] + weights[1, :, None] * values[second]
+
+    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
+        """(N, D) nodes, (E, D) edges, (2, E) pairs to (E, D) edges."""
+        edges = self.norm(F.gelu(self.attend(nodes, edges, pairs) + edges))
+        hidden = self.expand_norm(F.gelu(self.expand(edges)))
+        return self.norm(F.gelu(self.contract(hidden) + edges))
+
+
+class PropagationLayer(nn.Module):
+    """One round: nodes from nodes and edges, then edges from the new nodes."""
+
+    def __init__(self, embedding_size: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.node = NodeBlock(embedding_size, num_heads)
+        self.edge = EdgeBlock(embedding_size, dropout)
+
+    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        nodes = self.node(nodes, edges, pairs, labels)
+        return nodes, self.edge(nodes, edges, pairs)
+
+
+class CorrelationPropagation(nn.Module):
+    """Embeddings and labels to node logits and channel-wise coefficients of all pairs (sections 3.2–3.3 of the paper).
+
+    Args:
+        num_classes: classes of the node classifier.
+        embedding_size: D, divisible by ``num_heads``.
+        num_layers: K, rounds of node and edge updates.
+        num_heads: H, heads of the node attention.
+        dropout: probability with which an edge ignores one of its end nodes, in training.
+    """
+
+    def __init__(
+        self, num_classes: int, embedding_size: int, num_layers: int, num_heads: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.input = nn.Linear(embedding_size, embedding_size)
+        self.layers = nn.ModuleList(
+            PropagationLayer(embedding_size, num_heads, dropout) for _ in range(num_layers)
+        )
+        self.node_norm = ScaleBatchNorm(embedding_size)
+        self.node_classifier = nn.Linear(embedding_size, num_classes)
+        self.edge_norm = ScaleBatchNorm(embedding_size)
+        self.edge_coefficients = nn.Linear(embedding_size, embedding_size)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Correlations:
+        """(N, D) embeddings and (N,) long labels, in any order and composition, to :class:`Correlations`."""
+        dtype = self.input.weight.dtype
+        pairs = edge_pairs(len(embeddings), embeddings.device)
+        edges = correlation_edges(embeddings, pairs).to(dtype)
+        nodes = self.input(embeddings.to(dtype))
+        for layer in self.layers:
+            nodes, edges = layer(nodes, edges, pairs, labels)
+        logits = self.node_classifier(self.node_norm(nodes).to(dtype))
+        normalised = self.edge_norm(edges, edge_multiplicity(pairs)).to(dtype)
+        return Correlations(logits, pairs, self.edge_coefficients(normalised).sigmoid())

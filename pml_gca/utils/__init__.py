@@ -1,0 +1,5 @@
+"""What PML lacks for retrieval papers' protocols, and small helpers."""
+
+from .recall_calculator import RecallCalculator
+
+__all__ = ["RecallCalculator"]

@@ -1,0 +1,69 @@
+"""Checks of user input; each names the argument, what was found and what is expected."""
+
+import torch
+from torch import Tensor
+
+
+def check_number(name: str, value: object, *, minimum: float = 0.0) -> None:
+    """Raise unless ``value`` is a finite number of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not minimum <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number of at least {minimum:g}, got {value}")
+
+
+def check_positive_int(name: str, value: object) -> None:
+    """Raise unless ``value`` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_embeddings(embeddings: object, embedding_size: int, name: str = "embeddings") -> None:
+    """Raise unless ``embeddings`` is a finite floating (N, ``embedding_size``) tensor."""
+    if not isinstance(embeddings, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(embeddings).__name__}")
+    if not embeddings.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {embeddings.dtype}")
+    if embeddings.ndim != 2:
+        raise ValueError(
+            f"{name} must be 2-D (batch_size, embedding_size), got {embeddings.ndim}-D with shape {tuple(embeddings.shape)}"
+        )
+    if embeddings.shape[1] != embedding_size:
+        raise ValueError(
+            f"{name} must have {embedding_size} channels, the generator's embedding_size, got {embeddings.shape[1]}"
+        )
+    broken = int((~torch.isfinite(embeddings)).sum())
+    if broken:
+        nans = int(torch.isnan(embeddings).sum())
+        raise ValueError(
+            f"{name} must be finite, got {nans} NaN and {broken - nans} infinite of {embeddings.numel()} values"
+        )
+
+
+def check_labels(
+    labels: object, num_embeddings: int, num_classes: int, name: str = "labels", of: str = "embeddings"
+) -> None:
+    """Raise unless ``labels`` is a 1-D integer tensor, one per embedding, in [0, ``num_classes``)."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {labels.dtype}")
+    if labels.ndim != 1:
+        raise ValueError(
+            f"{name} must be 1-D (batch_size,), got {labels.ndim}-D with shape {tuple(labels.shape)}"
+        )
+    if len(labels) != num_embeddings:
+        raise ValueError(
+            f"{name} must be as many as {of}: expected {num_embeddings}, got {len(labels)}"
+        )
+    if len(labels) == 0:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"{name} must lie in [0, num_classes) = [0, {num_classes}), got values from {low} to {high}. Give the "
+            "generator the number of training classes, and let PML's trainers renumber labels from 0: pass "
+            "dataset_labels=<labels of the training set> and set_min_label_to_zero=True."
+        )
