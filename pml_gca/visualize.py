@@ -7,6 +7,7 @@ Save one with ``figure.savefig("curves.png", dpi=200)``.
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    Run = Mapping[str, Sequence[float]]
+Run = Mapping[str, Sequence[float]]
 
 SAME_CLASS = "#1b9e4b"
 OTHER_CLASS = "#d62728"
+_DASHES = (0, (3.5, 1.2))
 _QUERY_FRAME = "#404040"
 _GREY = "#555555"
 # Okabe and Ito's colours, told apart by colour-blind readers, too.
@@ -33,15 +35,17 @@ def _matplotlib() -> ModuleType:
         import matplotlib.figure
         import matplotlib.lines
     except ImportError as error:
-        raise ImportError("plots need matplotlib; install it with: pip install 'pml-gca[examples]'") from error
+        raise ImportError("plots need matplotlib: pip install 'pml-gca[examples]'") from error
     return matplotlib
 
 
 def _indices(name: str, value: Any, size: int, ndim: int) -> torch.Tensor:
     """``value`` on the CPU if it is a non-empty integer tensor of indices into ``size`` items."""
-    if not isinstance(value, torch.Tensor) or value.dtype not in (torch.int64, torch.int32) or value.ndim != ndim:
-        found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-        raise ValueError(f"{name} is {found}; expected a {ndim}-dimensional tensor of dtype int64 or int32")
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} is of type {type(value).__name__}; expected a tensor")
+    if value.dtype not in (torch.int64, torch.int32) or value.ndim != ndim:
+        found = f"{value.dtype}, shape {tuple(value.shape)}"
+        raise ValueError(f"{name} is {found}; expected int64 or int32 in {ndim} dimension(s)")
     if value.numel() == 0:
         raise ValueError(f"{name} is empty, of shape {tuple(value.shape)}; expected at least one index")
     low, high = int(value.min()), int(value.max())
@@ -82,7 +86,7 @@ def nearest_neighbours(embeddings: torch.Tensor, queries: torch.Tensor, k: int) 
     return similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
-def _table(name: str, seeds: "Run | Sequence[Run]", keys: Sequence[str]) -> torch.Tensor:
+def _table(name: str, seeds: Run | Sequence[Run], keys: Sequence[str]) -> torch.Tensor:
     """The values of a run, shape (seeds, keys, evaluations)."""
     runs = [seeds] if isinstance(seeds, Mapping) else list(seeds)
     if not runs:
@@ -92,7 +96,7 @@ def _table(name: str, seeds: "Run | Sequence[Run]", keys: Sequence[str]) -> torc
         missing = [key for key in keys if key not in run]
         if missing:
             raise ValueError(f"runs[{name!r}] lacks {missing}; it has {sorted(run)}")
-        rows.append([torch.as_tensor([float(value) for value in run[key]]).double() for key in keys])
+        rows.append([torch.tensor([float(x) for x in run[key]], dtype=torch.float64) for key in keys])
     lengths = {len(values) for row in rows for values in row}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
@@ -103,24 +107,20 @@ def _table(name: str, seeds: "Run | Sequence[Run]", keys: Sequence[str]) -> torc
     if not bool(table.isfinite().all()):
         raise ValueError(f"runs[{name!r}] holds values that are not finite")
     if not bool((table[:, 0] == table[0, 0]).all()):
-        raise ValueError(f"runs[{name!r}]: the seeds were evaluated at different {keys[0]!r}; expected the same")
+        raise ValueError(f"runs[{name!r}] has seeds evaluated at different {keys[0]!r}")
     return table
 
 
-def _spread(positions: Sequence[float], gap: float) -> list[float]:
-    """Positions as near as possible to the given ones (least squares, order kept) and ``gap`` apart."""
-    order = sorted(range(len(positions)), key=positions.__getitem__)
-    groups: list[list[float]] = []  # of [sum, count], after subtracting rank * gap: means must not decrease
-    for rank, index in enumerate(order):
-        groups.append([positions[index] - rank * gap, 1.0])
-        while len(groups) > 1 and groups[-2][0] / groups[-2][1] > groups[-1][0] / groups[-1][1]:
-            total, count = groups.pop()
-            groups[-1][0] += total
-            groups[-1][1] += count
-    levels = [total / count for total, count in groups for _ in range(int(count))]
-    spread = [0.0] * len(positions)
-    for rank, index in enumerate(order):
-        spread[index] = levels[rank] + rank * gap
+def _spread(positions: Sequence[float], gap: float, ceiling: float) -> list[float]:
+    """The positions, none above ``ceiling``, in the same order, pushed ``gap`` apart and hardly further."""
+    spread = list(positions)
+    order = sorted(range(len(spread)), key=spread.__getitem__)
+    for _ in range(500):  # enough to converge for as many lines as a plot can hold
+        spread[order[-1]] = min(spread[order[-1]], ceiling)
+        for lower, upper in pairwise(order):
+            push = max(0.0, gap - (spread[upper] - spread[lower])) / 2
+            spread[lower] -= push
+            spread[upper] += push
     return spread
 
 
@@ -129,7 +129,8 @@ def _draw_panel(ax: "Axes", tables: Mapping[str, torch.Tensor], row: int, xlabel
     right = max(float(table[:, row].mean(0).max()) for table in tables.values()) * 1.02
     right = right if right > 0 else 1.0
     notes = []
-    for number, table in enumerate(tables.values()):
+    for number, (name, table) in enumerate(tables.items()):
+        name = name if len(table) == 1 else f"{name} (mean ± s.d. of {len(table)} seeds)"
         colour = _COLOURS[number % len(_COLOURS)]
         style = _STYLES[number // len(_COLOURS) % len(_STYLES)]
         x, y = table[:, row].mean(0).tolist(), table[:, -1].mean(0)
@@ -138,10 +139,10 @@ def _draw_panel(ax: "Axes", tables: Mapping[str, torch.Tensor], row: int, xlabel
             deviation = table[:, -1].std(0)
             low, high = (y - deviation).tolist(), (y + deviation).tolist()
             ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        marks = sorted({*range(0, len(x), max(1, len(x) // 20)), len(x) - 1})
         marker = _MARKERS[number % len(_MARKERS)]
-        every = max(1, len(x) // 20)
-        marks = sorted({*range(0, len(x), every), len(x) - 1})
-        ax.plot(x, y.tolist(), style, color=colour, linewidth=1.8, marker=marker, markersize=4, markevery=marks)
+        (line,) = ax.plot(x, y.tolist(), style, color=colour, linewidth=1.8, label=name)
+        line.set(marker=marker, markersize=4, markevery=marks)
         # Leads from a run that ended early to its value at the right edge.
         ax.plot([x[-1], right], [last, last], ":", color=colour, linewidth=1, alpha=0.7)
         notes.append(
@@ -168,7 +169,7 @@ def _draw_panel(ax: "Axes", tables: Mapping[str, torch.Tensor], row: int, xlabel
 
 
 def plot_curves(
-    runs: "Mapping[str, Run | Sequence[Run]]",
+    runs: Mapping[str, Run | Sequence[Run]],
     metric: str = "recall_at_1",
     *,
     metric_label: str = "Recall@1",
@@ -210,8 +211,8 @@ def plot_curves(
         if bool((table[:, :-1] < 0).any()):
             raise ValueError(f"runs[{name!r}] holds a negative value under {keys[:-1]}")
         if percent:
-            if float(table[:, -1].min()) < 0 or float(table[:, -1].max()) > 1:
-                raise ValueError(f"runs[{name!r}][{metric!r}] leaves [0, 1]; expected fractions, or percent=False")
+            if float(table[:, -1].min()) < 0 or float(table[:, -1].max()) > 1 + 1e-6:
+                raise ValueError(f"runs[{name!r}] has {metric!r} outside [0, 1]; give percent=False")
             table[:, -1] *= 100
     xlabels = ["Training iterations", "Training time (s)"][: len(keys) - 1]
     figure = matplotlib.figure.Figure(figsize=(0.6 + 4.3 * len(xlabels), 3.9), layout="constrained")
@@ -221,20 +222,17 @@ def plot_curves(
     panels[0].set_ylabel(f"{metric_label} (%)" if percent else metric_label, fontsize=10)
     if title:
         figure.suptitle(title, fontsize=12)
-    handles = []
-    for line, (name, table) in zip(panels[0].lines[::2], tables.items(), strict=True):
-        label = name if len(table) == 1 else f"{name} (mean ± s.d. of {len(table)} seeds)"
-        look = {"color": line.get_color(), "marker": line.get_marker(), "linestyle": line.get_linestyle()}
-        handles.append(matplotlib.lines.Line2D([], [], markersize=5, linewidth=1.8, label=label, **look))
-    fitting = int(46 * len(xlabels) / (max(len(handle.get_label()) for handle in handles) + 6))
+    handles = panels[0].get_legend_handles_labels()[0]
+    fitting = int(56 * len(xlabels) / (max(len(handle.get_label()) for handle in handles) + 6))
     columns = max(1, min(len(handles), fitting))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     # Lay the figure out to learn the height of a label in data coordinates, then push labels apart.
     figure.draw_without_rendering()
     points = 72 / figure.dpi
     for ax, labels in zip(panels, notes, strict=True):
+        ceiling = float(ax.bbox.y1) * points - 3
         heights = [float(ax.transData.transform(label.xy)[1]) * points for label in labels]
-        for label, height, wanted in zip(labels, heights, _spread(heights, 11.5), strict=True):
+        for label, height, wanted in zip(labels, heights, _spread(heights, 11.5, ceiling), strict=True):
             label.set_position((5, wanted - height))
     return figure
 
@@ -274,7 +272,7 @@ def plot_retrieval(
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError("images must be a tensor of shape (N, C, H, W) with C = 1 or 3")
     if not images.is_floating_point() or images.numel() == 0:
-        raise ValueError(f"images is {images.dtype} {tuple(images.shape)}; expected floats in [0, 1], not empty")
+        raise ValueError(f"images is {images.dtype}, {tuple(images.shape)}; expected floats, not empty")
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise ValueError(f"top is {top!r}; expected a positive int")
     size = len(images)
@@ -282,14 +280,14 @@ def plot_retrieval(
         raise ValueError(f"labels must be a tensor of integers of shape ({size},), one for each of images")
     chosen = _indices("queries", queries, size, 1)
     if not isinstance(neighbours, Mapping) or len(neighbours) == 0:
-        raise ValueError("neighbours must be a mapping from a model's name to indices, with at least one model")
+        raise ValueError("neighbours must map at least one model's name to indices")
     found = {}
     for name, value in neighbours.items():
         index = _indices(f"neighbours[{name!r}]", value, size, 2)
         if len(index) != len(chosen) or index.shape[1] < top:
             raise ValueError(
-                f"neighbours[{name!r}] has shape {tuple(index.shape)}; expected {len(chosen)} rows, one for each "
-                f"of queries, and at least top = {top} columns"
+                f"neighbours[{name!r}] has shape {tuple(index.shape)}; expected {len(chosen)} rows, one for "
+                f"each of queries, and at least top = {top} columns"
             )
         found[name] = index[:, :top]
     shown = torch.cat([chosen[:, None], *found.values()], dim=1)  # (Q, 1 + models * top)
@@ -315,8 +313,8 @@ def _draw_retrieval(
     top: int,
     title: str | None,
 ) -> "Figure":
-    # All lengths are in inches, so that cells keep the images' shape and text its place at any number of them.
-    width, gap, block_gap, left, right, bottom = 1.0, 0.1, 0.42, 1.1, 0.15, 0.45
+    # Lengths are in inches: cells keep the images' shape and text its place, whatever their number.
+    width, gap, block_gap, left, right, bottom = 1.0, 0.1, 0.42, 1.2, 0.2, 0.45
     height = width * min(max(images.shape[2] / images.shape[3], 0.25), 4.0)
     offsets = [left]
     for column in range(shown.shape[1] - 1):
@@ -361,12 +359,12 @@ def _draw_retrieval(
             colour = _QUERY_FRAME if column == 0 else SAME_CLASS if same else OTHER_CLASS
             for spine in ax.spines.values():
                 spine.set(edgecolor=colour, linewidth=1.2 if column == 0 else 3.0)
-                spine.set_linestyle("-" if column == 0 or same else (0, (2.2, 0.9)))
+                if column > 0 and not same:
+                    spine.set(linestyle=_DASHES, capstyle="butt")
+    line = matplotlib.lines.Line2D
     handles = [
-        matplotlib.lines.Line2D([], [], color=SAME_CLASS, linewidth=3, label="same class as the query"),
-        matplotlib.lines.Line2D(
-            [], [], color=OTHER_CLASS, linewidth=3, linestyle=(0, (2.2, 0.9)), label="another class"
-        ),
+        line([], [], color=SAME_CLASS, linewidth=3, label="same class as the query"),
+        line([], [], color=OTHER_CLASS, linewidth=3, linestyle=_DASHES, label="another class"),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=2, frameon=False, fontsize=9, borderaxespad=0.3)
     return figure

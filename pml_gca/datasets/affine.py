@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
@@ -51,17 +52,18 @@ def draw_affines(count: int, limits: AffineRange, generator: torch.Generator | N
     coordinates run from -1 to 1. The forward map is scale, then shear, then rotation, then shift, all about
     the image's centre. ``generator`` is the source of chance; None takes torch's global one.
     """
-    u = torch.rand(count, 6, generator=generator).mul_(2.0).sub_(1.0)
-    half_widths = (math.radians(limits.rotation), limits.scale, limits.scale, limits.shear)
-    # A side is 2 units long in these coordinates, hence twice the shift.
-    u *= torch.tensor((*half_widths, 2.0 * limits.shift, 2.0 * limits.shift))
-    angle, scale_x, scale_y, shear, shift_x, shift_y = u.unbind(1)
-    cos, sin = angle.cos(), angle.sin()
-    scale_x, scale_y = scale_x + 1.0, scale_y + 1.0
-    xx, xy = (cos + shear * sin) / scale_x, (sin - shear * cos) / scale_x
-    yx, yy = -sin / scale_y, cos / scale_y
-    x0, y0 = -(xx * shift_x + xy * shift_y), -(yx * shift_x + yy * shift_y)
-    return torch.stack((xx, xy, x0, yx, yy, y0), dim=1).view(count, 2, 3)
+    # The arithmetic is numpy's, whose small operations cost a fraction of torch's: it matters for one image.
+    u = torch.rand(count, 6, generator=generator).numpy() * np.float32(2) - np.float32(1)
+    angle = u[:, 0] * np.float32(math.radians(limits.rotation))
+    scale_x, scale_y = 1 + u[:, 1] * np.float32(limits.scale), 1 + u[:, 2] * np.float32(limits.scale)
+    shear = u[:, 3] * np.float32(limits.shear)
+    shift = u[:, 4:] * np.float32(2 * limits.shift)  # a side is 2 units long in these coordinates
+    cos, sin = np.cos(angle), np.sin(angle)
+    out = np.empty((count, 2, 3), np.float32)
+    out[:, 0, 0], out[:, 0, 1] = (cos + shear * sin) / scale_x, (sin - shear * cos) / scale_x
+    out[:, 1, 0], out[:, 1, 1] = -sin / scale_y, cos / scale_y
+    out[:, :, 2] = -(out[:, :, 0] * shift[:, :1] + out[:, :, 1] * shift[:, 1:])
+    return torch.from_numpy(out)
 
 
 def to_unit(images: Tensor) -> Tensor:

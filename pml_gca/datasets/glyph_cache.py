@@ -54,8 +54,7 @@ def _is_sound(rendering: Rendering, image_size: int) -> bool:
         and codes.ndim == 1
         and all(array.dtype == np.int64 for array in (labels, faces, codes))
         and np.array_equal(np.unique(labels), np.arange(len(codes)))
-        and 0 <= faces.min()
-        and bool(faces.max() < len(FACES))
+        and bool(faces.min() >= 0 and faces.max() < len(FACES))
     )
 
 

@@ -33,11 +33,14 @@ GRID = 32
 REACH = 1
 """Ink counts as shared if the other glyph has ink within this many pixels of the raster."""
 
-MAX_STRAY = 0.015
-"""Characters look alike if less than this share of their ink is not shared, on average over the faces ..."""
+MAX_STRAY = 0.005
+"""Two glyphs of one face look alike if less than this share of their ink is not shared ..."""
 
 MAX_BOX_CHANGE = 0.2
-"""... and their scaled ink boxes differ by less than this fraction of the image's side."""
+"""... and width and height of their scaled ink boxes differ by less than this, in sum, in image sides.
+
+Two characters look alike if their glyphs do in at least half of the faces that draw both.
+"""
 
 Pixels = NDArray[np.uint8]
 Bools = NDArray[np.bool_]
@@ -154,7 +157,7 @@ def stray_ink(shapes: Bools, reach: int = REACH) -> NDArray[np.float64]:
 
 
 def group_roots(alike: Bools) -> list[int]:
-    """For each of N things the lowest index in its group, groups being chains of pairs in ``alike`` (N, N)."""
+    """For each of N things the lowest index in its group; groups are chains of pairs in ``alike`` (N, N)."""
     roots = list(range(len(alike)))
 
     def find(i: int) -> int:
@@ -177,14 +180,14 @@ def look_alikes(shapes: Bools, boxes: NDArray[np.float64], drawn: Bools) -> Bool
         drawn: (C, F) which faces draw the character.
     """
     count, n_faces = drawn.shape
-    stray, change, shared = (np.zeros((count, count)) for _ in range(3))
+    alike, shared = np.zeros((count, count), int), np.zeros((count, count), int)
     for face in range(n_faces):
         both = drawn[:, None, face] & drawn[None, :, face]
-        stray += stray_ink(shapes[:, face]) * both
         box = boxes[:, face]
-        change += np.abs(box[:, None] - box[None]).sum(-1) * both
+        change = np.abs(box[:, None] - box[None]).sum(-1)
+        alike += both & (change < MAX_BOX_CHANGE) & (stray_ink(shapes[:, face]) < MAX_STRAY)
         shared += both
-    return (stray < MAX_STRAY * shared) & (change < MAX_BOX_CHANGE * shared)
+    return (2 * alike >= shared) & (shared > 0)
 
 
 def render_glyphs(

@@ -49,14 +49,15 @@ class Glyphs(Dataset[tuple[Tensor, int]]):
 
     The fonts are the DejaVu and STIX text faces that ship inside matplotlib, so the data is there wherever
     matplotlib is. A class is a letter, number, punctuation mark or symbol that at least 14 faces cover: about
-    820 classes and 12,700 images. An image is light ink on dark ground, scaled to fill the frame up to a
+    800 classes and 12,500 images. An image is light ink on dark ground, scaled to fill the frame up to a
     border of 1/16 of its side.
 
     **Look-alikes.** Since every glyph is scaled to the frame, many characters would be told apart by nothing
-    (Latin A, Greek Alpha and Cyrillic A; o and O; the dashes). Two characters look alike if, stretched to a
-    32 x 32 raster, less than 1.5% of their ink lies more than one pixel from ink of the other, and the sides
-    of their unstretched ink boxes differ by less than 20% of the frame in sum, both on average over the faces
-    they share. Chains of look-alikes form a group; its lowest code point stays, the others are dropped.
+    (Latin A, Greek Alpha and Cyrillic A; o and O; the dashes). Two glyphs look alike if, both stretched to a
+    32 x 32 raster, less than 0.5% of their ink lies more than one pixel from ink of the other, and the sides
+    of their unstretched ink boxes differ by less than 20% of the frame in sum. Two characters look alike if
+    their glyphs do in at least half of the faces that have both. Chains of look-alikes form a group; its
+    lowest code point stays, the others are dropped.
 
     **Splits.** Classes, never images of one class, are divided about 40 / 10 / 50% into train, val and test,
     in the order of the SHA-256 of ``"0:<character>"``. The division is always the same.
@@ -71,8 +72,8 @@ class Glyphs(Dataset[tuple[Tensor, int]]):
         augment: fresh distortions (True) or fixed ones (False); None: fresh for train, fixed otherwise.
         distortion: ranges that the distortions are drawn from.
         cache_dir: folder for the drawn glyphs (one file of some MB for each image size), made if it is
-            missing; None takes ``$XDG_CACHE_HOME/pml_gca`` or ``~/.cache/pml_gca``. Where it cannot be written
-            to, a warning is given once and the glyphs are drawn anew each time.
+            missing; None takes ``$XDG_CACHE_HOME/pml_gca`` or ``~/.cache/pml_gca``. Where nothing can be
+            written to it, a warning is given once and the glyphs are drawn anew each time.
         progress: show a progress bar while drawing (some seconds, only when they are not cached).
 
     Attributes:
@@ -136,12 +137,9 @@ class Glyphs(Dataset[tuple[Tensor, int]]):
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[tuple[Tensor, int]]:
         """The items at ``indices``, distorted as one batch; torch's DataLoader calls this if it is there."""
         rows = [int(i) for i in indices]
-        images = self._source[rows]
-        if self.augment:
-            images = warp(images, draw_affines(len(rows), self.distortion))
-        else:
-            images = to_unit(images)
-        return [(image, self._label_list[row]) for image, row in zip(images.unbind(), rows, strict=True)]
+        source = self._source[rows]
+        pixels = warp(source, draw_affines(len(rows), self.distortion)) if self.augment else to_unit(source)
+        return [(image, self._label_list[row]) for image, row in zip(pixels.unbind(), rows, strict=True)]
 
     def __repr__(self) -> str:
         return (

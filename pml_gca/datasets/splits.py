@@ -28,14 +28,14 @@ def check_int(name: str, value: object, low: int, high: int) -> int:
     """Return ``value`` as an int in [low, high]; TypeError for another type, ValueError outside."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, found {type(value).__name__}: {value!r}")
-    number = int(value)  # type: ignore[call-overload]
+    number = int(value)
     if not low <= number <= high:
         raise ValueError(f"{name} must lie in [{low}, {high}], found {number}")
     return number
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
-    """Return ``fractions`` as three floats >= 0 (train and test > 0) that sum to 1; raise ValueError if not."""
+    """Return ``fractions`` as floats >= 0 (train and test > 0) that sum to 1; raise ValueError if not."""
     expected = "three numbers >= 0 (train, val, test) that sum to 1, of which only val may be 0"
     try:
         train, val, test = (float(f) for f in fractions)

@@ -1,0 +1,257 @@
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pml_gca import visualize
+from pml_gca.visualize import nearest_neighbours, plot_curves, plot_retrieval
+
+pytest.importorskip("matplotlib")
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+
+def run(values=(0.3, 0.5, 0.6), pace=0.1, step=100):
+    its = [step * i for i in range(len(values))]
+    return {"iterations": its, "seconds": [pace * i for i in its], "recall_at_1": list(values)}
+
+
+def scene(n=12, channels=3, height=10, width=14):
+    g = torch.Generator().manual_seed(0)
+    images = torch.rand(n, channels, height, width, generator=g)
+    return images, torch.arange(n) % 3, torch.tensor([0, 4])
+
+
+# ---- nearest_neighbours
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), n=st.integers(2, 20), data=st.data())
+def test_nearest_neighbours_equal_a_loop(seed, n, data):
+    k = data.draw(st.integers(1, n - 1))
+    queries = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=5))
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 5
+    found = nearest_neighbours(x, torch.tensor(queries), k)
+    assert found.dtype == torch.int64
+    assert found.shape == (len(queries), k)
+    for row, q in zip(found.tolist(), queries, strict=True):
+        cosine = {
+            j: sum(a * b for a, b in zip(x[q].tolist(), x[j].tolist(), strict=True)) / float(x[j].norm())
+            for j in range(n)
+            if j != q
+        }
+        assert row == sorted(cosine, key=cosine.__getitem__, reverse=True)[:k]
+
+
+def test_nearest_neighbours_ties_precision_and_copies():
+    same = torch.ones(5, 2)
+    # The query has exact copies before and after it; it is left out all the same, the lower index first.
+    assert nearest_neighbours(same, torch.tensor([2]), 4).tolist() == [[0, 1, 3, 4]]
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.02], [1.0, 0.01]], requires_grad=True)
+    assert nearest_neighbours(x.half(), torch.tensor([0]), 2).tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"embeddings": torch.ones(4)}, "embeddings"),
+        ({"embeddings": torch.ones(4, 2, dtype=torch.long)}, "embeddings"),
+        ({"embeddings": torch.full((4, 2), torch.nan)}, "embeddings"),
+        ({"queries": torch.tensor([4])}, "queries"),
+        ({"queries": torch.tensor([-1])}, "queries"),
+        ({"queries": torch.tensor([0.0])}, "queries"),
+        ({"queries": torch.tensor([], dtype=torch.long)}, "queries"),
+        ({"queries": [0]}, "queries"),
+        ({"k": 0}, "k is"),
+        ({"k": 4}, "k is"),
+        ({"k": True}, "k is"),
+        ({"k": 1.0}, "k is"),
+    ],
+)
+def test_nearest_neighbours_bad_input(change, name):
+    with pytest.raises(ValueError, match=f"^{name}"):
+        nearest_neighbours(**{"embeddings": torch.eye(4), "queries": torch.tensor([1]), "k": 2, **change})
+
+
+# ---- plot_curves
+
+
+def test_curves_two_panels_lines_and_values(tmp_path):
+    runs = {"N-pairs": run(), "N-pairs + GCA-HNG": run((0.3, 0.55, 0.652), pace=0.2)}
+    figure = plot_curves(runs, title="Validation classes")
+    assert isinstance(figure, Figure)
+    first, second = figure.axes
+    assert (first.get_xlabel(), second.get_xlabel()) == ("Training iterations", "Training time (s)")
+    assert first.get_ylabel() == "Recall@1 (%)"
+    for ax, key in ((first, "iterations"), (second, "seconds")):
+        lines = ax.get_legend_handles_labels()[0]
+        assert [line.get_label() for line in lines] == list(runs)
+        for line, values in zip(lines, runs.values(), strict=True):
+            assert list(line.get_xdata()) == pytest.approx(values[key])
+            assert list(line.get_ydata()) == pytest.approx([100 * v for v in values["recall_at_1"]])
+        assert [text.get_text() for text in ax.texts] == ["60.0", "65.2"]
+        assert ax.get_xlim()[1] >= max(max(values[key]) for values in runs.values())
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(runs)
+    figure.savefig(tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    # The legend lies below the axes and their labels, on nothing.
+    assert legend.get_window_extent().y1 <= min(ax.get_tightbbox().y0 for ax in figure.axes) + 1
+
+
+def test_curves_seeds_give_a_mean_and_a_band():
+    seeds = [run((0.2, 0.4), pace=0.1), run((0.4, 0.6), pace=0.3)]
+    figure = plot_curves({"one": run((0.1, 0.2)), "two": seeds})
+    for ax, times in zip(figure.axes, ([0, 100], [0, 20]), strict=True):
+        line = ax.get_legend_handles_labels()[0][1]
+        assert line.get_label() == "two (mean ± s.d. of 2 seeds)"
+        assert list(line.get_xdata()) == pytest.approx(times)
+        assert list(line.get_ydata()) == pytest.approx([30, 50])
+        (band,) = ax.collections
+        low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
+        assert (low, high) == pytest.approx((30 - 200**0.5, 50 + 200**0.5))
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_curves_value_labels_do_not_overlap_or_leave_the_figure(count):
+    figure = plot_curves({f"run {i}": run((0.3, 0.6 + 0.0005 * i)) for i in range(count)}, title="Title")
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        boxes = sorted((text.get_window_extent() for text in ax.texts), key=lambda box: box.y0)
+        assert all(a.y0 + 0.9 * a.height <= b.y0 for a, b in pairwise(boxes))
+        assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
+        assert all(box.x0 >= ax.bbox.x1 and box.x1 <= figure.bbox.x1 for box in boxes)
+    looks = {(h.get_color(), h.get_linestyle()) for h in figure.axes[0].get_legend_handles_labels()[0]}
+    assert len(looks) == count
+
+
+def test_curves_one_panel_other_metric_single_point():
+    values = {"step": [0], "loss": [2.5]}
+    figure = plot_curves(
+        {"a": values}, "loss", metric_label="Loss", percent=False, iterations="step", seconds=None
+    )
+    (ax,) = figure.axes
+    assert ax.get_ylabel() == "Loss"
+    assert [text.get_text() for text in ax.texts] == ["2.5"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "match"),
+    [
+        ({}, "^runs must"),
+        ([run()], "^runs must"),
+        ({"a": []}, "^runs.'a'. is empty"),
+        ({"a": {"iterations": [0]}}, "^runs.'a'. lacks .*seconds.*recall_at_1"),
+        ({"a": {**run(), "seconds": [1.0]}}, "lengths .1, 3."),
+        ({"a": [run((0.1,)), run((0.1, 0.2))]}, "lengths .1, 2."),
+        ({"a": run(())}, "lengths .0."),
+        ({"a": [run(), run(step=50)]}, "different 'iterations'"),
+        ({"a": run((0.1, float("nan")))}, "not finite"),
+        ({"a": run((60.0, 70.0))}, "outside"),
+        ({"a": run(pace=-1.0)}, "negative"),
+    ],
+)
+def test_curves_bad_input(runs, match):
+    with pytest.raises(ValueError, match=match):
+        plot_curves(runs)
+
+
+# ---- plot_retrieval
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_retrieval_axes_images_and_frames(channels, tmp_path):
+    images, labels, queries = scene(channels=channels)
+    neighbours = {
+        "baseline": torch.tensor([[3, 1, 2, 6, 5], [1, 7, 0, 5, 2]]),
+        "GCA-HNG": torch.tensor([[3, 6, 9, 1], [7, 1, 10, 3]]),
+    }
+    figure = plot_retrieval(images, labels, queries, neighbours, title="Nearest images")
+    assert isinstance(figure, Figure)
+    assert len(figure.axes) == 2 * (1 + 2 * 4)
+    shown = torch.cat([queries[:, None], neighbours["baseline"][:, :4], neighbours["GCA-HNG"]], 1)
+    for ax, (row, column) in zip(figure.axes, ((r, c) for r in range(2) for c in range(9)), strict=True):
+        index = int(shown[row, column])
+        picture = torch.as_tensor(ax.images[0].get_array().data)
+        expected = images[index, 0] if channels == 1 else images[index].permute(1, 2, 0)
+        assert torch.equal(picture, expected)
+        frames = {to_hex(spine.get_edgecolor()) for spine in ax.spines.values()}
+        same = labels[index] == labels[queries[row]]
+        green, red = visualize.SAME_CLASS, visualize.OTHER_CLASS
+        assert frames == ({"#404040"} if column == 0 else {green} if same else {red})
+        box = ax.get_window_extent()  # the cell has the picture's shape
+        assert box.width / box.height == pytest.approx(14 / 10, rel=1e-6)
+    texts = [text.get_text() for text in figure.texts]
+    assert texts.count("baseline") == texts.count("GCA-HNG") == texts.count("query") == 1
+    assert "class 0" in texts
+    assert "class 1" in texts
+    figure.savefig(tmp_path / "retrieval.png")
+    assert (tmp_path / "retrieval.png").stat().st_size > 1000
+
+
+def test_retrieval_texts_stay_inside_and_apart():
+    images, labels, queries = scene()
+    names = {0: "Black-footed Albatross of the north", 1: "Indigo Bunting"}
+    model = {"a rather long name for a block of one column": torch.tensor([[3], [1]])}
+    figure = plot_retrieval(images, labels, queries, model, top=1, class_names=names, title="Title")
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in figure.texts] + [ax.get_window_extent() for ax in figure.axes]
+    boxes.append(figure.legends[0].get_window_extent())
+    for i, a in enumerate(boxes):
+        assert a.x0 >= 0
+        assert a.y0 >= 0
+        assert a.x1 <= figure.bbox.x1
+        assert a.y1 <= figure.bbox.y1
+        assert not any(a.overlaps(b) for b in boxes[i + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"images": torch.rand(12, 2, 4, 4)}, "images"),
+        ({"images": torch.rand(12, 4, 4)}, "images"),
+        ({"images": torch.zeros(12, 3, 4, 4, dtype=torch.uint8)}, "images"),
+        ({"images": torch.randn(12, 3, 40, 40)}, "images"),
+        ({"images": torch.full((12, 3, 4, 4), torch.nan)}, "images"),
+        ({"labels": torch.zeros(11, dtype=torch.long)}, "labels"),
+        ({"labels": torch.zeros(12)}, "labels"),
+        ({"queries": torch.tensor([0, 12])}, "queries"),
+        ({"neighbours": {}}, "neighbours"),
+        ({"neighbours": torch.zeros(2, 4, dtype=torch.long)}, "neighbours"),
+        ({"neighbours": {"a": torch.zeros(3, 4, dtype=torch.long)}}, "neighbours"),
+        ({"neighbours": {"a": torch.zeros(2, 3, dtype=torch.long)}}, "neighbours"),
+        ({"neighbours": {"a": torch.full((2, 4), -1)}}, "neighbours"),
+        ({"top": 0}, "top"),
+        ({"top": True}, "top"),
+        ({"class_names": {0: "a"}}, "class_names"),
+        ({"class_names": ["a"]}, "class_names"),
+    ],
+)
+def test_retrieval_bad_input(change, name):
+    images, labels, queries = scene()
+    good = {"images": images, "labels": labels, "queries": queries}
+    good["neighbours"] = {"a": torch.zeros(2, 4, dtype=torch.long)}
+    with pytest.raises(ValueError, match=f"^{name}"):
+        plot_retrieval(**{**good, **change})
+
+
+# ---- matplotlib
+
+
+def test_without_matplotlib_names_the_extra(monkeypatch):
+    for module in [m for m in sys.modules if m.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    images, labels, queries = scene()
+    with pytest.raises(ImportError, match=r"pml-gca\[examples\]"):
+        plot_curves({"a": run()})
+    with pytest.raises(ImportError, match=r"pml-gca\[examples\]"):
+        plot_retrieval(images, labels, queries, {"a": torch.zeros(2, 4, dtype=torch.long)})
+    assert nearest_neighbours(torch.eye(3), torch.tensor([0]), 1).shape == (1, 1)
+
+
+def test_pyplot_is_not_used():
+    plot_curves({"a": run()})
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
