@@ -70,7 +70,8 @@ def correlation_edges(embeddings: Tensor, pairs: Tensor) -> Tensor:
         (E, D), in float32 or wider.
     """
     standardized = standardize(embeddings)
-    return standardized[pairs[0]] * standardized[pairs[1]]
+    first, second = (standardized.index_select(0, end) for end in pairs)
+    return first * second
 
 
 def sum_over_neighbours(edge_values: Tensor, pairs: Tensor, num_nodes: int) -> Tensor:

@@ -122,9 +122,7 @@ class NodeBlock(nn.Module):
 
     def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
         """(N, D) nodes, (E, D) edges, (2, E) pairs, (N,) labels to (N, D) nodes."""
-        heads = negative_attention(
-            self.query(nodes), self.key(nodes), self.value(nodes), labels, self.num_heads
-        )
+        heads = negative_attention(self.query(nodes), self.key(nodes), self.value(nodes), labels, self.num_heads)
         nodes = self.norm(F.gelu(nodes + self.out(heads)))
         messages = sum_over_neighbours(F.gelu(self.edge_to_node(edges)), pairs, len(nodes))
         nodes = self.norm(F.gelu(nodes + messages.to(nodes.dtype)))
@@ -156,11 +154,15 @@ class EdgeBlock(nn.Module):
         keys, values = self.key(g), self.value(g)
         folded = keys @ self.query.weight
         offset = keys @ self.query.bias
-        first, second = pairs
-        difference = (edges * (folded[first] - folded[second])).sum(dim=1) + (offset[first] - offset[second])
+
+        def ends(x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.index_select(0, pairs[0]), x.index_select(0, pairs[1])
+
+        (folded_i, folded_j), (offset_i, offset_j), (value_i, value_j) = ends(folded), ends(offset), ends(values)
+        difference = (edges * (folded_i - folded_j)).sum(dim=1) + (offset_i - offset_j)
         difference = difference / math.sqrt(edges.shape[1])
         weights = self.dropout(torch.stack([difference, -difference]).sigmoid())
-        return weights[0, :, None] * values[first] + weights[1, :, None] * values[second]
+        return weights[0, :, None] * value_i + weights[1, :, None] * value_j
 
     def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
         """(N, D) nodes, (E, D) edges, (2, E) pairs to (E, D) edges."""
@@ -193,14 +195,10 @@ class CorrelationPropagation(nn.Module):
         dropout: probability with which an edge ignores one of its end nodes, in training.
     """
 
-    def __init__(
-        self, num_classes: int, embedding_size: int, num_layers: int, num_heads: int, dropout: float
-    ) -> None:
+    def __init__(self, num_classes: int, embedding_size: int, num_layers: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.input = nn.Linear(embedding_size, embedding_size)
-        self.layers = nn.ModuleList(
-            PropagationLayer(embedding_size, num_heads, dropout) for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(PropagationLayer(embedding_size, num_heads, dropout) for _ in range(num_layers))
         self.node_norm = ScaleBatchNorm(embedding_size)
         self.node_classifier = nn.Linear(embedding_size, num_classes)
         self.edge_norm = ScaleBatchNorm(embedding_size)

@@ -130,9 +130,7 @@ def test_curves_value_labels_do_not_overlap_or_leave_the_figure(count):
 
 def test_curves_one_panel_other_metric_single_point():
     values = {"step": [0], "loss": [2.5]}
-    figure = plot_curves(
-        {"a": values}, "loss", metric_label="Loss", percent=False, iterations="step", seconds=None
-    )
+    figure = plot_curves({"a": values}, "loss", metric_label="Loss", percent=False, iterations="step", seconds=None)
     (ax,) = figure.axes
     assert ax.get_ylabel() == "Loss"
     assert [text.get_text() for text in ax.texts] == ["2.5"]

@@ -25,10 +25,10 @@ class AffineRange:
         ValueError: a half-width is negative, not finite or too large.
     """
 
-    rotation: float = 20.0
-    scale: float = 0.15
-    shear: float = 0.2
-    shift: float = 0.08
+    rotation: float = 45.0
+    scale: float = 0.3
+    shear: float = 0.4
+    shift: float = 0.1
 
     def __post_init__(self) -> None:
         limits = {"rotation": 180.0, "scale": 0.95, "shear": 5.0, "shift": 1.0}

@@ -79,9 +79,7 @@ def font_paths() -> list[Path]:
     paths = [folder / f"{face}.ttf" for face in FACES]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
-        raise FileNotFoundError(
-            f"matplotlib's font folder {folder} lacks {missing}; all of {FACES} are needed"
-        )
+        raise FileNotFoundError(f"matplotlib's font folder {folder} lacks {missing}; all of {FACES} are needed")
     return paths
 
 
@@ -117,9 +115,7 @@ def fit(ink: Any, size: int, margin: int) -> Pixels:
     factor = (size - 2 * margin) / max(ink.size)
     width, height = (max(1, round(side * factor)) for side in ink.size)
     frame = Image.new("L", (size, size))
-    frame.paste(
-        ink.resize((width, height), Image.Resampling.BOX), ((size - width) // 2, (size - height) // 2)
-    )
+    frame.paste(ink.resize((width, height), Image.Resampling.BOX), ((size - width) // 2, (size - height) // 2))
     return np.asarray(frame)
 
 
@@ -190,9 +186,7 @@ def look_alikes(shapes: Bools, boxes: NDArray[np.float64], drawn: Bools) -> Bool
     return (2 * alike >= shared) & (shared > 0)
 
 
-def render_glyphs(
-    image_size: int, progress: Callable[[Iterable[Path]], Iterable[Path]] | None = None
-) -> Rendering:
+def render_glyphs(image_size: int, progress: Callable[[Iterable[Path]], Iterable[Path]] | None = None) -> Rendering:
     """Draw every covered character in every face and drop look-alikes; a few seconds of one core.
 
     Args:

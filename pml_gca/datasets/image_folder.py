@@ -40,8 +40,7 @@ def _import_pil() -> Any:
         from PIL import Image
     except ImportError as error:
         raise ImportError(
-            "reading image files needs pillow, which is missing; install it with: "
-            "pip install 'pml-gca[examples]'"
+            "reading image files needs pillow, which is missing; install it with: pip install 'pml-gca[examples]'"
         ) from error
     return Image
 

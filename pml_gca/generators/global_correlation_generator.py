@@ -139,7 +139,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
             draws = torch.rand(num_anchors, len(labels), dtype=compute_dtype(nodes), device=nodes.device)
         weights = merging_weights(draws, labels)
         edges = edge_index(len(labels), nodes.device)[plan.anchors, plan.negatives]
-        coefficients = correlations.coefficients[edges]
+        coefficients = correlations.coefficients.index_select(0, edges)
         strength = self.interpolation_strength(metric_level)
         synthetic = synthesize(nodes, coefficients.detach(), plan, weights, strength)
         objectives: dict[str, Tensor] = {}
@@ -192,7 +192,9 @@ class GlobalCorrelationGenerator(BaseGenerator):
             + DIVERSITY_UNIT * self.diversity_weight * diversity
         )
         if self.collect_stats:
-            for name, term in zip(TERMS, (node_classification, generated, similarity, diversity, auxiliary), strict=True):
+            for name, term in zip(
+                TERMS, (node_classification, generated, similarity, diversity, auxiliary), strict=True
+            ):
                 setattr(self, name, term.item())
         return {
             "node_classification_loss": node_classification,
@@ -263,8 +265,12 @@ def synthesize(
 ) -> Tensor:
     """(N, D) nodes and (P, D) coefficients of the plan's pairs to (S, D) negatives, in float32 or wider."""
     z = nodes.to(compute_dtype(nodes))
-    positive_distance = torch.linalg.vector_norm(z[: len(plan.positives)] - z[plan.positives], dim=1)
+    positive_distance = torch.linalg.vector_norm(z[: len(plan.positives)] - z.index_select(0, plan.positives), dim=1)
     candidates = interpolate(
-        z[plan.anchors], z[plan.negatives], coefficients, positive_distance[plan.anchors], strength
+        z.index_select(0, plan.anchors),
+        z.index_select(0, plan.negatives),
+        coefficients,
+        positive_distance.index_select(0, plan.anchors),
+        strength,
     )
     return merge_candidates(candidates, weights, plan)

@@ -41,7 +41,8 @@ def diversity_loss(coefficients: Tensor, pairs: Tensor, num_nodes: int) -> Tenso
     values = coefficients.to(compute_dtype(coefficients))
     mean = sum_over_neighbours(values, pairs, num_nodes) / max(num_nodes, 1)
     # Both ends of an edge see it; a self pair has one end, met twice.
-    spread = (values - mean[pairs[0]]).square() + (values - mean[pairs[1]]).square()
+    first, second = ((values - mean.index_select(0, end)).square() for end in pairs)
+    spread = first + second
     total = (spread * (edge_multiplicity(pairs, spread.dtype) / 2)[:, None]).sum() / max(num_nodes, 1) ** 2
     # The clamp keeps the root's infinite slope at 0 out of the gradient.
     return 1 - torch.sqrt(total.clamp_min(torch.finfo(total.dtype).tiny))

@@ -203,9 +203,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         return value
 
 
-def join_references(
-    embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
-) -> tuple[Tensor, Tensor]:
+def join_references(embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
     """The batch followed by the references that are none of its samples.
 
     PML hands over references that repeat the batch (``DistributedLossWrapper(efficient=True)``, memories). A copy of

@@ -116,9 +116,7 @@ def reduce(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch, values: T
 
 def tuple_synthetic_loss(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch) -> Tensor:
     """For losses over explicit pairs or triplets with references."""
-    value: Tensor = loss(
-        batch.embeddings, batch.labels, batch.pairs(), batch.references(), batch.reference_labels()
-    )
+    value: Tensor = loss(batch.embeddings, batch.labels, batch.pairs(), batch.references(), batch.reference_labels())
     return value
 
 
@@ -202,7 +200,9 @@ LISTWISE = (
     "anchor, and not with its own alone"
 )
 UNLABELLED = "it uses no class labels, and so has no negatives"
-NO_LOSS = "it defines no loss of its own; use one of its subclasses"
+BROKEN_HISTOGRAM = (
+    "its histogram keeps the graph of the batch before, so that in PML it fails at its second backward already"
+)
 MEMORY = (
     "it keeps a memory of embeddings that the graph does not see; wrap the loss inside it, and pass the memory as "
     "ref_emb and ref_labels"
@@ -210,8 +210,7 @@ MEMORY = (
 
 HANDLERS: dict[Callable[..., Tensor], tuple[str, ...]] = {
     tuple_synthetic_loss: (
-        "GenericPairLoss",  # circle, contrastive, intra-pair variance, lifted, multi-similarity, NT-Xent, SNR, SupCon, tuplet
-        "DynamicSoftMarginLoss",
+        "GenericPairLoss",  # circle, contrastive, lifted, multi-similarity, NT-Xent, SupCon, tuplet, and others
         "MarginLoss",
     ),
     triplet_synthetic_loss: ("TripletMarginLoss",),
@@ -231,6 +230,7 @@ HANDLERS: dict[Callable[..., Tensor], tuple[str, ...]] = {
     refused(LISTWISE): ("FastAPLoss", "InstanceLoss", "PNPLoss", "RankedListLoss", "SmoothAPLoss"),
     refused(UNLABELLED): ("ManifoldLoss", "SelfSupervisedLoss", "VICRegLoss"),
     refused(MEMORY): ("CrossBatchMemory",),
+    refused(BROKEN_HISTOGRAM): ("DynamicSoftMarginLoss",),
 }
 for handler, names in HANDLERS.items():
     for name in names:

@@ -68,9 +68,7 @@ class GlobalCorrelationMiner(BaseMiner):
         """The generator whose correlations decide."""
         return self._generator[0]
 
-    def mine(
-        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
-    ) -> tuple[Tensor, ...]:
+    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, ...]:
         """PML's interface; see the class."""
         has_references = ref_emb is not embeddings
         nodes, node_labels = embeddings, labels

@@ -100,9 +100,7 @@ class RecallCalculator(pml.AccuracyCalculator):
         """Names of the metrics that need a neighbour search: PML's and every ``recall_at_K``."""
         return [*super().requires_knn(), *self._recall_metrics]
 
-    def determine_k(
-        self, bin_counts: torch.Tensor, num_reference_embeddings: int, ref_includes_query: bool
-    ) -> int:
+    def determine_k(self, bin_counts: torch.Tensor, num_reference_embeddings: int, ref_includes_query: bool) -> int:
         """How many neighbours to search for each query, a match with itself not counted.
 
         Args:

@@ -28,7 +28,7 @@ def check_embeddings(embeddings: object, embedding_size: int, name: str = "embed
         raise TypeError(f"{name} must be floating point, got {embeddings.dtype}")
     if embeddings.ndim != 2:
         raise ValueError(
-            f"{name} must be 2-D (batch_size, embedding_size), got {embeddings.ndim}-D with shape {tuple(embeddings.shape)}"
+            f"{name} must be 2-D (batch_size, embedding_size), got {embeddings.ndim}-D of shape {tuple(embeddings.shape)}"
         )
     if embeddings.shape[1] != embedding_size:
         raise ValueError(
@@ -51,13 +51,9 @@ def check_labels(
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name} must be integers, got {labels.dtype}")
     if labels.ndim != 1:
-        raise ValueError(
-            f"{name} must be 1-D (batch_size,), got {labels.ndim}-D with shape {tuple(labels.shape)}"
-        )
+        raise ValueError(f"{name} must be 1-D (batch_size,), got {labels.ndim}-D with shape {tuple(labels.shape)}")
     if len(labels) != num_embeddings:
-        raise ValueError(
-            f"{name} must be as many as {of}: expected {num_embeddings}, got {len(labels)}"
-        )
+        raise ValueError(f"{name} must be as many as {of}: expected {num_embeddings}, got {len(labels)}")
     if len(labels) == 0:
         return
     low, high = int(labels.min()), int(labels.max())

@@ -221,9 +221,7 @@ def test_other_sizes_have_the_same_classes(
     few = [glyph_render.font_paths()[i] for i in (0, 5)]
     monkeypatch.setattr(glyph_render, "font_paths", lambda: few)
     monkeypatch.setattr(glyph_render, "MIN_FACES", 2)
-    monkeypatch.setattr(
-        glyph_render, "covered_codes", lambda _: ([65, 66, 111, 0x391], [{65, 66, 111, 0x391}] * 2)
-    )
+    monkeypatch.setattr(glyph_render, "covered_codes", lambda _: ([65, 66, 111, 0x391], [{65, 66, 111, 0x391}] * 2))
     large, tiny = glyph_render.render_glyphs(48), glyph_render.render_glyphs(8)
     assert large.images.shape == (6, 48, 48)
     assert tiny.images.shape == (6, 8, 8)

@@ -120,9 +120,7 @@ def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "c1" / "bad.png").write_bytes(b"not a picture")
     (tmp_path / "c3" / "empty.jpg").write_bytes(b"")
     for split in SPLITS:
-        with pytest.raises(
-            ValueError, match=r"2 of 12 images in .* cannot be read: c1.bad\.png, c3.empty\.jpg"
-        ):
+        with pytest.raises(ValueError, match=r"2 of 12 images in .* cannot be read: c1.bad\.png, c3.empty\.jpg"):
             ClassFolder(tmp_path, split)
 
 
@@ -151,9 +149,7 @@ def test_image_cut_short(tmp_path: Path) -> None:
         ({"augment": "yes"}, TypeError, "augment must be"),
     ],
 )
-def test_bad_arguments(
-    root: Path, arguments: dict[str, object], error: type[Exception], message: str
-) -> None:
+def test_bad_arguments(root: Path, arguments: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ClassFolder(root, **arguments)  # type: ignore[arg-type]
 

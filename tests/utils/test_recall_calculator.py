@@ -135,9 +135,7 @@ def test_labels_of_several_columns():
     merged = plain.get_accuracy(q, first * 2 + second, r, rfirst * 2 + rsecond)
     labels, rlabels = torch.stack([first, second], 1), torch.stack([rfirst, rsecond], 1)
     assert plain.get_accuracy(q, labels, r, rlabels) == merged
-    custom = RecallCalculator(
-        (1, 3), include=names, device=CPU, label_comparison_fn=lambda a, b: (a == b).all(-1)
-    )
+    custom = RecallCalculator((1, 3), include=names, device=CPU, label_comparison_fn=lambda a, b: (a == b).all(-1))
     assert custom.get_accuracy(q, labels, r, rlabels) == merged
 
 
