@@ -28,7 +28,7 @@ def check_embeddings(embeddings: object, embedding_size: int, name: str = "embed
         raise TypeError(f"{name} must be floating point, got {embeddings.dtype}")
     if embeddings.ndim != 2:
         raise ValueError(
-            f"{name} must be 2-D (batch_size, embedding_size), got {embeddings.ndim}-D of shape {tuple(embeddings.shape)}"
+            f"{name} must be 2-D (batch_size, embedding_size), got {embeddings.ndim}-D, shape {tuple(embeddings.shape)}"
         )
     if embeddings.shape[1] != embedding_size:
         raise ValueError(

@@ -1,0 +1,192 @@
+"""Agreement with numbers computed by the authors' published implementation (float64, dropout 0)."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning import losses
+from pytorch_metric_learning.distances import DotProductSimilarity
+
+from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.generators.global_correlation_generator import synthesize
+from pml_gca.generators.published import published_names
+from pml_gca.graph import correlation_edges, edge_pairs, to_dense
+from pml_gca.interpolation import interpolate, merging_weights, plan_candidates
+from pml_gca.losses.synthetic_loss import SyntheticBatch, n_pairs_synthetic_loss
+
+# Relative to the largest value of a tensor.
+EXACT = 1e-6
+DISTANCES = 1e-5  # the reference adds 1e-6 inside every norm
+FILES = sorted((Path(__file__).parent / "data").glob("*.npz"))
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def case(request):
+    with np.load(request.param) as file:
+        data = {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}
+
+    def section(prefix):
+        return {name.removeprefix(prefix): value for name, value in data.items() if name.startswith(prefix)}
+
+    meta = {name: value.item() for name, value in section("meta.").items()}
+    generator = GlobalCorrelationGenerator.from_published(
+        section("state."),
+        num_heads=meta["num_heads"],
+        dropout=0.0,
+        **{name: meta[name] for name in ("alpha", "classification_weight", "similarity_weight", "diversity_weight")},
+    )
+    labels = data["labels"]
+    classes = meta["num_sampled_classes"]
+    # The reference draws per (sample of the class, rank of the candidate); labels are interleaved by class.
+    rank = torch.arange(len(labels)) // classes
+    own = labels[:, None] == labels[:classes]
+    by_label = labels[:classes].argsort()  # our negatives are ordered by anchor, then label
+
+    def ours(grid):
+        """(B, C, ...) anchor x class grid of the reference as our list of negatives."""
+        return grid[:, by_label][~own[:, by_label]]
+
+    return SimpleNamespace(
+        out=section("out."),
+        meta=SimpleNamespace(**meta),
+        generator=generator,
+        z=data["embeddings"].requires_grad_(),
+        labels=labels,
+        draws=section("out.")["random_weighting_draws"][rank][:, rank],
+        ours=ours,
+        names=published_names(meta["num_layers"]),
+    )
+
+
+def close(actual, expected, tolerance):
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(actual, expected.to(actual), rtol=0, atol=tolerance * scale)
+
+
+def generate(case):
+    return case.generator.generate(case.z, case.labels, len(case.labels), case.meta.metric_level, case.draws)
+
+
+def test_all_reference_files_are_there():
+    assert [path.stem for path in FILES] == ["first_epoch", "googlenet_like", "small_2layer", "tiny_1layer"]
+
+
+def test_graph(case):
+    pairs = edge_pairs(len(case.z))
+    close(to_dense(correlation_edges(case.z, pairs), len(case.z)), case.out["edge_init"], EXACT)
+
+
+def test_logits_coefficients_and_running_statistics(case):
+    correlations = case.generator.correlate(case.z, case.labels)
+    close(correlations.node_logits, case.out["node_logits"], EXACT)
+    close(correlations.dense(), case.out["coefficients"], EXACT)
+    norms = {"bottleneck1": case.generator.propagation.edge_norm, "bottleneck2": case.generator.propagation.node_norm}
+    for name, norm in norms.items():
+        close(norm.running_mean, case.out[f"{name}.running_mean"], EXACT)
+        close(norm.running_var, case.out[f"{name}.running_var"], EXACT)
+        assert norm.num_batches_tracked == 1
+
+
+def test_evaluation_mode(case):
+    case.generator.correlate(case.z, case.labels)  # the reference took one training pass before
+    correlations = case.generator.eval().correlate(case.z, case.labels)
+    close(correlations.node_logits, case.out["eval.node_logits"], EXACT)
+    close(correlations.dense(), case.out["eval.coefficients"], EXACT)
+
+
+def test_candidates(case):
+    plan = plan_candidates(case.labels)
+    coefficients = case.out["coefficients"][plan.anchors, plan.negatives]
+    distance = torch.linalg.vector_norm(case.z - case.z[plan.positives], dim=1)
+    strength = case.generator.interpolation_strength(case.meta.metric_level)
+    candidates = interpolate(
+        case.z[plan.anchors], case.z[plan.negatives], coefficients, distance[plan.anchors], strength
+    )
+    close(candidates, case.out["candidates"][plan.anchors, plan.negatives], DISTANCES)
+
+
+def test_random_weighting_with_the_given_draws(case):
+    plan = plan_candidates(case.labels)
+    coefficients = case.out["coefficients"][plan.anchors, plan.negatives]
+    strength = case.generator.interpolation_strength(case.meta.metric_level)
+    merged = synthesize(case.z, coefficients, plan, merging_weights(case.draws, case.labels), strength)
+    close(merged, case.ours(case.out["synthetic"]), DISTANCES)
+    close(generate(case).embeddings, case.ours(case.out["synthetic"]), DISTANCES)
+
+
+def test_generator_terms(case):
+    case.generator.start_collecting_stats()
+    terms = generate(case).objectives
+    close(terms["node_classification_loss"], case.out["node_classification_loss"], EXACT)
+    close(terms["generator_loss"], case.out["generator_loss"], DISTANCES)
+    close(terms["auxiliary_classification_loss"], 10 * case.out["embedding_classification_loss"], EXACT)
+    for name in ("generated_classification_loss", "similarity_loss", "diversity_loss"):
+        close(torch.tensor(getattr(case.generator, name), dtype=torch.float64), case.out[name], DISTANCES)
+
+
+def test_gradient_of_node_classification(case):
+    generate(case).objectives["node_classification_loss"].backward()
+    close(case.z.grad, case.out["grad_z.node_classification_loss"], EXACT)
+    check_parameter_gradients(case, "node_classification_loss", EXACT)
+
+
+def test_gradient_of_the_generator_loss(case):
+    generate(case).objectives["generator_loss"].backward()
+    assert case.z.grad is None or not case.z.grad.any()
+    check_parameter_gradients(case, "generator_loss", DISTANCES)
+
+
+def check_parameter_gradients(case, loss, tolerance):
+    """Norms of the gradients of all parameters that the reference lists; those of unused ones are 0 there."""
+    parameters = dict(case.generator.named_parameters())
+    ours = {theirs.removeprefix("gnn."): name for name, theirs in case.names.items()}
+    prefix = f"gradnorm.{loss}."
+    expected = {name.removeprefix(prefix): norm for name, norm in case.out.items() if name.startswith(prefix)}
+    assert len(expected) >= 30
+    for theirs, norm in expected.items():
+        if theirs not in ours:
+            assert "update_node" in theirs
+            assert norm == 0
+            continue
+        gradient = parameters[ours[theirs]].grad
+        actual = torch.zeros_like(norm) if gradient is None else torch.linalg.vector_norm(gradient)
+        torch.testing.assert_close(actual, norm, rtol=tolerance, atol=1e-12, msg=theirs)
+
+
+def test_real_n_pairs_loss(case):
+    """The published loss pairs each class's first sample with every other one; PML's takes one such pair a class."""
+    loss = losses.NPairsLoss(distance=DotProductSimilarity(normalize_embeddings=False))
+    classes, samples = case.meta.num_sampled_classes, case.meta.samples_per_class
+    anchors = torch.arange(classes)
+    values = []
+    for m in range(1, samples):
+        values.append(loss(case.z, case.labels, (anchors, anchors + m * classes, anchors, anchors)))
+    value = torch.stack(values).mean()
+    close(value, case.out["n_pairs_loss"], EXACT)
+    (gradient,) = torch.autograd.grad(value, case.z)
+    close(gradient, case.out["grad_z.n_pairs_loss"], EXACT)
+
+
+def test_synthetic_n_pairs_loss(case):
+    loss = losses.NPairsLoss(distance=DotProductSimilarity(normalize_embeddings=False))
+    value = n_pairs_synthetic_loss(loss, SyntheticBatch(case.z, case.labels, case.z, case.labels, generate(case)))
+    close(value, case.out["synthetic_n_pairs_loss"], DISTANCES)
+    (gradient,) = torch.autograd.grad(value, case.z)
+    close(gradient, case.out["grad_z.synthetic_n_pairs_loss"], DISTANCES)
+
+
+def test_synthetic_weight(case):
+    loss = HardNegativeGenerationLoss(losses.NPairsLoss(), case.generator, beta=case.meta.beta)
+    weight = loss.synthetic_weight_at(torch.tensor(case.meta.generator_level, dtype=torch.float64))
+    close(weight, case.out["synthetic_weight"], EXACT)
+
+
+def test_published_file_round_trip(case, tmp_path):
+    state = case.generator.state_dict()
+    published = {theirs: state[ours] for ours, theirs in case.names.items()}
+    published["feature_extractor.backbone.conv1.weight"] = torch.zeros(3)
+    torch.save(published, tmp_path / "published.pth")
+    restored = GlobalCorrelationGenerator.from_published(tmp_path / "published.pth", num_heads=case.meta.num_heads)
+    assert all(torch.equal(value, restored.state_dict()[name]) for name, value in state.items())
