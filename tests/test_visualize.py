@@ -28,7 +28,7 @@ def scene(n=12, channels=3, height=10, width=14):
 # ---- nearest_neighbours
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), n=st.integers(2, 20), data=st.data())
 def test_nearest_neighbours_equal_a_loop(seed, n, data):
     k = data.draw(st.integers(1, n - 1))

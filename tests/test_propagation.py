@@ -1,0 +1,130 @@
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import NUM_CLASSES, embeddings, generators, labels
+
+from pml_gca import GlobalCorrelationGenerator
+from pml_gca.propagation import ScaleBatchNorm, negative_attention
+
+
+@settings(max_examples=12)
+@given(generators(max_layers=3, sizes=(8, 12)), labels(max_classes=4, max_samples=3), st.integers(0, 99))
+def test_agrees_with_the_slow_oracle_gradients_included(generator, y, seed):
+    z = embeddings(generator, len(y), seed)
+    correlations = generator.correlate(z, y)
+    expected = oracle.propagate(generator.propagation, z, y.tolist())
+    torch.testing.assert_close(correlations.node_logits, expected.logits)
+    torch.testing.assert_close(correlations.dense(), expected.coefficients)
+    if len(y) > 1:
+        for norm, (mean, variance) in (
+            (generator.propagation.node_norm, expected.node_statistics),
+            (generator.propagation.edge_norm, expected.edge_statistics),
+        ):
+            torch.testing.assert_close(norm.running_mean, mean)
+            torch.testing.assert_close(norm.running_var, variance)
+
+    weights = torch.randn(len(y), len(y), z.shape[1], dtype=z.dtype)
+    scores = torch.randn(len(y), NUM_CLASSES, dtype=z.dtype)
+    inputs = [z, *generator.propagation.parameters()]
+
+    def gradients(logits, coefficients):
+        total = (logits * scores).sum() + (coefficients * weights).sum()
+        return torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
+
+    ours = gradients(correlations.node_logits, correlations.dense())
+    for actual, wanted in zip(ours, gradients(expected.logits, expected.coefficients), strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-7)
+
+
+@settings(max_examples=25)
+@given(generators(), labels(), st.data())
+def test_permuting_the_batch_permutes_the_output(generator, y, data):
+    z = embeddings(generator, len(y))
+    order = torch.tensor(data.draw(st.permutations(range(len(y)))))
+    plain, permuted = generator.correlate(z, y), generator.correlate(z[order], y[order])
+    torch.testing.assert_close(permuted.node_logits, plain.node_logits[order])
+    torch.testing.assert_close(permuted.dense(), plain.dense()[order][:, order])
+
+
+@settings(max_examples=20)
+@given(generators(), labels(), st.permutations(range(NUM_CLASSES)))
+def test_renaming_labels_changes_nothing_in_the_graph(generator, y, names):
+    z = embeddings(generator, len(y))
+    renamed = torch.tensor(names)[y]
+    plain, other = generator.correlate(z, y), generator.correlate(z, renamed)
+    torch.testing.assert_close(other.node_logits, plain.node_logits)
+    torch.testing.assert_close(other.coefficients, plain.coefficients)
+
+
+@settings(max_examples=20)
+@given(
+    generators(dropout=0.1),
+    labels(),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.booleans(),
+)
+def test_shapes_dtypes_and_finite_values(generator, y, dtype, parameter_dtype, training):
+    generator.to(parameter_dtype).train(training)
+    z = embeddings(generator, len(y), dtype=dtype)
+    correlations = generator.correlate(z, y)
+    n, d = z.shape
+    assert correlations.node_logits.shape == (n, NUM_CLASSES)
+    assert correlations.pairs.shape == (2, n * (n + 1) // 2)
+    assert correlations.coefficients.shape == (n * (n + 1) // 2, d)
+    assert correlations.dense().shape == (n, n, d)
+    assert correlations.node_logits.dtype == correlations.coefficients.dtype == parameter_dtype
+    assert correlations.coefficients.min() >= 0
+    assert correlations.coefficients.max() <= 1
+    (correlations.node_logits.square().mean() + correlations.coefficients.square().mean()).backward()
+    for tensor in (correlations.node_logits, correlations.coefficients, z.grad):
+        assert torch.isfinite(tensor).all()
+    assert z.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_agrees_with_float32(dtype):
+    torch.manual_seed(0)
+    generator = GlobalCorrelationGenerator(5, 64, dropout=0.0)
+    z, y = torch.randn(12, 64), torch.arange(12) % 4
+    plain = generator.correlate(z, y)
+    with torch.autocast("cpu", dtype=dtype):
+        cast = generator.correlate(z, y)
+        half = generator.correlate(z.to(dtype), y)  # what a network under autocast hands over
+    assert cast.coefficients.dtype == dtype
+    for other in (cast, half):
+        torch.testing.assert_close(other.coefficients.float(), plain.coefficients, rtol=0, atol=3e-2)
+
+
+def test_the_sink_gives_a_node_without_negatives_a_zero_message():
+    message = negative_attention(*torch.randn(3, 5, 8), torch.zeros(5, dtype=torch.long), num_heads=2)
+    assert not message.any()
+
+
+def test_two_way_attention_dropout_drops_either_end():
+    generator = GlobalCorrelationGenerator(5, 8, dropout=0.5)
+    z, y = torch.randn(6, 8), torch.arange(6) % 2
+    assert not torch.equal(generator.correlate(z, y).coefficients, generator.correlate(z, y).coefficients)
+    generator.eval()
+    assert torch.equal(generator.correlate(z, y).coefficients, generator.correlate(z, y).coefficients)
+
+
+def test_batch_norm_agrees_with_torch_on_repeated_rows():
+    x, weights = torch.randn(6, 4, dtype=torch.float64), torch.tensor([1, 2, 2, 1, 2, 1])
+    ours, theirs = ScaleBatchNorm(4).double(), torch.nn.BatchNorm1d(4).double()
+    repeated = x.repeat_interleave(weights, dim=0)
+    actual, expected = ours(x, weights), theirs(repeated)
+    torch.testing.assert_close(actual.repeat_interleave(weights, dim=0), expected)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_batch_norm_of_too_few_rows_leaves_statistics_alone(rows):
+    norm = ScaleBatchNorm(4)
+    assert norm(torch.randn(rows, 4)).abs().sum() == 0
+    assert norm.num_batches_tracked == 0
+    assert norm.running_var.eq(1).all()
