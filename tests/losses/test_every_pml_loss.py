@@ -33,7 +33,7 @@ WORKS = {
     "MarginLoss, betas learned": lambda n: losses.MarginLoss(learn_beta=True, nu=0.1, num_classes=n),
     "MultiSimilarityLoss": lambda n: losses.MultiSimilarityLoss(),
     "MultipleLosses": lambda n: losses.MultipleLosses([contrastive(), losses.NPairsLoss()], weights=[1, 0.5]),
-    "MultipleLosses, named": lambda n: losses.MultipleLosses({"a": contrastive(), "b": losses.ProxyAnchorLoss(n, SIZE)}),
+    "MultipleLosses, named": lambda n: losses.MultipleLosses({"a": contrastive(), "b": losses.ProxyNCALoss(n, SIZE)}),
     "NCALoss": lambda n: losses.NCALoss(),
     "NPairsLoss": lambda n: losses.NPairsLoss(),
     "NTXentLoss": lambda n: losses.NTXentLoss(),
@@ -182,13 +182,13 @@ def test_bases_are_refused(base):
         def __init__(self):
             torch.nn.Module.__init__(self)
 
-    with pytest.raises(TypeError, match="got Unknown.*synthetic_loss.register"):
+    with pytest.raises(TypeError, match=r"got Unknown.*synthetic_loss\.register"):
         HardNegativeGenerationLoss(Unknown(), generator_of())
 
 
 @pytest.mark.parametrize("loss", [torch.nn.CrossEntropyLoss(), None, "ContrastiveLoss", losses.ContrastiveLoss])
 def test_what_is_no_pml_loss_is_refused(loss):
-    with pytest.raises(TypeError, match="^loss must be of a type that"):
+    with pytest.raises(TypeError, match=r"^loss must be of a type that"):
         HardNegativeGenerationLoss(loss, generator_of())
 
 

@@ -1,0 +1,323 @@
+"""Train a retrieval model with PML's TrainWithClassifier, with and without GCA-HNG, and compare on unseen classes."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_metric_learning import losses, samplers, testers, trainers
+from pytorch_metric_learning.distances import DotProductSimilarity
+from pytorch_metric_learning.regularizers import LpRegularizer
+from pytorch_metric_learning.utils import logging_presets
+from torch import Tensor, nn
+
+from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss, visualize
+from pml_gca.datasets import ClassFolder, Glyphs
+from pml_gca.utils import RecallCalculator
+
+METRICS = {
+    "recall_at_1": "Recall@1",
+    "recall_at_2": "@2",
+    "recall_at_4": "@4",
+    "recall_at_8": "@8",
+    "mean_average_precision_at_r": "MAP@R",
+    "r_precision": "R-precision",
+}
+SAMPLES_PER_CLASS = 3
+QUERIES_SHOWN = 8
+
+
+def n_pairs(num_classes: int, size: int) -> losses.BaseMetricLossFunction:
+    """N-pairs on embeddings of any length, kept short by the paper's regularizer."""
+    return losses.NPairsLoss(
+        distance=DotProductSimilarity(normalize_embeddings=False),
+        embedding_regularizer=LpRegularizer(power=2),
+        embedding_reg_weight=1.5e-3,
+    )
+
+
+LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
+    "n_pairs": n_pairs,
+    "contrastive": lambda num_classes, size: losses.ContrastiveLoss(),
+    "triplet": lambda num_classes, size: losses.TripletMarginLoss(),
+    "multi_similarity": lambda num_classes, size: losses.MultiSimilarityLoss(),
+    "circle": lambda num_classes, size: losses.CircleLoss(),
+    "supcon": lambda num_classes, size: losses.SupConLoss(),
+    "proxy_anchor": lambda num_classes, size: losses.ProxyAnchorLoss(num_classes, size),
+    "arcface": lambda num_classes, size: losses.ArcFaceLoss(num_classes, size),
+}
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a small convolutional network for retrieval with PML's TrainWithClassifier: once with the "
+        "loss alone, once with the same loss learning from GCA-HNG's hard negatives, both from one seed. Prints a "
+        "table over classes that neither has seen, and draws the learning curves and some retrievals.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--loss", choices=LOSSES, default="n_pairs", help="metric loss, from pytorch_metric_learning.losses")
+    add("--generator", choices=("none", "gca", "both"), default="both", help="train the loss alone, with GCA-HNG, both")
+    add("--data", type=Path, metavar="DIR", help="folder of class folders of images; characters in 16 fonts if absent")
+    add("--epochs", type=int, default=8, help="each followed by an evaluation on validation classes")
+    add("--iterations", type=int, default=100, help="training iterations of an epoch")
+    add("--seed", type=int, default=0, help="of weights, batches and distortions")
+    add("--classes-per-batch", type=int, default=27, help=f"with {SAMPLES_PER_CLASS} images each")
+    add("--image-size", type=int, default=32, help="side of the images, in pixels")
+    add("--embedding-size", type=int, default=128, help="channels of an embedding; divisible by 2")
+    add("--layers", type=int, default=1, help="propagation layers of the generator")
+    add("--lr", type=float, default=1e-3, help="learning rate of network and classifier")
+    add("--generator-lr", type=float, default=1e-3, help="learning rate of generator, and of proxies")
+    add("--out", type=Path, metavar="DIR", help="folder for results (default: runs/LOSS-seedN)")
+    add("--resume", action="store_true", help="go on with the runs found in --out, to the same end")
+    add("--overwrite", action="store_true", help="delete the runs found in --out")
+    args = parser.parse_args(argv)
+    for name in ("epochs", "iterations", "classes_per_batch", "embedding_size", "layers"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    args.out = args.out or Path("runs") / f"{args.loss}-seed{args.seed}"
+    return args
+
+
+def load_data(args: argparse.Namespace) -> dict[str, Any]:
+    """Training, validation and test sets, whose classes have nothing in common."""
+    if args.data is None:
+        return {split: Glyphs(split, image_size=args.image_size) for split in ("train", "val", "test")}
+    return {split: ClassFolder(args.data, split, image_size=args.image_size) for split in ("train", "val", "test")}
+
+
+def convolutional_trunk(channels: int) -> tuple[nn.Module, int]:
+    """A small network for images of any size, and how many features it gives."""
+    widths = [channels, 16, 32, 64, 64]
+    layers: list[nn.Module] = []
+    for narrow, wide in pairwise(widths):
+        layers += [nn.Conv2d(narrow, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten()), 4 * widths[-1]
+
+
+def set_seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - PML's samplers draw from NumPy's global generator
+
+
+class Run:
+    """One training run in a folder of its own, that goes on where it was stopped."""
+
+    def __init__(self, name: str, with_generator: bool, args: argparse.Namespace, data: dict[str, Any]) -> None:
+        self.name, self.args, self.data = name, args, data
+        self.folder = args.out / ("gca" if with_generator else "none")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        set_seed(args.seed)
+        num_classes, size = data["train"].num_classes, args.embedding_size
+        trunk, features = convolutional_trunk(data["train"][0][0].shape[0])
+        self.models = {
+            "trunk": trunk.to(device),
+            "embedder": nn.Linear(features, size).to(device),
+            "classifier": nn.Linear(size, num_classes).to(device),
+        }
+        loss = LOSSES[args.loss](num_classes, size).to(device)
+        optimizers: dict[str, torch.optim.Optimizer] = {
+            f"{name}_optimizer": torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-4)
+            for name, model in self.models.items()
+        }
+        if with_generator:
+            generator = GlobalCorrelationGenerator(num_classes, size, num_layers=args.layers, num_heads=2)
+            loss = HardNegativeGenerationLoss(loss, generator, collect_stats=True).to(device)
+            groups = loss.parameter_groups(lr=args.generator_lr)
+        else:
+            groups = [{"params": list(loss.parameters()), "lr": args.generator_lr}]
+        if groups[0]["params"]:
+            optimizers["metric_loss_optimizer"] = torch.optim.AdamW(groups, weight_decay=1e-4)
+
+        records, _, _ = logging_presets.get_record_keeper(str(self.folder / "logs"), str(self.folder / "tensorboard"))
+        self.hooks = logging_presets.get_hook_container(records, primary_metric="recall_at_1")
+        recalls = RecallCalculator(recall_at=(1, 2, 4, 8), include=tuple(METRICS), k="max_bin_count")
+        self.tester = testers.GlobalEmbeddingSpaceTester(
+            end_of_testing_hook=self.hooks.end_of_testing_hook,
+            accuracy_calculator=recalls,
+            batch_size=256,
+            dataloader_num_workers=0,
+        )
+        classes_per_batch = min(args.classes_per_batch, num_classes)
+        batch_size = classes_per_batch * SAMPLES_PER_CLASS
+        self.trainer = trainers.TrainWithClassifier(
+            models=self.models,
+            optimizers=optimizers,
+            batch_size=batch_size,
+            loss_funcs={"metric_loss": loss, "classifier_loss": nn.CrossEntropyLoss()},
+            dataset=data["train"],
+            sampler=samplers.MPerClassSampler(
+                data["train"].labels, SAMPLES_PER_CLASS, batch_size, args.iterations * batch_size
+            ),
+            iterations_per_epoch=args.iterations,
+            dataloader_num_workers=0,
+            end_of_iteration_hook=self.hooks.end_of_iteration_hook,
+            end_of_epoch_hook=self.end_of_epoch,
+        )
+        self.evaluate_and_save = self.hooks.end_of_epoch_hook(
+            self.tester, {"val": data["val"]}, str(self.folder / "models")
+        )
+        self.history: dict[str, list[float]] = {"iterations": [0], "seconds": [0.0], "recall_at_1": []}
+
+    def train(self) -> dict[str, Any]:
+        """Train to the last epoch, test, and return (and keep) what the report needs."""
+        result_file = self.folder / "result.json"
+        if result_file.exists():
+            print(f"{self.name}: finished before")
+            result: dict[str, Any] = json.loads(result_file.read_text())
+            return result
+        first = self.load_checkpoint() + 1
+        if first == 1:
+            print(f"{self.name}: before training")
+            self.history["recall_at_1"] = [self.test("val", 0)["recall_at_1"]]
+        for epoch in range(first, self.args.epochs + 1):
+            print(f"{self.name}: epoch {epoch} of {self.args.epochs}")
+            # One call and one seed for each epoch: what a resumed run draws is what an unbroken one draws.
+            set_seed(1_000_003 * self.args.seed + epoch)
+            self.epoch_began = time.perf_counter()
+            self.trainer.train(start_epoch=epoch, num_epochs=epoch)
+        print(f"{self.name}: unseen classes")
+        metrics = self.test("test", self.args.epochs)
+        embeddings, _ = self.tester.get_all_embeddings(self.data["test"], self.models["trunk"], self.models["embedder"])
+        queries = shown_queries(self.data["test"], self.args.seed)
+        result = {
+            "metrics": metrics,
+            "seconds_per_iteration": self.history["seconds"][-1] / self.history["iterations"][-1],
+            "history": self.history,
+            "neighbours": visualize.nearest_neighbours(embeddings.cpu(), queries, 4).tolist(),
+        }
+        write_atomically(result_file, lambda path: path.write_text(json.dumps(result, indent=1)))
+        return result
+
+    def test(self, split: str, epoch: int) -> dict[str, float]:
+        """PML's tester on one split; metrics by name."""
+        found = self.tester.test({split: self.data[split]}, epoch, self.models["trunk"], self.models["embedder"])
+        return {metric: float(found[split][f"{metric}_level0"]) for metric in METRICS}
+
+    def end_of_epoch(self, trainer: trainers.TrainWithClassifier) -> bool | None:
+        self.history["seconds"].append(self.history["seconds"][-1] + time.perf_counter() - self.epoch_began)
+        self.history["iterations"].append(trainer.epoch * self.args.iterations)
+        going_on: bool | None = self.evaluate_and_save(trainer)
+        self.history["recall_at_1"].append(float(self.tester.all_accuracies["val"]["recall_at_1_level0"]))
+        print(f"{self.name}: validation Recall@1 {100 * self.history['recall_at_1'][-1]:.1f}%")
+        self.save_checkpoint(trainer.epoch)
+        return going_on
+
+    def parts(self) -> dict[str, Any]:
+        """Everything with a state."""
+        named = (self.trainer.models, self.trainer.optimizers, self.trainer.loss_funcs)
+        return {name: part for parts in named for name, part in parts.items()}
+
+    def save_checkpoint(self, epoch: int) -> None:
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        content = {"epoch": epoch, "history": self.history, "state": state}
+        write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(content, path))
+
+    def load_checkpoint(self) -> int:
+        """Restore the last whole epoch and return its number; 0 if there is none."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return 0
+        content = torch.load(path, weights_only=True)
+        for name, part in self.parts().items():
+            part.load_state_dict(content["state"][name])
+        self.history = content["history"]
+        return int(content["epoch"])
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """A run that is killed leaves the file as it was before, or whole."""
+    temporary = path.with_name(path.name + ".part")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def shown_queries(data: Any, seed: int) -> Tensor:
+    """Some images of different classes, to look at what is retrieved for them."""
+    source = torch.Generator().manual_seed(seed)
+    classes = torch.randperm(data.num_classes, generator=source)[:QUERIES_SHOWN]
+    return torch.stack([(data.labels == label).nonzero()[0, 0] for label in classes])
+
+
+def prepare_folder(args: argparse.Namespace) -> None:
+    """Refuse to mix runs of different settings, or to write over a run unasked."""
+    ignored = ("out", "resume", "overwrite", "generator")
+    settings = {name: str(value) for name, value in vars(args).items() if name not in ignored}
+    file = args.out / "settings.json"
+    if args.overwrite and file.exists():
+        shutil.rmtree(args.out)
+    if file.exists():
+        before = json.loads(file.read_text())
+        changed = [f"{k} is {settings[k]}, was {before.get(k)}" for k in settings if settings[k] != before.get(k)]
+        if changed:
+            sys.exit(f"{args.out} holds runs of other settings ({'; '.join(changed)}); choose another --out")
+        if not args.resume:
+            sys.exit(
+                f"{args.out} holds runs already; give --resume to go on with them, or --overwrite or another --out"
+            )
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, lambda path: path.write_text(json.dumps(settings, indent=1)))
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Results on unseen classes as a Markdown table, percentages but for the last column."""
+    rows = {
+        name: [f"{100 * result['metrics'][m]:.2f}" for m in METRICS] + [f"{result['seconds_per_iteration']:.3f}"]
+        for name, result in results.items()
+    }
+    if len(results) == 2:
+        old, new = results.values()
+        rows["difference"] = [f"{100 * (new['metrics'][m] - old['metrics'][m]):+.2f}" for m in METRICS]
+        rows["difference"].append(f"{new['seconds_per_iteration'] - old['seconds_per_iteration']:+.3f}")
+    width = max(len(name) for name in rows)
+    head = [*METRICS.values(), "s/iteration"]
+    lines = [[" " * width, *head], ["-" * width, *("-" * (len(title) - 1) + ":" for title in head)]]
+    lines += [
+        [name.ljust(width), *(v.rjust(len(t)) for v, t in zip(row, head, strict=True))] for name, row in rows.items()
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    prepare_folder(args)
+    try:
+        data = load_data(args)
+    except ValueError as error:
+        sys.exit(f"--data: {error}")
+    names = {"none": args.loss, "gca": f"{args.loss} + GCA-HNG"}
+    wanted = ("none", "gca") if args.generator == "both" else (args.generator,)
+    results = {names[kind]: Run(names[kind], kind == "gca", args, data).train() for kind in wanted}
+
+    test = data["test"]
+    report = table(results)
+    print(f"\nUnseen classes: {test.num_classes} with {len(test)} images, seed {args.seed}\n\n{report}\n")
+    (args.out / "table.md").write_text(report + "\n")
+    curves = {name: result["history"] for name, result in results.items()}
+    title = f"{data['val'].num_classes} validation classes"
+    visualize.plot_curves(curves, title=title).savefig(args.out / "curves.png", dpi=150)
+    images, labels = zip(*(test[i] for i in range(len(test))), strict=True)
+    neighbours = {name: torch.tensor(result["neighbours"]) for name, result in results.items()}
+    figure = visualize.plot_retrieval(
+        torch.stack(images),
+        torch.tensor(labels),
+        shown_queries(test, args.seed),
+        neighbours,
+        class_names=test.classes,
+        title="Unseen classes: queries and their four nearest images",
+    )
+    figure.savefig(args.out / "retrieval.png", dpi=150)
+    print(f"Figures: {args.out / 'curves.png'}, {args.out / 'retrieval.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""PML's own trainers, run for real with the loss and the miner."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning import losses, samplers, trainers
+from pytorch_metric_learning.utils.common_functions import EmbeddingDataset
+from torch import nn
+
+from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
+
+CLASSES, PER_CLASS, WIDTH, D = 5, 8, 10, 16
+BATCH, ITERATIONS = 12, 12
+TRAINERS = (trainers.MetricLossOnly, trainers.TrainWithClassifier)
+WRAPPED = (losses.NPairsLoss, losses.MultiSimilarityLoss)
+
+
+def make_dataset(names=range(CLASSES)):
+    torch.manual_seed(0)
+    classes = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
+    images = torch.randn(CLASSES, WIDTH)[classes] + 0.3 * torch.randn(len(classes), WIDTH)
+    return EmbeddingDataset(images, torch.tensor(list(names))[classes])
+
+
+def make_loss(wrapped=None, **kwargs):
+    torch.manual_seed(1)
+    generator = GlobalCorrelationGenerator(CLASSES, D, num_layers=1, num_heads=2)
+    return HardNegativeGenerationLoss(wrapped or losses.NPairsLoss(), generator, **kwargs)
+
+
+def make_trainer(loss, trainer=trainers.MetricLossOnly, dataset=None, with_optimizer=True, **kwargs):
+    """A trainer of ``loss`` whose history lists the metric loss of every iteration, as the trainer sees it."""
+    dataset = dataset or make_dataset()
+    torch.manual_seed(2)
+    models = {"trunk": nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, D))}
+    loss_funcs = {"metric_loss": loss}
+    if trainer is trainers.TrainWithClassifier:
+        models["classifier"] = nn.Linear(D, CLASSES)
+        loss_funcs["classifier_loss"] = nn.CrossEntropyLoss()
+    optimizers = {f"{name}_optimizer": torch.optim.Adam(m.parameters(), lr=5e-3) for name, m in models.items()}
+    if with_optimizer and isinstance(loss, HardNegativeGenerationLoss):
+        optimizers["metric_loss_optimizer"] = torch.optim.AdamW(loss.parameter_groups(lr=1e-3), weight_decay=0.0)
+    history = []
+    made = trainer(
+        models,
+        optimizers,
+        BATCH,
+        loss_funcs,
+        dataset,
+        sampler=samplers.MPerClassSampler(dataset.labels, 3, BATCH, BATCH * ITERATIONS),
+        dataloader_num_workers=0,
+        end_of_iteration_hook=lambda t: history.append(t.losses["metric_loss"].item()),
+        **kwargs,
+    )
+    made.history = history
+    return made
+
+
+def seeded_training(trainer, num_epochs=1, seed=3):
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - PML's sampler draws from it
+    trainer.train(num_epochs=num_epochs)
+
+
+def copied_state(module):
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def assert_same_state(module, before):
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_everything_trains(trainer, wrapped):
+    loss = make_loss(wrapped(), collect_stats=True)
+    terms = []
+    before = copied_state(loss)
+    made = make_trainer(loss, trainer)
+    count = made.end_of_iteration_hook
+    made.end_of_iteration_hook = lambda t: (count(t), terms.append((loss.metric_loss, loss.generator_loss)))
+    trunk = copied_state(made.models["trunk"])
+    seeded_training(made, num_epochs=3)
+
+    unchanged = {name for name, value in loss.state_dict().items() if torch.equal(value, before[name])}
+    assert unchanged == set()
+    assert not any(torch.equal(value, trunk[name]) for name, value in made.models["trunk"].state_dict().items())
+    assert len(made.history) == len(terms) == 3 * ITERATIONS
+    for curve in (torch.tensor(made.history), *torch.tensor(terms).unbind(1)):
+        assert torch.isfinite(curve).all()
+        assert curve[-6:].mean() < 0.9 * curve[:6].mean()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in loss.parameters())
+    assert loss.metric_level.isfinite()
+    assert loss.generator_level.isfinite()
+
+
+def test_proxies_train_with_the_generator():
+    loss = make_loss(losses.ProxyAnchorLoss(CLASSES, D))
+    made = make_trainer(loss)
+    proxies = loss.loss.proxies.detach().clone()
+    seeded_training(made)
+    assert not torch.equal(loss.loss.proxies, proxies)
+
+
+def test_two_runs_from_one_seed_are_equal():
+    runs = []
+    for _ in range(2):
+        loss = make_loss(losses.MultiSimilarityLoss())
+        made = make_trainer(loss, trainers.TrainWithClassifier)
+        seeded_training(made)
+        runs.append((made.history, copied_state(loss), copied_state(made.models["trunk"])))
+    assert runs[0][0] == runs[1][0]
+    for first, second in zip(runs[0][1:], runs[1][1:], strict=True):
+        for name, value in first.items():
+            assert torch.equal(value, second[name]), name
+
+
+def test_a_frozen_loss_is_the_wrapped_loss_alone():
+    loss = make_loss()
+    before = copied_state(loss)
+    frozen = make_trainer(loss, freeze_these=["metric_loss"])
+    plain = make_trainer(losses.NPairsLoss())
+    for made in (frozen, plain):
+        seeded_training(made, num_epochs=2)
+    assert frozen.history == plain.history
+    assert_same_state(frozen.models["trunk"], plain.models["trunk"].state_dict())
+    assert_same_state(loss, before)
+    assert not any(module.training for module in loss.modules())
+
+
+def test_a_loss_that_is_no_longer_frozen_learns():
+    loss = make_loss()
+    made = make_trainer(loss, freeze_these=["metric_loss"])
+    seeded_training(made)
+    before = copied_state(loss.generator)
+    for parameter in loss.parameters():
+        parameter.requires_grad = True
+    made.freeze_these = []
+    seeded_training(made)
+    assert all(not torch.equal(p, before[name]) for name, p in loss.generator.named_parameters())
+
+
+LABELS = (100, 17, 42, 999, 3)
+
+
+def test_pml_renumbers_labels():
+    dataset = make_dataset(LABELS)
+    loss = make_loss()
+    made = make_trainer(loss, dataset=dataset, dataset_labels=dataset.labels.tolist(), set_min_label_to_zero=True)
+    before = copied_state(loss.generator)
+    seeded_training(made)
+    assert all(not torch.equal(p, before[name]) for name, p in loss.generator.named_parameters())
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"dataset_labels": list(LABELS)}])
+def test_labels_that_nobody_renumbers(kwargs):
+    loss = make_loss()
+    before = copied_state(loss)
+    made = make_trainer(loss, dataset=make_dataset(LABELS), **kwargs)
+    with pytest.raises(ValueError, match=r"labels must lie in .* \[0, 5\).*dataset_labels.*set_min_label_to_zero=True"):
+        seeded_training(made)
+    assert_same_state(loss, before)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_forgotten_optimizer_is_warned_of_once(trainer):
+    made = make_trainer(make_loss(), trainer, with_optimizer=False)
+    with pytest.warns(UserWarning, match="metric_loss_optimizer") as caught:
+        seeded_training(made, num_epochs=2)
+    assert sum("metric_loss_optimizer" in str(w.message) for w in caught) == 1
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_no_warning_where_an_optimizer_steps(trainer):
+    made = make_trainer(make_loss(), trainer)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        seeded_training(made)
+    assert not [w for w in caught if "metric_loss_optimizer" in str(w.message)]
+
+
+@pytest.mark.parametrize("output", ["triplets", "pairs"])
+def test_miner_with_the_loss(output):
+    loss = make_loss(losses.MultiSimilarityLoss())
+    miner = GlobalCorrelationMiner(loss.generator, 2, output)
+    made = make_trainer(loss, mining_funcs={"tuple_miner": miner})
+    before = copied_state(loss.generator)
+    seeded_training(made, num_epochs=2)
+    assert torch.tensor(made.history).isfinite().all()
+    assert all(not torch.equal(p, before[name]) for name, p in loss.generator.named_parameters())
+    assert all(module.training for module in loss.generator.modules())
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "output"),
+    [(losses.TripletMarginLoss, "triplets"), (losses.ContrastiveLoss, "pairs"), (losses.ContrastiveLoss, "triplets")],
+)
+def test_miner_with_a_plain_loss(wrapped, output):
+    generator = make_loss().generator
+    before = copied_state(generator)
+    made = make_trainer(wrapped(), mining_funcs={"tuple_miner": GlobalCorrelationMiner(generator, 2, output)})
+    seeded_training(made, num_epochs=3)
+    assert torch.tensor(made.history[-6:]).mean() < torch.tensor(made.history[:6]).mean()
+    assert_same_state(generator, before)
+    assert all(p.grad is None for p in generator.parameters())
+
+
+def test_the_miner_changes_what_the_wrapped_loss_sees_and_not_what_is_generated():
+    torch.manual_seed(4)
+    embeddings, labels = torch.randn(12, D), torch.arange(4).repeat(3)
+    loss = make_loss(losses.TripletMarginLoss(), collect_stats=True)
+    values = {}
+    for mined in (False, True):
+        copied = copy.deepcopy(loss)
+        indices = GlobalCorrelationMiner(copied.generator)(embeddings, labels) if mined else None
+        torch.manual_seed(5)
+        copied(embeddings, labels, indices)
+        values[mined] = (copied.metric_loss, copied.generator_loss, copied.generator.hardness)
+    assert values[True][0] != values[False][0]
+    assert values[True][1:] == values[False][1:]
