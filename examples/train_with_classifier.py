@@ -147,17 +147,13 @@ class Run:
             batch_size=256,
             dataloader_num_workers=0,
         )
-        classes_per_batch = min(args.classes_per_batch, num_classes)
-        batch_size = classes_per_batch * SAMPLES_PER_CLASS
+        self.batch_size = min(args.classes_per_batch, num_classes) * SAMPLES_PER_CLASS
         self.trainer = trainers.TrainWithClassifier(
             models=self.models,
             optimizers=optimizers,
-            batch_size=batch_size,
+            batch_size=self.batch_size,
             loss_funcs={"metric_loss": loss, "classifier_loss": nn.CrossEntropyLoss()},
             dataset=data["train"],
-            sampler=samplers.MPerClassSampler(
-                data["train"].labels, SAMPLES_PER_CLASS, batch_size, args.iterations * batch_size
-            ),
             iterations_per_epoch=args.iterations,
             dataloader_num_workers=0,
             end_of_iteration_hook=self.hooks.end_of_iteration_hook,
@@ -182,7 +178,12 @@ class Run:
         for epoch in range(first, self.args.epochs + 1):
             print(f"{self.name}: epoch {epoch} of {self.args.epochs}")
             # One call and one seed for each epoch: what a resumed run draws is what an unbroken one draws.
+            # A sampler, too, that begins anew: PML's shuffles its classes from where it left them.
             set_seed(1_000_003 * self.args.seed + epoch)
+            length = self.args.iterations * self.batch_size
+            self.trainer.sampler = samplers.MPerClassSampler(
+                self.data["train"].labels, SAMPLES_PER_CLASS, self.batch_size, length
+            )
             self.epoch_began = time.perf_counter()
             self.trainer.train(start_epoch=epoch, num_epochs=epoch)
         print(f"{self.name}: unseen classes")
@@ -294,7 +295,8 @@ def main(argv: list[str] | None = None) -> None:
         data = load_data(args)
     except ValueError as error:
         sys.exit(f"--data: {error}")
-    names = {"none": args.loss, "gca": f"{args.loss} + GCA-HNG"}
+    title = args.loss.replace("_", "-")
+    names = {"none": title, "gca": f"{title} + GCA-HNG"}
     wanted = ("none", "gca") if args.generator == "both" else (args.generator,)
     results = {names[kind]: Run(names[kind], kind == "gca", args, data).train() for kind in wanted}
 
@@ -303,8 +305,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\nUnseen classes: {test.num_classes} with {len(test)} images, seed {args.seed}\n\n{report}\n")
     (args.out / "table.md").write_text(report + "\n")
     curves = {name: result["history"] for name, result in results.items()}
-    title = f"{data['val'].num_classes} validation classes"
-    visualize.plot_curves(curves, title=title).savefig(args.out / "curves.png", dpi=150)
+    figure = visualize.plot_curves(curves, title=f"{data['val'].num_classes} validation classes")
+    figure.savefig(args.out / "curves.png", dpi=150)
     images, labels = zip(*(test[i] for i in range(len(test))), strict=True)
     neighbours = {name: torch.tensor(result["neighbours"]) for name, result in results.items()}
     figure = visualize.plot_retrieval(

@@ -90,9 +90,10 @@ def test_everything_trains(trainer, wrapped):
     assert unchanged == set()
     assert not any(torch.equal(value, trunk[name]) for name, value in made.models["trunk"].state_dict().items())
     assert len(made.history) == len(terms) == 3 * ITERATIONS
-    for curve in (torch.tensor(made.history), *torch.tensor(terms).unbind(1)):
+    total, (metric, generator) = torch.tensor(made.history), torch.tensor(terms).unbind(1)
+    for curve, share in ((total, 0.99), (metric, 0.8), (generator, 0.99)):
         assert torch.isfinite(curve).all()
-        assert curve[-6:].mean() < 0.9 * curve[:6].mean()
+        assert curve[-6:].mean() < share * curve[:6].mean()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in loss.parameters())
     assert loss.metric_level.isfinite()
     assert loss.generator_level.isfinite()

@@ -1,0 +1,121 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+import train_with_classifier  # noqa: E402
+
+SETTINGS = ["--epochs", "3", "--iterations", "3", "--classes-per-batch", "4", "--image-size", "16"]
+SETTINGS += ["--embedding-size", "8"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Twelve classes of six noisy pictures."""
+    root = tmp_path_factory.mktemp("pictures")
+    source = torch.Generator().manual_seed(0)
+    for label in range(12):
+        (root / f"class{label:02d}").mkdir()
+        pattern = torch.rand(16, 16, 3, generator=source)
+        for i in range(6):
+            noisy = (pattern + 0.3 * torch.rand(16, 16, 3, generator=source)).clamp(0, 1)
+            Image.fromarray((255 * noisy).byte().numpy()).save(root / f"class{label:02d}" / f"{i}.png")
+    return root
+
+
+def results(out):
+    """Everything a run leaves but the time it took."""
+    found = {}
+    for kind in ("none", "gca"):
+        result = json.loads((out / kind / "result.json").read_text())
+        state = torch.load(out / kind / "checkpoint.pt", weights_only=True)["state"]
+        found[kind] = (result["metrics"], result["history"]["recall_at_1"], result["neighbours"], state)
+    return found
+
+
+def assert_same(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+def test_a_killed_run_resumes_to_the_same_result(pictures, tmp_path, capsys):
+    common = ["--data", str(pictures), *SETTINGS]
+    train_with_classifier.main([*common, "--out", str(tmp_path / "unbroken")])
+    printed = capsys.readouterr().out
+    assert "| n-pairs + GCA-HNG |" in printed
+    assert "| difference" in printed
+
+    command = [sys.executable, "-u", str(EXAMPLES / "train_with_classifier.py"), *common]
+    command += ["--out", str(tmp_path / "broken")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in process.stdout:
+        if "GCA-HNG: epoch 3 of 3" in line:
+            process.kill()
+            break
+    process.wait()
+    assert not (tmp_path / "broken" / "gca" / "result.json").exists()
+    train_with_classifier.main([*common, "--out", str(tmp_path / "broken"), "--resume"])
+    assert "n-pairs: finished before" in capsys.readouterr().out
+
+    assert_same(results(tmp_path / "unbroken"), results(tmp_path / "broken"))
+    for name in ("curves.png", "retrieval.png", "table.md"):
+        assert (tmp_path / "broken" / name).stat().st_size > 0
+    assert (tmp_path / "broken" / "gca" / "logs" / "logs.db").exists()
+    assert list((tmp_path / "broken" / "gca" / "tensorboard").iterdir())
+
+    with pytest.raises(SystemExit, match="holds runs already; give --resume"):
+        train_with_classifier.main([*common, "--out", str(tmp_path / "broken")])
+    with pytest.raises(SystemExit, match=r"runs of other settings \(lr is 0.1, was 0.001\)"):
+        train_with_classifier.main([*common, "--lr", "0.1", "--out", str(tmp_path / "broken"), "--resume"])
+
+
+@pytest.mark.parametrize("loss", train_with_classifier.LOSSES)
+def test_every_loss_on_offer_trains_with_the_generator(loss, pictures, tmp_path):
+    train_with_classifier.main(
+        [
+            "--data",
+            str(pictures),
+            *SETTINGS,
+            "--epochs",
+            "1",
+            "--loss",
+            loss,
+            "--generator",
+            "gca",
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    assert (tmp_path / "table.md").read_text().count("\n") == 3
+
+
+def test_bad_data_folder(tmp_path):
+    (tmp_path / "data" / "only").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "data" / "only" / "a.png")
+    with pytest.raises(SystemExit, match=r"--data: .* holds 1 class folder"):
+        train_with_classifier.main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
+
+
+def test_bad_arguments_and_help(capsys):
+    with pytest.raises(SystemExit):
+        train_with_classifier.main(["--epochs", "0"])
+    assert "--epochs must be at least 1, got 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_with_classifier.main(["--help"])
+    text = capsys.readouterr().out
+    for option in ("--loss", "--generator", "--data", "--epochs", "--seed", "--resume"):
+        assert option in text

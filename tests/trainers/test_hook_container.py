@@ -1,0 +1,264 @@
+"""PML's preset hooks: record keeping, testing, saving and loading."""
+
+import math
+import sqlite3
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning import losses, samplers, testers, trainers
+from pytorch_metric_learning.utils import common_functions as c_f
+from pytorch_metric_learning.utils import logging_presets
+from torch import nn
+
+from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
+from pml_gca.utils.recall_calculator import RecallCalculator
+
+pytest.importorskip("faiss")
+record_keeper = pytest.importorskip("record_keeper")
+pytest.importorskip("tensorboard")
+
+CLASSES, PER_CLASS, WIDTH, BATCH, ITERATIONS = 4, 6, 8, 8, 3
+LOSS_TABLE = "metric_loss_HardNegativeGenerationLoss"
+GENERATOR_TABLE = LOSS_TABLE + "__modules_generator_GlobalCorrelationGenerator"
+WRAPPED = {
+    "n_pairs": lambda d: losses.NPairsLoss(),
+    "contrastive": lambda d: losses.ContrastiveLoss(),
+    "proxy_anchor": lambda d: losses.ProxyAnchorLoss(CLASSES, d),
+    # a dict, as PML's own records of a MultipleLosses made from a list are table names that SQLite refuses
+    "multiple": lambda d: losses.MultipleLosses({"a": losses.ContrastiveLoss(), "b": losses.NPairsLoss()}),
+}
+
+
+class Run:
+    """A training run with all of PML's preset hooks in a folder."""
+
+    def __init__(self, folder, wrapped="n_pairs", *, size=8, seed=0, with_generator=True, with_miner=False, **kwargs):
+        torch.manual_seed(100)
+        classes = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
+        images = torch.randn(CLASSES, WIDTH)[classes] + 0.5 * torch.randn(len(classes), WIDTH)
+        dataset = c_f.EmbeddingDataset(images, classes)
+        torch.manual_seed(seed)
+        self.folder = folder
+        self.loss = WRAPPED[wrapped](size)
+        if with_generator:
+            generator = GlobalCorrelationGenerator(CLASSES, size, num_layers=1, num_heads=2)
+            self.loss = HardNegativeGenerationLoss(self.loss, generator, **kwargs)
+        miners = {"tuple_miner": GlobalCorrelationMiner(self.loss.generator)} if with_miner else None
+        models = {"trunk": nn.Sequential(nn.Linear(WIDTH, size), nn.BatchNorm1d(size)), "classifier": nn.Linear(size, 4)}
+        optimizers = {f"{name}_optimizer": torch.optim.Adam(m.parameters(), lr=1e-3) for name, m in models.items()}
+        schedulers = {}
+        if with_generator:
+            optimizer = torch.optim.AdamW(self.loss.parameter_groups(lr=1e-3))
+            optimizers["metric_loss_optimizer"] = optimizer
+            schedulers["metric_loss_scheduler_by_epoch"] = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+        self.keeper, _, self.writer = logging_presets.get_record_keeper(str(folder / "csv"), str(folder / "tensorboard"))
+        self.hooks = logging_presets.get_hook_container(self.keeper, primary_metric="recall_at_1", log_freq=1)
+        self.tester = testers.GlobalEmbeddingSpaceTester(
+            end_of_testing_hook=self.hooks.end_of_testing_hook,
+            dataloader_num_workers=0,
+            data_device=torch.device("cpu"),
+            accuracy_calculator=RecallCalculator((1, 2), include=("recall_at_1", "recall_at_2", "r_precision")),
+        )
+        self.models_folder = str(folder / "models")
+        self.save_and_test = self.hooks.end_of_epoch_hook(self.tester, {"val": dataset}, self.models_folder)
+        self.trainer = trainers.TrainWithClassifier(
+            models,
+            optimizers,
+            BATCH,
+            {"metric_loss": self.loss, "classifier_loss": nn.CrossEntropyLoss()},
+            dataset,
+            mining_funcs=miners,
+            lr_schedulers=schedulers,
+            sampler=samplers.MPerClassSampler(classes, 2, BATCH, BATCH * ITERATIONS),
+            dataloader_num_workers=0,
+            data_device=torch.device("cpu"),
+            end_of_iteration_hook=self.hooks.end_of_iteration_hook,
+            end_of_epoch_hook=self.end_epoch,
+        )
+
+    def end_epoch(self, trainer):
+        if isinstance(self.loss, HardNegativeGenerationLoss):
+            self.loss.end_epoch()  # does nothing unless level_momentum is None
+        go_on = self.save_and_test(trainer)
+        self.seed(trainer.epoch)
+        return go_on
+
+    def seed(self, epoch):
+        self.trainer.sampler.labels.sort()  # PML's sampler shuffles its classes in place, epoch after epoch
+        torch.manual_seed(1000 + epoch)
+        np.random.seed(epoch)  # noqa: NPY002 - PML's sampler draws from it
+
+    def train(self, epochs, start=1):
+        self.seed(start - 1)
+        self.trainer.train(start_epoch=start, num_epochs=epochs)
+        return self
+
+    def tables(self):
+        """{table: {column: values}} of everything recorded."""
+        with sqlite3.connect(self.folder / "csv" / "logs.db") as db:
+            names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+            found = {}
+            for name in names:
+                cursor = db.execute(f"SELECT * FROM [{name}]")
+                columns = [column[0] for column in cursor.description]
+                rows = cursor.fetchall()
+                found[name] = {c: [row[i] for row in rows] for i, c in enumerate(columns)}
+        return found
+
+    def state(self):
+        """Every tensor and number that a resumed run needs."""
+        parts = {}
+        for group in ("models", "optimizers", "lr_schedulers", "loss_funcs"):
+            for name, part in getattr(self.trainer, group).items():
+                parts[f"{group}.{name}"] = part.state_dict()
+        return parts
+
+
+def assert_same(a, b, path=""):
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert list(a) == list(b), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+@pytest.fixture
+def pml_collects_stats():
+    before, c_f.COLLECT_STATS = c_f.COLLECT_STATS, True
+    yield
+    c_f.COLLECT_STATS = before
+
+
+@pytest.fixture
+def appended(monkeypatch):
+    """Every record handed to record-keeper's writer: (table, column, number of values)."""
+    records = []
+    append = record_keeper.RecordWriter.append
+
+    def spy(self, group, series, value, iteration):
+        records.append((group, series, value.numel() if isinstance(value, torch.Tensor) else np.size(value)))
+        append(self, group, series, value, iteration)
+
+    monkeypatch.setattr(record_keeper.RecordWriter, "append", spy)
+    return records
+
+
+def assert_stats(tables):
+    assert {"beta", "metric_level", "generator_level", "metric_loss", "synthetic_loss", "generator_loss"} < set(
+        tables[LOSS_TABLE]
+    )
+    loss, generator = tables[LOSS_TABLE], tables[GENERATOR_TABLE]
+    assert len(loss["metric_loss"]) == len(generator["hardness"]) == 2 * ITERATIONS
+    assert all(isinstance(v, (int, float)) and math.isfinite(v) for c in (*loss.values(), *generator.values()) for v in c)
+    assert loss["synthetic_weight"][0] == 0  # nothing was observed before the first batch
+    assert all(0 < weight < 1 for weight in loss["synthetic_weight"][1:])
+    assert loss["metric_level"][0] == pytest.approx(loss["metric_loss"][0], rel=1e-4)
+    assert generator["num_negatives"] == [BATCH * (BATCH // 2 - 1)] * 2 * ITERATIONS
+    assert generator["num_skipped_anchors"] == [0] * 2 * ITERATIONS
+    assert all(0 < mean < 1 for mean in generator["lambda_mean"])
+    assert all(0 < spread < 0.5 for spread in generator["lambda_std"])
+    assert all(0 < hardness <= 1 + 1e-6 for hardness in generator["hardness"])
+    assert all(norm > 0 for norm in generator["gradient_norm"])
+    for term in ("node_classification", "generated_classification", "auxiliary_classification", "similarity"):
+        assert all(value > 0 for value in generator[f"{term}_loss"])
+    assert all(value <= 1 for value in generator["diversity_loss"])
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("collect_stats", [True, False])
+def test_a_run_with_all_hooks(tmp_path, appended, wrapped, collect_stats):
+    run = Run(tmp_path, wrapped, collect_stats=collect_stats).train(epochs=2)
+    tables = run.tables()
+    names = " ".join([*tables, *(column for table in tables.values() for column in table)])
+    assert not any(word in names for word in ("propagation", "auxiliary_classifier_", "levels", "weight]", "bias"))
+    assert len(tables["loss_histories"]["metric_loss"]) == 2 * ITERATIONS
+    accuracies = next(table for name, table in tables.items() if name.startswith("accuracies"))
+    assert all(0 <= v <= 1 for v in accuracies["recall_at_1_level0"] + accuracies["recall_at_2_level0"])
+    assert len(accuracies["recall_at_1_level0"]) == 2
+    if collect_stats:
+        assert_stats(tables)
+    else:
+        assert GENERATOR_TABLE not in tables
+        assert set(tables[LOSS_TABLE]) == {"id", "~iteration~", "beta", "metric_level", "generator_level"}
+    large = {series for _, series, size in appended if size > 1}
+    assert large <= ({"proxies"} if wrapped == "proxy_anchor" else set())  # PML records those of a plain loss, too
+    assert (tmp_path / "csv" / f"{LOSS_TABLE}.csv").is_file()
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.usefixtures("pml_collects_stats")
+def test_stats_for_all_of_pml(tmp_path, wrapped):
+    assert_stats(Run(tmp_path, wrapped).train(epochs=2).tables())
+
+
+@pytest.mark.usefixtures("pml_collects_stats")
+def test_a_run_with_the_miner(tmp_path):
+    tables = Run(tmp_path, "contrastive", with_miner=True).train(epochs=2).tables()
+    assert_stats(tables)
+    mined = tables["tuple_miner_GlobalCorrelationMiner"]
+    assert mined["num_triplets"] == [BATCH] * 2 * ITERATIONS  # of each pair of positives, both ways round
+    assert not [name for name in tables if name.startswith("tuple_miner_GlobalCorrelationMiner_")]
+
+
+def test_records_do_not_grow_with_the_generator(tmp_path, appended):
+    counts = {}
+    for name, with_generator, kwargs in (
+        ("plain", False, {}),
+        ("small", True, {"size": 8, "collect_stats": True}),
+        ("large", True, {"size": 256, "collect_stats": True}),
+    ):
+        appended.clear()
+        run = Run(tmp_path / name, with_generator=with_generator, **kwargs)
+        run.trainer.iterations_per_epoch = 1
+        run.train(epochs=1)
+        counts[name] = (len(appended), sum(size for *_, size in appended))
+    assert counts["small"] == counts["large"]
+    assert counts["large"][1] == counts["large"][0] < counts["plain"][0] + 40
+
+
+@pytest.mark.parametrize("level_momentum", [0.9, None])
+@pytest.mark.parametrize("wrapped", ["n_pairs", "proxy_anchor"])
+def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, wrapped, level_momentum):
+    whole = Run(tmp_path / "whole", wrapped, level_momentum=level_momentum).train(epochs=4)
+    first = Run(tmp_path / "parts", wrapped, level_momentum=level_momentum).train(epochs=2)
+    second = Run(tmp_path / "parts", wrapped, seed=7, level_momentum=level_momentum)
+    assert not torch.equal(second.loss.generator.auxiliary_classifier.weight, first.loss.generator.auxiliary_classifier.weight)
+
+    start = second.hooks.load_latest_saved_models(second.trainer, second.models_folder, device=torch.device("cpu"))
+    assert start == 3
+    assert_same(second.state(), first.state())
+    assert second.loss.metric_level.isfinite()
+    assert second.loss.generator.propagation.edge_norm.num_batches_tracked == 2 * ITERATIONS
+    assert second.trainer.optimizers["metric_loss_optimizer"].state
+
+    second.train(epochs=4, start=start)
+    assert_same(second.state(), whole.state())
+
+
+def test_loading_the_best_models(tmp_path):
+    run = Run(tmp_path, with_miner=True).train(epochs=2)
+    fresh = Run(tmp_path, seed=7, with_miner=True)
+    assert fresh.hooks.load_latest_saved_models(fresh.trainer, fresh.models_folder, torch.device("cpu"), best=True) > 1
+    assert fresh.loss.metric_level.isfinite()
+    # loading happens in place: the miner still looks at the loss's generator
+    assert fresh.trainer.mining_funcs["tuple_miner"].generator is fresh.loss.generator
+    assert set(fresh.loss.state_dict()) == set(run.loss.state_dict())
+
+
+def test_checkpoints_hold_tensors_alone_and_no_private_parts(tmp_path):
+    run = Run(tmp_path, "proxy_anchor").train(epochs=1)
+    saved = torch.load(tmp_path / "models" / "metric_loss_1.pth", weights_only=True)
+    assert set(saved) == set(run.loss.state_dict())
+    assert all(isinstance(value, torch.Tensor) for value in saved.values())
+    for part in ("loss.proxies", "generator.propagation.input.weight", "levels.metric.value", "levels.generator.weight"):
+        assert part in saved
