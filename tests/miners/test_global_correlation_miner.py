@@ -131,7 +131,7 @@ def test_a_repeated_batch_mines_what_the_batch_does(output):
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize("size", [3, 10, 40])
+@pytest.mark.parametrize("size", [3, 10])
 def test_some_of_the_batch_repeated_mines_what_the_whole_does(output, size):
     """The first anchors mine the same whether the batch is all there is, or the anchors come with it as references."""
     torch.manual_seed(2)
@@ -295,7 +295,11 @@ BAD_INPUT = [
     ((EMBEDDINGS[:, :5], LABELS), ValueError, "embeddings must have 8 channels, .* got 5"),
     ((EMBEDDINGS[0], LABELS[:1].expand(D)), ValueError, "embeddings must be 2-D"),
     ((EMBEDDINGS.long(), LABELS), TypeError, "embeddings must be floating point"),
-    ((EMBEDDINGS.index_fill(0, torch.tensor(0), float("nan")), LABELS), ValueError, "embeddings must be finite, got 8 NaN"),
+    (
+        (EMBEDDINGS.index_fill(0, torch.tensor(0), float("nan")), LABELS),
+        ValueError,
+        "embeddings must be finite, got 8 NaN",
+    ),
     ((EMBEDDINGS, LABELS + CLASSES), ValueError, "labels must lie in .*set_min_label_to_zero=True"),
     ((EMBEDDINGS, LABELS - 1), ValueError, "labels must lie in"),
     ((EMBEDDINGS, LABELS.float()), TypeError, "labels must be integers"),

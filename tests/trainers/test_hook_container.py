@@ -45,14 +45,19 @@ class Run:
             generator = GlobalCorrelationGenerator(CLASSES, size, num_layers=1, num_heads=2)
             self.loss = HardNegativeGenerationLoss(self.loss, generator, **kwargs)
         miners = {"tuple_miner": GlobalCorrelationMiner(self.loss.generator)} if with_miner else None
-        models = {"trunk": nn.Sequential(nn.Linear(WIDTH, size), nn.BatchNorm1d(size)), "classifier": nn.Linear(size, 4)}
+        models = {
+            "trunk": nn.Sequential(nn.Linear(WIDTH, size), nn.BatchNorm1d(size)),
+            "classifier": nn.Linear(size, 4),
+        }
         optimizers = {f"{name}_optimizer": torch.optim.Adam(m.parameters(), lr=1e-3) for name, m in models.items()}
         schedulers = {}
         if with_generator:
             optimizer = torch.optim.AdamW(self.loss.parameter_groups(lr=1e-3))
             optimizers["metric_loss_optimizer"] = optimizer
             schedulers["metric_loss_scheduler_by_epoch"] = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
-        self.keeper, _, self.writer = logging_presets.get_record_keeper(str(folder / "csv"), str(folder / "tensorboard"))
+        self.keeper, _, self.writer = logging_presets.get_record_keeper(
+            str(folder / "csv"), str(folder / "tensorboard")
+        )
         self.hooks = logging_presets.get_hook_container(self.keeper, primary_metric="recall_at_1", log_freq=1)
         self.tester = testers.GlobalEmbeddingSpaceTester(
             end_of_testing_hook=self.hooks.end_of_testing_hook,
@@ -158,7 +163,9 @@ def assert_stats(tables):
     )
     loss, generator = tables[LOSS_TABLE], tables[GENERATOR_TABLE]
     assert len(loss["metric_loss"]) == len(generator["hardness"]) == 2 * ITERATIONS
-    assert all(isinstance(v, (int, float)) and math.isfinite(v) for c in (*loss.values(), *generator.values()) for v in c)
+    assert all(
+        isinstance(v, (int, float)) and math.isfinite(v) for c in (*loss.values(), *generator.values()) for v in c
+    )
     assert loss["synthetic_weight"][0] == 0  # nothing was observed before the first batch
     assert all(0 < weight < 1 for weight in loss["synthetic_weight"][1:])
     assert loss["metric_level"][0] == pytest.approx(loss["metric_loss"][0], rel=1e-4)
@@ -232,7 +239,9 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, wrapped, level_momentum
     whole = Run(tmp_path / "whole", wrapped, level_momentum=level_momentum).train(epochs=4)
     first = Run(tmp_path / "parts", wrapped, level_momentum=level_momentum).train(epochs=2)
     second = Run(tmp_path / "parts", wrapped, seed=7, level_momentum=level_momentum)
-    assert not torch.equal(second.loss.generator.auxiliary_classifier.weight, first.loss.generator.auxiliary_classifier.weight)
+    assert not torch.equal(
+        second.loss.generator.auxiliary_classifier.weight, first.loss.generator.auxiliary_classifier.weight
+    )
 
     start = second.hooks.load_latest_saved_models(second.trainer, second.models_folder, device=torch.device("cpu"))
     assert start == 3
@@ -260,5 +269,10 @@ def test_checkpoints_hold_tensors_alone_and_no_private_parts(tmp_path):
     saved = torch.load(tmp_path / "models" / "metric_loss_1.pth", weights_only=True)
     assert set(saved) == set(run.loss.state_dict())
     assert all(isinstance(value, torch.Tensor) for value in saved.values())
-    for part in ("loss.proxies", "generator.propagation.input.weight", "levels.metric.value", "levels.generator.weight"):
+    for part in (
+        "loss.proxies",
+        "generator.propagation.input.weight",
+        "levels.metric.value",
+        "levels.generator.weight",
+    ):
         assert part in saved

@@ -1,0 +1,260 @@
+"""The loss as a PML module: value, records, groups, copies, dtypes."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from pytorch_metric_learning import distances, losses, reducers, regularizers
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+
+from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+
+NUM_CLASSES, SIZE = 12, 8
+LABELS = torch.tensor([3, 7, 3, 0, 11, 3, 7, 0])
+NUM_NEGATIVES, SKIPPED = 7 * 3, 1
+
+
+def make_loss(make=losses.MultiSimilarityLoss, dropout=0.0, **kwargs):
+    torch.manual_seed(0)
+    wrapped = make()
+    generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_heads=2, dropout=dropout)
+    return HardNegativeGenerationLoss(wrapped, generator, **kwargs)
+
+
+def proxy_anchor():
+    return losses.ProxyAnchorLoss(NUM_CLASSES, SIZE)
+
+
+@pytest.fixture
+def z():
+    torch.manual_seed(1)
+    return torch.randn(len(LABELS), SIZE, requires_grad=True)
+
+
+def test_the_value_is_the_sum_of_its_recorded_sub_losses(z):
+    loss = make_loss(collect_stats=True)
+    loss(z, LABELS)
+    value = loss(z, LABELS).item()
+    assert loss.synthetic_loss > 0
+    assert value == pytest.approx(loss.metric_loss + loss.synthetic_loss + loss.generator_loss, rel=1e-6)
+    assert loss.sub_loss_names() == ["metric_loss", "synthetic_loss", "generator_loss"]
+
+
+def test_statistics_are_there_when_collected(z):
+    loss = make_loss(collect_stats=True)
+    loss(z, LABELS)
+    loss(z, LABELS).backward()
+    of_loss = {*loss._record_these, *loss._record_these_stats}
+    expected = {
+        "metric_loss",
+        "synthetic_loss",
+        "generator_loss",
+        "synthetic_weight",
+        "metric_level",
+        "generator_level",
+    }
+    assert expected <= of_loss
+    generator = loss.generator
+    of_generator = {*generator._record_these, *generator._record_these_stats}
+    terms = {"node_classification_loss", "generated_classification_loss", "similarity_loss", "diversity_loss"}
+    counts = {"num_negatives", "num_skipped_anchors", "lambda_mean", "lambda_std", "hardness", "gradient_norm"}
+    assert terms | counts | {"auxiliary_classification_loss"} <= of_generator
+    for module, names in ((loss, of_loss), (generator, of_generator)):
+        for name in names:
+            assert math.isfinite(float(getattr(module, name))), name
+    assert (generator.num_negatives, generator.num_skipped_anchors) == (NUM_NEGATIVES, SKIPPED)
+    assert 0 < generator.lambda_mean < 1
+    assert 0 < generator.lambda_std < 0.5
+    assert 0 < generator.hardness < 1
+    squares = sum(p.grad.double().square().sum() for p in generator.parameters())
+    assert generator.gradient_norm == pytest.approx(math.sqrt(squares), rel=1e-5)
+    terms = 10 * generator.similarity_loss + 10 * generator.generated_classification_loss
+    terms += 0.3 * generator.diversity_loss + generator.node_classification_loss
+    assert loss.generator_loss == pytest.approx(terms + 10 * generator.auxiliary_classification_loss, rel=1e-5)
+
+
+def test_hardness_is_one_before_anything_was_learnt(z):
+    loss = make_loss(collect_stats=True)
+    with torch.no_grad():
+        last = loss.generator.propagation.edge_coefficients
+        last.weight.zero_()
+        last.bias.fill_(1e4)  # λ = 1, and L = ∞: synthetic negatives are mixtures of real ones
+    loss(z, LABELS)
+    assert loss.generator.hardness <= 1.0 + 1e-6
+    assert loss.generator.lambda_mean == 1
+
+
+def test_nothing_is_recorded_unless_asked(z):
+    loss = make_loss(collect_stats=False)
+    loss(z, LABELS)
+    assert not hasattr(loss, "_record_these_stats")
+    assert not hasattr(loss.generator, "num_negatives")
+
+
+def test_parameter_groups_hold_every_parameter_once():
+    loss = make_loss(proxy_anchor)
+    groups = loss.parameter_groups(lr=0.1, classifier_lr=0.2, loss_lr=0.3)
+    grouped = [p for group in groups for p in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(map(id, loss.parameters()))
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rates[id(loss.loss.proxies)] == 0.3
+    assert {rates[id(p)] for p in loss.generator.auxiliary_classifier.parameters()} == {0.2}
+    assert {rates[id(p)] for p in loss.generator.propagation.parameters()} == {0.1}
+    assert [group["lr"] for group in loss.parameter_groups(lr=0.1)] == [0.1, 1e-3, 0.1]
+    assert len(make_loss().parameter_groups(lr=0.1)) == 2
+
+
+def pickled(loss):
+    return pickle.loads(pickle.dumps(loss))
+
+
+def saved(loss):
+    file = io.BytesIO()
+    torch.save(loss, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("make_copy", [copy.deepcopy, pickled, saved])
+def test_a_copy_goes_on_as_the_original_would_and_leaves_it_alone(make_copy, z):
+    loss = make_loss(proxy_anchor, dropout=0.1, collect_stats=True)
+    loss(z, LABELS)
+    other = make_copy(loss)
+    before = {key: value.clone() for key, value in loss.state_dict().items()}
+    values = []
+    for each in (other, loss):
+        torch.manual_seed(2)
+        values.append([each(z, LABELS).item() for _ in range(3)])
+        if each is other:
+            assert all(torch.equal(value, before[key]) for key, value in loss.state_dict().items())
+    assert values[0] == values[1]
+
+
+def test_the_same_seed_gives_the_same_loss(z):
+    values = []
+    for _ in range(2):
+        loss = make_loss(dropout=0.1)
+        torch.manual_seed(4)
+        values.append([loss(z, LABELS).item() for _ in range(3)])
+    assert values[0] == values[1]
+
+
+WRAPPED = {
+    "angular": losses.AngularLoss,
+    "multi-similarity": losses.MultiSimilarityLoss,
+    "n-pairs": losses.NPairsLoss,
+    "nca": losses.NCALoss,
+    "proxy anchor": proxy_anchor,
+    "triplet": losses.TripletMarginLoss,
+}
+TOLERANCES = {torch.float16: 0.02, torch.bfloat16: 0.08, torch.float32: 1e-5, torch.float64: 1e-5}
+
+
+@pytest.mark.parametrize("wrapped", sorted(WRAPPED))
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_embeddings_of_any_dtype(dtype, wrapped, z):
+    """Nearly the value of float32, with the same draws."""
+    values = []
+    for kind in (torch.float32, dtype):
+        loss = make_loss(WRAPPED[wrapped])
+        loss.levels["generator"].value.fill_(10.0)
+        torch.manual_seed(5)
+        leaf = z.detach().to(dtype).to(kind).requires_grad_()
+        value = loss(leaf, LABELS)
+        value.backward()
+        assert leaf.grad.dtype == kind
+        assert leaf.grad.isfinite().all()
+        assert all(p.grad.isfinite().all() for p in loss.parameters())
+        values.append(value.item())
+        assert all(p.dtype == torch.float32 for p in loss.generator.parameters())
+    if dtype != torch.float64:  # whose draws are others
+        assert values[1] == pytest.approx(values[0], rel=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("wrapped", sorted(WRAPPED))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast(dtype, wrapped, z):
+    trunk, values = torch.nn.Linear(SIZE, SIZE), []
+    for enabled in (False, True):
+        loss = make_loss(WRAPPED[wrapped])
+        loss.levels["generator"].value.fill_(10.0)
+        torch.manual_seed(5)
+        trunk.zero_grad()
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            embeddings = trunk(z)
+            assert embeddings.dtype == (dtype if enabled else torch.float32)
+            value = loss(embeddings, LABELS)
+        value.backward()
+        assert trunk.weight.grad.isfinite().all()
+        assert all(p.grad.isfinite().all() and p.dtype == torch.float32 for p in loss.parameters())
+        assert all(v.isfinite().all() for v in loss.generator.state_dict().values())
+        values.append(value.item())
+    assert values[1] == pytest.approx(values[0], rel=0.08)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_dtype(dtype, z):
+    values = []
+    for labels in (LABELS, LABELS.to(dtype)):
+        loss = make_loss(lambda: losses.ArcFaceLoss(NUM_CLASSES, SIZE))
+        torch.manual_seed(6)
+        values.append(loss(z, labels).item())
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize(
+    "reducer",
+    [
+        reducers.MeanReducer(),
+        reducers.SumReducer(),
+        reducers.AvgNonZeroReducer(),
+        reducers.ThresholdReducer(low=0.1),
+        reducers.ClassWeightedReducer(torch.linspace(0.1, 1, NUM_CLASSES)),
+    ],
+    ids=lambda reducer: type(reducer).__name__,
+)
+@pytest.mark.parametrize(
+    "wrapped", [losses.TripletMarginLoss, losses.ContrastiveLoss, losses.NPairsLoss, losses.NCALoss]
+)
+def test_reducers_of_the_wrapped_loss(reducer, wrapped, z):
+    loss = make_loss(lambda: wrapped(reducer=reducer), collect_stats=True)
+    loss(z, LABELS)
+    loss(z, LABELS).backward()
+    assert loss.metric_loss == pytest.approx(loss.loss(z, LABELS).item(), rel=1e-6)
+    assert loss.synthetic_loss > 0
+    assert z.grad.isfinite().all()
+
+
+def test_the_wrapped_losses_own_records_are_those_of_the_real_batch(z):
+    loss = make_loss(
+        lambda: losses.NTXentLoss(distance=distances.CosineSimilarity(collect_stats=True)), collect_stats=True
+    )
+    loss.loss(z, LABELS)
+    norms = loss.loss.distance.initial_avg_ref_norm
+    loss(z * 1, LABELS)
+    assert loss.loss.distance.initial_avg_ref_norm == norms
+
+
+def test_an_embedding_regularizer_of_its_own(z):
+    values = []
+    for kwargs in ({}, {"embedding_regularizer": regularizers.LpRegularizer(), "embedding_reg_weight": 0.5}):
+        loss = make_loss(**kwargs)
+        torch.manual_seed(7)
+        values.append(loss(z, LABELS))
+    torch.testing.assert_close(values[1] - values[0], 0.5 * z.norm(dim=1).mean(), rtol=1e-4, atol=1e-5)
+    assert loss.sub_loss_names()[-1] == "embedding_reg_loss"
+
+
+def test_pmls_distributed_wrapper_takes_it(z):
+    wrapper = DistributedLossWrapper(make_loss(), efficient=True)
+    with pytest.warns(UserWarning, match="non-distributed"):
+        assert wrapper(z, LABELS).isfinite()
+
+
+def test_several_batches_before_one_backward(z):
+    loss = make_loss(proxy_anchor)
+    (loss(z, LABELS) + loss(z * 2, LABELS.flip(0)) + loss(z[:3], LABELS[:3])).backward()
+    assert all(p.grad.isfinite().all() for p in loss.parameters())
