@@ -139,3 +139,30 @@ def merge_candidates(candidates: Tensor, weights: Tensor, plan: CandidatePlan) -
     weighted = candidates * weights[plan.anchors, plan.negatives].to(candidates.dtype)[:, None]
     merged = candidates.new_zeros(len(plan.synthetic_anchors), candidates.shape[1])
     return merged.index_add(0, plan.slots, weighted)
+
+
+def synthesize(
+    nodes: Tensor, coefficients: Tensor, plan: CandidatePlan, weights: Tensor, strength: Tensor | float
+) -> Tensor:
+    """Interpolate and merge all candidates of a plan.
+
+    Args:
+        nodes: (N, D).
+        coefficients: (P, D), of the plan's pairs.
+        plan: as from :func:`plan_candidates`.
+        weights: (A, N), as from :func:`merging_weights`.
+        strength: s = e^{-α/L} in [0, 1].
+
+    Returns:
+        (S, D) synthetic negatives, in float32 or wider.
+    """
+    z = nodes.to(compute_dtype(nodes))
+    positive_distance = torch.linalg.vector_norm(z[: len(plan.positives)] - z.index_select(0, plan.positives), dim=1)
+    candidates = interpolate(
+        z.index_select(0, plan.anchors),
+        z.index_select(0, plan.negatives),
+        coefficients,
+        positive_distance.index_select(0, plan.anchors),
+        strength,
+    )
+    return merge_candidates(candidates, weights, plan)

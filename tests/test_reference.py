@@ -10,10 +10,9 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import DotProductSimilarity
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-from pml_gca.generators.global_correlation_generator import synthesize
 from pml_gca.generators.published import published_names
 from pml_gca.graph import correlation_edges, edge_pairs, to_dense
-from pml_gca.interpolation import interpolate, merging_weights, plan_candidates
+from pml_gca.interpolation import interpolate, merging_weights, plan_candidates, synthesize
 from pml_gca.losses.synthetic_loss import SyntheticBatch, n_pairs_synthetic_loss
 
 # Relative to the largest value of a tensor.

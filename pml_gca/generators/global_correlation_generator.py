@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..graph import compute_dtype, edge_index
-from ..interpolation import CandidatePlan, interpolate, merge_candidates, merging_weights, plan_candidates
+from ..interpolation import CandidatePlan, merge_candidates, merging_weights, plan_candidates, synthesize
 from ..propagation import CorrelationPropagation, Correlations
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_number, check_positive_int
@@ -82,15 +82,11 @@ class GlobalCorrelationGenerator(BaseGenerator):
             raise ValueError(
                 f"embedding_size must be divisible by num_heads, got {embedding_size} channels for {num_heads} heads"
             )
-        weights = {
-            "alpha": alpha,
-            "classification_weight": classification_weight,
-            "similarity_weight": similarity_weight,
-            "diversity_weight": diversity_weight,
-            "dropout": dropout,
-        }
-        for name, value in weights.items():
-            check_number(name, value)
+        check_number("alpha", alpha)
+        check_number("dropout", dropout)
+        check_number("classification_weight", classification_weight)
+        check_number("similarity_weight", similarity_weight)
+        check_number("diversity_weight", diversity_weight)
         if dropout >= 1:
             raise ValueError(f"dropout must be below 1, got {dropout}")
         self.alpha = alpha
@@ -258,19 +254,3 @@ class GlobalCorrelationGenerator(BaseGenerator):
         generator.to(state["softmax_classifier.weight"].dtype)
         generator.load_state_dict(translate(state, generator.state_dict()))
         return generator
-
-
-def synthesize(
-    nodes: Tensor, coefficients: Tensor, plan: CandidatePlan, weights: Tensor, strength: Tensor | float
-) -> Tensor:
-    """(N, D) nodes and (P, D) coefficients of the plan's pairs to (S, D) negatives, in float32 or wider."""
-    z = nodes.to(compute_dtype(nodes))
-    positive_distance = torch.linalg.vector_norm(z[: len(plan.positives)] - z.index_select(0, plan.positives), dim=1)
-    candidates = interpolate(
-        z.index_select(0, plan.anchors),
-        z.index_select(0, plan.negatives),
-        coefficients,
-        positive_distance.index_select(0, plan.anchors),
-        strength,
-    )
-    return merge_candidates(candidates, weights, plan)
