@@ -11,7 +11,7 @@ from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_number
 from .level import Level
 from .optimizer_watch import OptimizerWatch
-from .synthetic_loss import SyntheticBatch, check_loss, synthetic_loss
+from .synthetic_loss import SyntheticBatch, check_loss, check_references, synthetic_loss
 
 SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")
 NO_OPTIMIZER = (
@@ -144,6 +144,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
             return self._wrapped_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         self.generator.check_batch(embeddings, labels)
         if ref_emb is not None:
+            check_references(self.loss)
             self.generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
         self.optimizer_watch.begin_batch(self.generator.parameters(), NO_OPTIMIZER)
         if self.metric_level.device != embeddings.device:
@@ -160,25 +161,23 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         ref_labels: Tensor,
     ) -> dict[str, dict[str, Any]]:
         """PML's interface: the sub-losses by name, each already a scalar."""
+        references = () if ref_emb is embeddings and ref_labels is labels else (ref_emb, ref_labels)
         labels = labels.long()
-        nodes, node_labels = embeddings, labels
-        has_references = ref_emb is not embeddings
-        if has_references:
-            nodes, node_labels = join_references(embeddings, labels, ref_emb, ref_labels)
+        nodes, node_labels = join_references(embeddings, labels, *references) if references else (embeddings, labels)
         negatives = self.generator.generate(nodes, node_labels, len(embeddings), self.metric_level)
         synthetic = torch.zeros_like(self.generator_level)
         if len(negatives):
             synthetic = synthetic_loss(self.loss, SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))
         # After the synthetic batch, so that the wrapped loss's own records are those of the real one.
-        references = (ref_emb, ref_labels) if has_references else (None, None)
-        metric = self._wrapped_loss(embeddings, labels, indices_tuple, *references)
+        metric, is_defined = self._metric_loss(embeddings, labels, indices_tuple, references, len(negatives) > 0)
         weight = self.synthetic_weight_at(self.generator_level)
         generator = sum(negatives.objectives.values(), start=torch.zeros_like(self.generator_level))
         values = (metric, weight * synthetic, generator)
         if self.collect_stats:
             self.metric_loss, self.synthetic_loss, self.generator_loss = (float(v.detach()) for v in values)
             self.synthetic_weight = float(weight)
-        self._level("metric").observe(metric)
+        if is_defined:
+            self._level("metric").observe(metric)
         if len(negatives) and "generator_loss" in negatives.objectives:
             self._level("generator").observe(negatives.objectives["generator_loss"])
         return {
@@ -195,6 +194,22 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         level = self.levels[name]
         assert isinstance(level, Level)
         return level
+
+    def _metric_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: tuple[Tensor, ...] | None,
+        references: tuple[Tensor, ...],
+        has_negatives: bool,
+    ) -> tuple[Tensor, bool]:
+        """J_m, and whether it is one: of an empty batch, or one without pairs, some PML losses make NaN or fail."""
+        if len(embeddings):
+            metric = self._wrapped_loss(embeddings, labels, indices_tuple, *references)
+            if has_negatives or torch.isfinite(metric):
+                return metric, True
+        # Every parameter has a gradient all the same: distributed training waits for it.
+        return sum((p.sum() * 0 for p in self.loss.parameters()), start=embeddings.sum() * 0), False
 
     def _wrapped_loss(self, embeddings: Tensor, *args: Any) -> Tensor:
         while args and args[-1] is None:  # some losses take no references at all

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -19,47 +20,54 @@ class OptimizerWatch:
     PATIENCE = 2  # batches trained without the parameters before the alarm
 
     def __init__(self) -> None:
-        self._handle: Any = None
         self._finished = False
+        self._watched: set[int] = set()
         self._others_stepped = False
         self._missed = 0
 
     def begin_batch(self, parameters: Iterable[torch.nn.Parameter], message: str) -> None:
         """Call once per training batch, before its optimizers step."""
-        if self._finished:
-            return
-        if self._handle is None:
+        if not self._finished:
             # The identities are enough, and keep nothing alive.
-            watched = {id(p) for p in parameters if p.requires_grad}
-            if not watched:
-                self._finish()
-                return
-            self._handle = register_optimizer_step_post_hook(
-                lambda optimizer, args, kwargs: self._stepped(optimizer, watched)
-            )
-        elif self._others_stepped:
+            self._watched = {id(p) for p in parameters if p.requires_grad}
+            self._missed += self._others_stepped
             self._others_stepped = False
-            self._missed += 1
-            if self._missed >= self.PATIENCE:
-                self._finish()
-                warnings.warn(message, UserWarning, stacklevel=2)
+            alarm = self._missed >= self.PATIENCE
+            self._finished = alarm or not self._watched
+            if not self._finished:
+                _watches.add(self)
+            if alarm:
+                warnings.warn(message, UserWarning, stacklevel=4)
+        _keep_hook_while_needed()
 
-    def _stepped(self, optimizer: torch.optim.Optimizer, watched: set[int]) -> None:
-        if any(id(p) in watched for group in optimizer.param_groups for p in group["params"]):
-            self._finish()
+    def optimizer_stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """Some optimizer, anywhere, has stepped."""
+        if any(id(p) in self._watched for group in optimizer.param_groups for p in group["params"]):
+            self._finished = True
         else:
             self._others_stepped = True
 
-    def _finish(self) -> None:
-        self._finished = True
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a loaded pickle, starts a watch of its own."""
-        return {**OptimizerWatch().__dict__}
+        return dict(OptimizerWatch().__dict__)
 
-    def __del__(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
+
+_watches: WeakSet[OptimizerWatch] = WeakSet()
+_hook: Any = None
+
+
+def _keep_hook_while_needed() -> None:
+    """One hook serves all watches. It is not removed from within itself: torch is iterating over the hooks then."""
+    global _hook
+    for watch in [watch for watch in _watches if watch._finished]:
+        _watches.discard(watch)
+    if _watches and _hook is None:
+        _hook = register_optimizer_step_post_hook(_tell_watches)
+    elif not _watches and _hook is not None:
+        _hook.remove()
+        _hook = None
+
+
+def _tell_watches(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for watch in list(_watches):
+        watch.optimizer_stepped(optimizer)

@@ -106,6 +106,16 @@ def check_loss(loss: object) -> None:
             check_loss(member)
 
 
+def check_references(loss: nn.Module) -> None:
+    """Raise if ``loss`` knows no references, as PML would, but before anything has changed.
+
+    Raises:
+        ValueError: PML's implementation of the loss takes no ``ref_emb``.
+    """
+    if synthetic_loss.dispatch(type(loss)) in WITHOUT_REFERENCES:
+        raise ValueError(f"ref_emb is not supported by the wrapped loss, {type(loss).__name__}")
+
+
 def reduce(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch, values: Tensor, **info: Any) -> Tensor:
     """What PML does with the values a loss has computed: its regularizer, then its reducer."""
     loss_dict = {"loss": {"losses": values, **info}}
@@ -121,8 +131,9 @@ def tuple_synthetic_loss(loss: losses.BaseMetricLossFunction, batch: SyntheticBa
 
 
 def triplet_synthetic_loss(loss: losses.TripletMarginLoss, batch: SyntheticBatch) -> Tensor:
-    """As for tuples; all nodes are rows, because ``swap`` looks up distances from the positives, too."""
-    value: Tensor = loss(batch.nodes, batch.node_labels, batch.pairs(), batch.references(), batch.reference_labels())
+    """As for tuples; ``swap`` looks up distances from the positives, too, so that they have to be rows."""
+    rows = (batch.nodes, batch.node_labels) if loss.swap else (batch.embeddings, batch.labels)
+    value: Tensor = loss(*rows, batch.pairs(), batch.references(), batch.reference_labels())
     return value
 
 
@@ -232,6 +243,12 @@ HANDLERS: dict[Callable[..., Tensor], tuple[str, ...]] = {
     refused(MEMORY): ("CrossBatchMemory",),
     refused(BROKEN_HISTOGRAM): ("DynamicSoftMarginLoss",),
 }
+WITHOUT_REFERENCES = (
+    joint_tuple_synthetic_loss,
+    labelled_synthetic_loss,
+    n_pairs_synthetic_loss,
+    multiple_synthetic_loss,
+)
 for handler, names in HANDLERS.items():
     for name in names:
         if hasattr(losses, name):  # releases of PML differ

@@ -154,6 +154,19 @@ def test_in_evaluation_it_is_the_wrapped_loss_alone(name):
     assert loss.metric_level == float("inf")
 
 
+@pytest.mark.parametrize("name", sorted(WORKS))
+def test_an_empty_batch_gives_zero_with_a_graph(name):
+    """Some of PML's losses take the mean of nothing there, which is NaN."""
+    loss = HardNegativeGenerationLoss(WORKS[name](NUM_CLASSES), generator_of())
+    embeddings = torch.randn(0, SIZE, requires_grad=True)
+    value = loss(embeddings, LABELS[:0])
+    assert value.isfinite()
+    value.backward()
+    assert embeddings.grad.shape == (0, SIZE)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in loss.generator.parameters())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in loss.loss.parameters())
+
+
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_it_is_refused_with_the_reason(name):
     make, reason = REFUSED[name]

@@ -5,7 +5,6 @@ import math
 import oracle
 import pytest
 import torch
-import torch.nn.functional as F
 from losses import slow_losses as slow
 from pytorch_metric_learning import losses
 from torch.autograd import grad
@@ -41,7 +40,8 @@ def make(name):
         "nt-xent": slow.nt_xent,
         "proxy anchor": anchored(wrapped),
     }[name]
-    generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_heads=2, dropout=0.0, alpha=4.0)
+    layers = 2 if name == "n-pairs" else 1
+    generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=layers, num_heads=2, dropout=0.0, alpha=4.0)
     loss = HardNegativeGenerationLoss(wrapped, generator, beta=BETA).double()
     with torch.no_grad():
         for parameter in generator.parameters():
@@ -163,7 +163,9 @@ def test_embeddings_without_gradient_still_train_the_generator():
     assert loss.generator.gradient_norm > 0
 
 
-def test_without_autograd_the_value_is_that_of_the_embeddings_terms():
+def test_without_autograd_there_is_a_value_and_no_graph():
     loss, _ = make("n-pairs")
     with torch.no_grad():
-        assert not loss(F.normalize(torch.randn(len(LABELS), SIZE, dtype=torch.float64)), LABELS).requires_grad
+        value = loss(torch.randn(len(LABELS), SIZE, dtype=torch.float64), LABELS)
+    assert value.isfinite()
+    assert not value.requires_grad

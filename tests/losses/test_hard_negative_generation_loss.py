@@ -20,7 +20,7 @@ NUM_NEGATIVES, SKIPPED = 7 * 3, 1
 def make_loss(make=losses.MultiSimilarityLoss, dropout=0.0, **kwargs):
     torch.manual_seed(0)
     wrapped = make()
-    generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_heads=2, dropout=dropout)
+    generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2, dropout=dropout)
     return HardNegativeGenerationLoss(wrapped, generator, **kwargs)
 
 
@@ -76,7 +76,7 @@ def test_statistics_are_there_when_collected(z):
     assert loss.generator_loss == pytest.approx(terms + 10 * generator.auxiliary_classification_loss, rel=1e-5)
 
 
-def test_hardness_is_one_before_anything_was_learnt(z):
+def test_hardness_is_at_most_one_where_nothing_is_pulled(z):
     loss = make_loss(collect_stats=True)
     with torch.no_grad():
         last = loss.generator.propagation.edge_coefficients
@@ -157,6 +157,8 @@ TOLERANCES = {torch.float16: 0.02, torch.bfloat16: 0.08, torch.float32: 1e-5, to
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_embeddings_of_any_dtype(dtype, wrapped, z):
     """Nearly the value of float32, with the same draws."""
+    if dtype == torch.bfloat16 and wrapped in ("nca", "triplet"):
+        pytest.skip("PML's LpDistance knows no bfloat16 on the CPU")
     values = []
     for kind in (torch.float32, dtype):
         loss = make_loss(WRAPPED[wrapped])
@@ -189,7 +191,8 @@ def test_under_autocast(dtype, wrapped, z):
             value = loss(embeddings, LABELS)
         value.backward()
         assert trunk.weight.grad.isfinite().all()
-        assert all(p.grad.isfinite().all() and p.dtype == torch.float32 for p in loss.parameters())
+        assert all(p.grad.isfinite().all() for p in loss.parameters())
+        assert all(p.dtype == torch.float32 for p in loss.generator.parameters())
         assert all(v.isfinite().all() for v in loss.generator.state_dict().values())
         values.append(value.item())
     assert values[1] == pytest.approx(values[0], rel=0.08)

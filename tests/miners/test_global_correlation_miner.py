@@ -1,4 +1,5 @@
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -95,7 +96,7 @@ def test_the_hardest_are_mined_first():
     """The negatives for a count are among those for a larger one, and all of them when the count is large enough."""
     embeddings, labels = batch([0, 0, 1, 1, 2, 3, 3, 4])
     mined = [set(couples(*GlobalCorrelationMiner(GENERATOR, k, "pairs")(embeddings, labels)[2:])) for k in range(1, 9)]
-    assert all(fewer <= more for fewer, more in zip(mined, mined[1:], strict=False))
+    assert all(fewer <= more for fewer, more in itertools.pairwise(mined))
     different = {(i, j) for i in range(8) for j in range(8) if labels[i] != labels[j]}
     assert mined[6] == mined[7] == different
 

@@ -3,7 +3,9 @@
 This file is both the tests and the program of the two processes, which run every case once and save what they saw.
 """
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -106,26 +108,24 @@ def results(tmp_path_factory):
     """[rank][case]: what each process saw."""
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this torch has no gloo")
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system cannot fork")
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, __file__]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
+    # A new process, that has started no threads before it forks.
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        outputs = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
+        output = process.communicate(timeout=TIMEOUT)[0]
     finally:
-        for process in processes:
-            process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
 
@@ -232,4 +232,7 @@ def test_miner_wrapper_mines_the_same_either_way(results):
 
 
 if __name__ == "__main__":
-    run_process(int(sys.argv[1]), sys.argv[2])
+    import torch._dynamo  # what DistributedDataParallel imports, once instead of in each process
+
+    torch.set_num_threads(1)
+    torch.multiprocessing.start_processes(run_process, (sys.argv[1],), nprocs=WORLD, start_method="fork")

@@ -202,7 +202,7 @@ def test_a_run_with_all_hooks(tmp_path, appended, wrapped, collect_stats):
     assert any((tmp_path / "tensorboard").iterdir())
 
 
-@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("wrapped", ["n_pairs", "multiple"])
 @pytest.mark.usefixtures("pml_collects_stats")
 def test_stats_for_all_of_pml(tmp_path, wrapped):
     assert_stats(Run(tmp_path, wrapped).train(epochs=2).tables())
@@ -236,21 +236,21 @@ def test_records_do_not_grow_with_the_generator(tmp_path, appended):
 @pytest.mark.parametrize("level_momentum", [0.9, None])
 @pytest.mark.parametrize("wrapped", ["n_pairs", "proxy_anchor"])
 def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, wrapped, level_momentum):
-    whole = Run(tmp_path / "whole", wrapped, level_momentum=level_momentum).train(epochs=4)
-    first = Run(tmp_path / "parts", wrapped, level_momentum=level_momentum).train(epochs=2)
+    whole = Run(tmp_path / "whole", wrapped, level_momentum=level_momentum).train(epochs=2)
+    first = Run(tmp_path / "parts", wrapped, level_momentum=level_momentum).train(epochs=1)
     second = Run(tmp_path / "parts", wrapped, seed=7, level_momentum=level_momentum)
     assert not torch.equal(
         second.loss.generator.auxiliary_classifier.weight, first.loss.generator.auxiliary_classifier.weight
     )
 
     start = second.hooks.load_latest_saved_models(second.trainer, second.models_folder, device=torch.device("cpu"))
-    assert start == 3
+    assert start == 2
     assert_same(second.state(), first.state())
     assert second.loss.metric_level.isfinite()
-    assert second.loss.generator.propagation.edge_norm.num_batches_tracked == 2 * ITERATIONS
+    assert second.loss.generator.propagation.edge_norm.num_batches_tracked == ITERATIONS
     assert second.trainer.optimizers["metric_loss_optimizer"].state
 
-    second.train(epochs=4, start=start)
+    second.train(epochs=2, start=start)
     assert_same(second.state(), whole.state())
 
 

@@ -184,6 +184,27 @@ def test_no_warning_where_an_optimizer_steps(trainer):
     assert not [w for w in caught if "metric_loss_optimizer" in str(w.message)]
 
 
+def test_two_losses_in_one_process():
+    """Each watches for its optimizer's first step, and neither may disturb the other's."""
+    trained = [make_loss(), make_loss()]
+    optimizers = [torch.optim.AdamW(loss.parameter_groups(lr=1e-3)) for loss in trained]
+    torch.manual_seed(6)
+    embeddings, labels = torch.randn(6, D, requires_grad=True), torch.arange(3).repeat(2)
+    for _ in range(2):
+        sum(loss(embeddings, labels) for loss in trained).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def test_a_loss_that_never_got_its_optimizer_does_not_disturb_the_next():
+    idle = make_loss()
+    torch.manual_seed(6)
+    idle(torch.randn(6, D, requires_grad=True), torch.arange(3).repeat(2)).backward()
+    made = make_trainer(make_loss())
+    seeded_training(made)
+    assert len(made.history) == ITERATIONS
+
+
 @pytest.mark.parametrize("output", ["triplets", "pairs"])
 def test_miner_with_the_loss(output):
     loss = make_loss(losses.MultiSimilarityLoss())

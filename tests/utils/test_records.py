@@ -93,7 +93,7 @@ def test_state_goes_both_ways():
     assert plain.load_state_dict(net.state_dict()) == ([], [])
     missing = net.state_dict()
     del missing["first.0.weight"]
-    with pytest.raises(RuntimeError, match="first.0.weight"):
+    with pytest.raises(RuntimeError, match=r"first\.0\.weight"):
         net.load_state_dict(missing)
 
 
