@@ -94,3 +94,35 @@ def sum_over_neighbours(edge_values: Tensor, pairs: Tensor, num_nodes: int) -> T
 def to_dense(edge_values: Tensor, num_nodes: int) -> Tensor:
     """Values of undirected edges, (E, ...), as a symmetric (N, N, ...) tensor."""
     return edge_values[edge_index(num_nodes, edge_values.device)]
+
+
+def join_references(
+    embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The batch followed by the references that are none of its samples.
+
+    PML hands over references that repeat the batch (``DistributedLossWrapper(efficient=True)``, memories). A copy of
+    an anchor, label and all, must become neither its positive nor a second node of the graph.
+
+    Args:
+        embeddings: (B, D).
+        labels: (B,) long.
+        ref_emb: (R, D).
+        ref_labels: (R,).
+
+    Returns:
+        ``(nodes, node_labels, node_of)``: (N, D) and (N,) with B ≤ N ≤ B + R, references without gradient; and (R,)
+        long, the node that each reference is.
+    """
+    references, ref_labels = ref_emb.detach().to(embeddings), ref_labels.to(labels)
+    batch = embeddings.detach()
+    node_of = torch.full((len(references),), -1, device=batch.device)
+    if len(batch):
+        # In parts, as all comparisons at once would take R x B x D bytes.
+        for rows in torch.arange(len(references), device=batch.device).split(256):
+            equal = (references[rows, None] == batch).all(dim=2) & (ref_labels[rows, None] == labels)
+            found, twin = equal.byte().max(dim=1)
+            node_of[rows] = torch.where(found.bool(), twin, -1)
+    new = node_of < 0
+    node_of = torch.where(new, len(batch) + new.cumsum(0) - 1, node_of)
+    return torch.cat([embeddings, references[new]]), torch.cat([labels, ref_labels[new]]), node_of

@@ -26,6 +26,7 @@ TERMS = (
     "similarity_loss",
     "diversity_loss",
     "auxiliary_classification_loss",
+    "generator_loss",
 )
 
 
@@ -189,7 +190,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         )
         if self.collect_stats:
             for name, term in zip(
-                TERMS, (node_classification, generated, similarity, diversity, auxiliary), strict=True
+                TERMS, (node_classification, generated, similarity, diversity, auxiliary, generator), strict=True
             ):
                 setattr(self, name, term.item())
         return {

@@ -7,6 +7,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
+from ..graph import join_references
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_number
 from .level import Level
@@ -30,7 +31,8 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
 
     with J_m the wrapped loss as it was called, J_syn the wrapped loss with each anchor's synthetic negatives
     (:mod:`pml_gca.losses.synthetic_loss` says how), G a running mean of J_gen, and the last three the generator's own
-    terms. J_m, J_syn and J_gce train the embeddings; J_gce and J_gen the generator; J_aux its auxiliary classifier.
+    terms, which together are the sub-loss ``generator_loss``. J_m, J_syn and J_gce train the embeddings; J_gce and
+    J_gen the generator; J_aux its auxiliary classifier.
     In evaluation it is the wrapped loss alone.
 
     References (``ref_emb``, ``ref_labels``) join the graph as nodes without gradient, and are positives and negatives
@@ -141,6 +143,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
             TypeError, ValueError: in training, an argument is not as above; nothing has changed then.
         """
         if not self.training:
+            self.reset_stats()
             return self._wrapped_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         self.generator.check_batch(embeddings, labels)
         if ref_emb is not None:
@@ -163,7 +166,9 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         """PML's interface: the sub-losses by name, each already a scalar."""
         references = () if ref_emb is embeddings and ref_labels is labels else (ref_emb, ref_labels)
         labels = labels.long()
-        nodes, node_labels = join_references(embeddings, labels, *references) if references else (embeddings, labels)
+        nodes, node_labels = embeddings, labels
+        if references:
+            nodes, node_labels, _ = join_references(embeddings, labels, *references)
         negatives = self.generator.generate(nodes, node_labels, len(embeddings), self.metric_level)
         synthetic = torch.zeros_like(self.generator_level)
         if len(negatives):
@@ -216,29 +221,3 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
             args = args[:-1]
         value: Tensor = self.loss(embeddings, *args)
         return value
-
-
-def join_references(embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch followed by the references that are none of its samples.
-
-    PML hands over references that repeat the batch (``DistributedLossWrapper(efficient=True)``, memories). A copy of
-    an anchor must not become its positive, nor a second node of the graph.
-
-    Args:
-        embeddings: (B, D).
-        labels: (B,) long.
-        ref_emb: (R, D).
-        ref_labels: (R,).
-
-    Returns:
-        (N, D) and (N,), B ≤ N ≤ B + R; references carry no gradient.
-    """
-    references = ref_emb.detach().to(embeddings)
-    ref_labels = ref_labels.to(labels)
-    batch = embeddings.detach()
-    is_copy = [
-        ((rows[:, None] == batch).all(dim=2) & (row_labels[:, None] == labels)).any(dim=1)
-        for rows, row_labels in zip(references.split(256), ref_labels.split(256), strict=True)
-    ]
-    new = ~torch.cat(is_copy)
-    return torch.cat([embeddings, references[new]]), torch.cat([labels, ref_labels[new]])

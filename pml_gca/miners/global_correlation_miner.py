@@ -9,6 +9,7 @@ from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor, nn
 
 from ..generators import GlobalCorrelationGenerator
+from ..graph import join_references
 from ..utils.validation import check_positive_int
 
 
@@ -70,23 +71,16 @@ class GlobalCorrelationMiner(BaseMiner):
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, ...]:
         """PML's interface; see the class."""
-        has_references = ref_emb is not embeddings
         nodes, node_labels = embeddings, labels
-        if has_references:
+        node_of = torch.arange(len(labels), device=labels.device)
+        if ref_emb is not embeddings:
             self.generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
-            nodes = torch.cat([embeddings, ref_emb.to(embeddings)])
-            node_labels = torch.cat([labels, ref_labels.to(labels)])
-        with evaluating(self.generator), torch.no_grad():
-            correlations = self.generator.correlate(nodes, node_labels)
-        others = slice(len(labels), None) if has_references else slice(None)
-        pull = correlations.mean_coefficients()[: len(labels), others]
+            nodes, node_labels, node_of = join_references(embeddings, labels, ref_emb, ref_labels)
+        with evaluating(self.generator):
+            pull = self.generator.correlate(nodes, node_labels).mean_coefficients()[: len(labels), node_of]
 
-        same = labels[:, None] == ref_labels.to(labels)
-        itself = (
-            (embeddings[:, None] == ref_emb).all(dim=2)
-            if has_references
-            else torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        )
+        same = labels[:, None] == node_labels[node_of]
+        itself = torch.arange(len(labels), device=labels.device)[:, None] == node_of
         anchors, positives = (same & ~itself).nonzero(as_tuple=True)
         count = min(self.negatives_per_anchor, pull.shape[1])
         chosen = pull.masked_fill(same, float("inf")).topk(count, dim=1, largest=False).indices

@@ -9,6 +9,7 @@ from pytorch_metric_learning import losses, trainers
 from torch.optim.optimizer import _global_optimizer_post_hooks, register_optimizer_step_post_hook
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.losses import optimizer_watch
 
 LABELS = torch.tensor([0, 0, 4, 4, 7, 7])
 
