@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
 from ..graph import join_references
+from ..interpolation import next_positive
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_number
 from .level import Level
@@ -16,8 +17,8 @@ from .synthetic_loss import SyntheticBatch, check_loss, check_references, synthe
 
 SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")
 NO_OPTIMIZER = (
-    "The parameters of HardNegativeGenerationLoss are in no optimizer that steps, so its generator never learns. Give "
-    'PML\'s trainer one more optimizer, optimizers={..., "metric_loss_optimizer": '
+    "Optimizers step, but none that holds the parameters of HardNegativeGenerationLoss: its generator does not learn. "
+    'If they are in no optimizer, give PML\'s trainer one more, optimizers={..., "metric_loss_optimizer": '
     "AdamW(loss.parameter_groups(lr=1.5e-4))}, or add loss.parameter_groups(...) to the optimizer of your own loop."
 )
 
@@ -147,7 +148,8 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
             return self._wrapped_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         self.generator.check_batch(embeddings, labels)
         if ref_emb is not None:
-            check_references(self.loss)
+            if ref_emb is not embeddings:
+                check_references(self.loss)
             self.generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
         self.optimizer_watch.begin_batch(self.generator.parameters(), NO_OPTIMIZER)
         if self.metric_level.device != embeddings.device:
@@ -174,7 +176,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         if len(negatives):
             synthetic = synthetic_loss(self.loss, SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))
         # After the synthetic batch, so that the wrapped loss's own records are those of the real one.
-        metric, is_defined = self._metric_loss(embeddings, labels, indices_tuple, references, len(negatives) > 0)
+        metric, is_defined = self._metric_loss(embeddings, labels, indices_tuple, references, node_labels)
         weight = self.synthetic_weight_at(self.generator_level)
         generator = sum(negatives.objectives.values(), start=torch.zeros_like(self.generator_level))
         values = (metric, weight * synthetic, generator)
@@ -206,12 +208,13 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         labels: Tensor,
         indices_tuple: tuple[Tensor, ...] | None,
         references: tuple[Tensor, ...],
-        has_negatives: bool,
+        node_labels: Tensor,
     ) -> tuple[Tensor, bool]:
-        """J_m, and whether it is one: of an empty batch, or one without pairs, some PML losses make NaN or fail."""
+        """J_m, and whether it is one: of an empty batch, or one without positives, some PML losses fail or make NaN."""
         if len(embeddings):
             metric = self._wrapped_loss(embeddings, labels, indices_tuple, *references)
-            if has_negatives or torch.isfinite(metric):
+            _, has_positive = next_positive(node_labels, len(labels))
+            if has_positive.any() or torch.isfinite(metric):
                 return metric, True
         # Every parameter has a gradient all the same: distributed training waits for it.
         return sum((p.sum() * 0 for p in self.loss.parameters()), start=embeddings.sum() * 0), False
