@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from pml_gca import GlobalCorrelationGenerator
 
 NUM_CLASSES = 15
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 @st.composite
@@ -33,9 +34,9 @@ def generators(draw, dropout=0.0, max_layers=3, sizes=(8, 12, 16, 24, 32, 48, 64
     return generator
 
 
-def embeddings(generator, count, seed=0, dtype=torch.float64):
+def embeddings(generator, count, seed=0, dtype=torch.float64, device="cpu"):
     """(count, D) random embeddings of varied lengths that require gradient."""
     source = torch.Generator().manual_seed(seed)
     z = torch.randn(count, generator.embedding_size, generator=source, dtype=torch.float64)
     z = z * torch.rand(count, 1, generator=source, dtype=torch.float64).add(0.2)
-    return z.to(dtype).requires_grad_()
+    return z.to(device, dtype).requires_grad_()

@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import NUM_CLASSES, embeddings, generators, labels
+from strategies import DEVICES, NUM_CLASSES, embeddings, generators, labels
 
 from pml_gca import GlobalCorrelationGenerator
 from pml_gca.propagation import ScaleBatchNorm, negative_attention
@@ -65,10 +65,11 @@ def test_renaming_labels_changes_nothing_in_the_graph(generator, y, names):
     st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
     st.sampled_from([torch.float32, torch.float64]),
     st.booleans(),
+    st.sampled_from(DEVICES),
 )
-def test_shapes_dtypes_and_finite_values(generator, y, dtype, parameter_dtype, training):
-    generator.to(parameter_dtype).train(training)
-    z = embeddings(generator, len(y), dtype=dtype)
+def test_shapes_dtypes_and_finite_values(generator, y, dtype, parameter_dtype, training, device):
+    generator.to(parameter_dtype).train(training)  # and to the device of the embeddings by itself
+    z = embeddings(generator, len(y), dtype=dtype, device=device)
     correlations = generator.correlate(z, y)
     n, d = z.shape
     assert correlations.node_logits.shape == (n, NUM_CLASSES)

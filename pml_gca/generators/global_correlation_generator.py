@@ -128,7 +128,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         nodes = torch.cat([anchors, embeddings[num_anchors:].detach()])
         # One propagation, from a leaf copy, serves all terms; what may reach the embeddings is handed on to them.
         learns = self.training and torch.is_grad_enabled()
-        leaf = nodes.detach().requires_grad_(learns and embeddings.requires_grad)
+        leaf = nodes.detach().to(compute_dtype(nodes)).requires_grad_(learns and embeddings.requires_grad)
         correlations = self.propagation(leaf, labels)
 
         plan = plan_candidates(labels, num_anchors)

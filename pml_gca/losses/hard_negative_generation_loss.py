@@ -175,8 +175,16 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         synthetic = torch.zeros_like(self.generator_level)
         if len(negatives):
             synthetic = synthetic_loss(self.loss, SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))
-        # After the synthetic batch, so that the wrapped loss's own records are those of the real one.
-        metric, is_defined = self._metric_loss(embeddings, labels, indices_tuple, references, node_labels)
+        # After the synthetic batch, so that the wrapped loss's own records are those of the real one. Of an empty
+        # batch, or of one without positives, some PML losses fail or make NaN; 0 stands for it, and gives their
+        # parameters a gradient all the same, as distributed training waits for it.
+        metric = sum((p.sum() * 0 for p in self.loss.parameters()), start=embeddings.sum() * 0)
+        is_defined = False
+        if len(embeddings):
+            value = self._wrapped_loss(embeddings, labels, indices_tuple, *references)
+            _, has_positive = next_positive(node_labels, len(labels))
+            is_defined = len(negatives) > 0 or bool(has_positive.any()) or bool(torch.isfinite(value))
+            metric = value if is_defined else metric
         weight = self.synthetic_weight_at(self.generator_level)
         generator = sum(negatives.objectives.values(), start=torch.zeros_like(self.generator_level))
         values = (metric, weight * synthetic, generator)
@@ -201,23 +209,6 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         level = self.levels[name]
         assert isinstance(level, Level)
         return level
-
-    def _metric_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: tuple[Tensor, ...] | None,
-        references: tuple[Tensor, ...],
-        node_labels: Tensor,
-    ) -> tuple[Tensor, bool]:
-        """J_m, and whether it is one: of an empty batch, or one without positives, some PML losses fail or make NaN."""
-        if len(embeddings):
-            metric = self._wrapped_loss(embeddings, labels, indices_tuple, *references)
-            _, has_positive = next_positive(node_labels, len(labels))
-            if has_positive.any() or torch.isfinite(metric):
-                return metric, True
-        # Every parameter has a gradient all the same: distributed training waits for it.
-        return sum((p.sum() * 0 for p in self.loss.parameters()), start=embeddings.sum() * 0), False
 
     def _wrapped_loss(self, embeddings: Tensor, *args: Any) -> Tensor:
         while args and args[-1] is None:  # some losses take no references at all

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import NUM_CLASSES, embeddings, generators, labels
+from strategies import DEVICES, NUM_CLASSES, embeddings, generators, labels
 
 from pml_gca import GlobalCorrelationGenerator
 
@@ -57,9 +57,14 @@ def test_negatives_and_objectives_agree_with_the_slow_oracle(generator, y, level
 
 
 @settings(max_examples=30)
-@given(generators(dropout=0.1), labels(), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
-def test_any_composition_gives_labelled_finite_negatives(generator, y, dtype):
-    z = embeddings(generator.float(), len(y), dtype=dtype)
+@given(
+    generators(dropout=0.1),
+    labels(),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
+    st.sampled_from(DEVICES),
+)
+def test_any_composition_gives_labelled_finite_negatives(generator, y, dtype, device):
+    z = embeddings(generator.float(), len(y), dtype=dtype, device=device)
     negatives = generator(z, y)
     names = y.tolist()
     classes = len(set(names))
@@ -68,7 +73,7 @@ def test_any_composition_gives_labelled_finite_negatives(generator, y, dtype):
     assert negatives.labels.shape == negatives.anchors.shape == (len(negatives),)
     assert negatives.embeddings.dtype == dtype
     assert negatives.labels.dtype == negatives.anchors.dtype == torch.long
-    assert (negatives.labels != y[negatives.anchors]).all()
+    assert (negatives.labels.cpu() != y[negatives.anchors.cpu()]).all()
     (negatives.embeddings.float().square().mean(dim=0).sum() + sum(negatives.objectives.values())).backward()
     assert torch.isfinite(z.grad).all()
     for parameter in generator.parameters():
