@@ -175,16 +175,16 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         synthetic = torch.zeros_like(self.generator_level)
         if len(negatives):
             synthetic = synthetic_loss(self.loss, SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))
-        # After the synthetic batch, so that the wrapped loss's own records are those of the real one. Of an empty
-        # batch, or of one without positives, some PML losses fail or make NaN; 0 stands for it, and gives their
-        # parameters a gradient all the same, as distributed training waits for it.
-        metric = sum((p.sum() * 0 for p in self.loss.parameters()), start=embeddings.sum() * 0)
-        is_defined = False
+        # After the synthetic batch, so that the wrapped loss's own records are those of the real one.
+        metric, is_defined = embeddings.sum() * 0, False
         if len(embeddings):
-            value = self._wrapped_loss(embeddings, labels, indices_tuple, *references)
+            metric = self._wrapped_loss(embeddings, labels, indices_tuple, *references)
             _, has_positive = next_positive(node_labels, len(labels))
-            is_defined = len(negatives) > 0 or bool(has_positive.any()) or bool(torch.isfinite(value))
-            metric = value if is_defined else metric
+            is_defined = len(negatives) > 0 or bool(has_positive.any()) or bool(torch.isfinite(metric))
+        if not is_defined:
+            # Of an empty batch, or of one without positives, some PML losses fail or make NaN. 0 stands for it, and
+            # gives their parameters a gradient all the same, as distributed training waits for it.
+            metric = sum((p.sum() * 0 for p in self.loss.parameters()), start=embeddings.sum() * 0)
         weight = self.synthetic_weight_at(self.generator_level)
         generator = sum(negatives.objectives.values(), start=torch.zeros_like(self.generator_level))
         values = (metric, weight * synthetic, generator)

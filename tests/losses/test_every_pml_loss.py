@@ -62,9 +62,11 @@ REFUSED = {
     "PNPLoss": (losses.PNPLoss, LISTWISE),
     "RankedListLoss": (lambda: losses.RankedListLoss(margin=1, Tn=1), LISTWISE),
     "SelfSupervisedLoss": (lambda: losses.SelfSupervisedLoss(losses.NTXentLoss()), UNLABELLED),
-    "SmoothAPLoss": (losses.SmoothAPLoss, LISTWISE),
+    "SmoothAPLoss": (lambda: losses.SmoothAPLoss(), LISTWISE),
     "VICRegLoss": (losses.VICRegLoss, UNLABELLED),
 }
+if not hasattr(losses, "SmoothAPLoss"):
+    del REFUSED["SmoothAPLoss"]  # came with PML 2.9
 # Nothing to train with: bases to inherit from.
 ABSTRACT = {
     "BaseLossWrapper",
