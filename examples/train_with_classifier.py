@@ -33,6 +33,7 @@ METRICS = {
 }
 SAMPLES_PER_CLASS = 3
 QUERIES_SHOWN = 8
+NUM_HEADS = 2  # of the generator's attention
 
 
 def n_pairs(num_classes: int, size: int) -> losses.BaseMetricLossFunction:
@@ -61,21 +62,32 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Train a small convolutional network for retrieval with PML's TrainWithClassifier: once with the "
         "loss alone, once with the same loss learning from GCA-HNG's hard negatives, both from one seed. Prints a "
         "table over classes that neither has seen, and draws the learning curves and some retrievals.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--loss", choices=LOSSES, default="n_pairs", help="metric loss, from pytorch_metric_learning.losses")
-    add("--generator", choices=("none", "gca", "both"), default="both", help="train the loss alone, with GCA-HNG, both")
-    add("--data", type=Path, metavar="DIR", help="folder of class folders of images; characters in 16 fonts if absent")
-    add("--epochs", type=int, default=8, help="each followed by an evaluation on validation classes")
-    add("--iterations", type=int, default=100, help="training iterations of an epoch")
-    add("--seed", type=int, default=0, help="of weights, batches and distortions")
-    add("--classes-per-batch", type=int, default=27, help=f"with {SAMPLES_PER_CLASS} images each")
-    add("--image-size", type=int, default=32, help="side of the images, in pixels")
-    add("--embedding-size", type=int, default=128, help="channels of an embedding; divisible by 2")
-    add("--layers", type=int, default=1, help="propagation layers of the generator")
-    add("--lr", type=float, default=1e-3, help="learning rate of network and classifier")
-    add("--generator-lr", type=float, default=1e-3, help="learning rate of generator, and of proxies")
+    add("--loss", choices=LOSSES, default="n_pairs", help="metric loss of PML (default: %(default)s)")
+    add(
+        "--generator",
+        choices=("none", "gca", "both"),
+        default="both",
+        help="the loss alone, with GCA-HNG, or one after the other (default: %(default)s)",
+    )
+    add("--data", type=Path, metavar="DIR", help="folder of class folders of images (default: characters in 16 fonts)")
+    add("--epochs", type=int, default=8, help="each followed by a validation (default: %(default)s)")
+    add("--iterations", type=int, default=100, help="training iterations of an epoch (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of weights, batches and distortions (default: %(default)s)")
+    add(
+        "--classes-per-batch", type=int, default=27, help=f"with {SAMPLES_PER_CLASS} images each (default: %(default)s)"
+    )
+    add("--image-size", type=int, default=32, help="side of the images, in pixels (default: %(default)s)")
+    add("--embedding-size", type=int, default=128, help="channels of an embedding (default: %(default)s)")
+    add("--layers", type=int, default=1, help="propagation layers of the generator (default: %(default)s)")
+    add("--lr", type=float, default=1e-3, help="learning rate of network and classifier (default: %(default)s)")
+    add(
+        "--generator-lr",
+        type=float,
+        default=1e-3,
+        help="learning rate of generator, and of proxies (default: %(default)s)",
+    )
     add("--out", type=Path, metavar="DIR", help="folder for results (default: runs/LOSS-seedN)")
     add("--resume", action="store_true", help="go on with the runs found in --out, to the same end")
     add("--overwrite", action="store_true", help="delete the runs found in --out")
@@ -83,6 +95,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("epochs", "iterations", "classes_per_batch", "embedding_size", "layers"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.image_size < 16:
+        parser.error(f"--image-size must be at least 16, which the network halves four times, got {args.image_size}")
+    if args.embedding_size % NUM_HEADS:
+        parser.error(f"--embedding-size must be divisible by {NUM_HEADS}, got {args.embedding_size}")
     args.out = args.out or Path("runs") / f"{args.loss}-seed{args.seed}"
     return args
 
@@ -130,7 +146,7 @@ class Run:
             for name, model in self.models.items()
         }
         if with_generator:
-            generator = GlobalCorrelationGenerator(num_classes, size, num_layers=args.layers, num_heads=2)
+            generator = GlobalCorrelationGenerator(num_classes, size, num_layers=args.layers, num_heads=NUM_HEADS)
             loss = HardNegativeGenerationLoss(loss, generator, collect_stats=True).to(device)
             groups = loss.parameter_groups(lr=args.generator_lr)
         else:
@@ -228,7 +244,7 @@ class Run:
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return 0
-        content = torch.load(path, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
         for name, part in self.parts().items():
             part.load_state_dict(content["state"][name])
         self.history = content["history"]
@@ -255,7 +271,9 @@ def prepare_folder(args: argparse.Namespace) -> None:
     settings = {name: str(value) for name, value in vars(args).items() if name not in ignored}
     file = args.out / "settings.json"
     if args.overwrite and file.exists():
-        shutil.rmtree(args.out)
+        for kind in ("none", "gca"):
+            shutil.rmtree(args.out / kind, ignore_errors=True)
+        file.unlink()
     if file.exists():
         before = json.loads(file.read_text())
         changed = [f"{k} is {settings[k]}, was {before.get(k)}" for k in settings if settings[k] != before.get(k)]
@@ -288,13 +306,27 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def retrieval_figure(test: Any, queries: Tensor, results: dict[str, dict[str, Any]]) -> Any:
+    """Queries and what each model found; of the test set only the images shown are read."""
+    found = torch.tensor([result["neighbours"] for result in results.values()])  # (models, Q, 4)
+    shown, place = torch.cat([queries, found.flatten()]).unique(return_inverse=True)
+    return visualize.plot_retrieval(
+        torch.stack([test[i][0] for i in shown.tolist()]),
+        test.labels[shown],
+        place[: len(queries)],
+        dict(zip(results, place[len(queries) :].view_as(found), strict=True)),
+        class_names=test.classes,
+        title="Unseen classes: queries and their four nearest images",
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    prepare_folder(args)
     try:
         data = load_data(args)
     except ValueError as error:
-        sys.exit(f"--data: {error}")
+        sys.exit(f"--data: {error}" if args.data else str(error))
+    prepare_folder(args)
     title = args.loss.replace("_", "-")
     names = {"none": title, "gca": f"{title} + GCA-HNG"}
     wanted = ("none", "gca") if args.generator == "both" else (args.generator,)
@@ -307,16 +339,7 @@ def main(argv: list[str] | None = None) -> None:
     curves = {name: result["history"] for name, result in results.items()}
     figure = visualize.plot_curves(curves, title=f"{data['val'].num_classes} validation classes")
     figure.savefig(args.out / "curves.png", dpi=150)
-    images, labels = zip(*(test[i] for i in range(len(test))), strict=True)
-    neighbours = {name: torch.tensor(result["neighbours"]) for name, result in results.items()}
-    figure = visualize.plot_retrieval(
-        torch.stack(images),
-        torch.tensor(labels),
-        shown_queries(test, args.seed),
-        neighbours,
-        class_names=test.classes,
-        title="Unseen classes: queries and their four nearest images",
-    )
+    figure = retrieval_figure(test, shown_queries(test, args.seed), results)
     figure.savefig(args.out / "retrieval.png", dpi=150)
     print(f"Figures: {args.out / 'curves.png'}, {args.out / 'retrieval.png'}")
 

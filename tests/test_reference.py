@@ -8,15 +8,17 @@ import pytest
 import torch
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import DotProductSimilarity
+from pytorch_metric_learning.regularizers import LpRegularizer
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.generators.published import published_names
 from pml_gca.graph import correlation_edges, edge_pairs, to_dense
 from pml_gca.interpolation import interpolate, merging_weights, plan_candidates, synthesize
-from pml_gca.losses.synthetic_loss import SyntheticBatch, n_pairs_synthetic_loss
+from pml_gca.losses.families import SyntheticBatch, n_pairs_synthetic_loss
 
 # Relative to the largest value of a tensor.
 EXACT = 1e-6
+L2_WEIGHT = 0.25 * 3e-3
 DISTANCES = 1e-5  # the reference adds 1e-6 inside every norm
 FILES = sorted((Path(__file__).parent / "data").glob("*.npz"))
 
@@ -119,7 +121,7 @@ def test_generator_terms(case):
     case.generator.start_collecting_stats()
     terms = generate(case).objectives
     close(terms["node_classification_loss"], case.out["node_classification_loss"], EXACT)
-    close(terms["generator_loss"], case.out["generator_loss"], DISTANCES)
+    close(terms["generation_loss"], case.out["generator_loss"], DISTANCES)
     close(terms["auxiliary_classification_loss"], 10 * case.out["embedding_classification_loss"], EXACT)
     for name in ("generated_classification_loss", "similarity_loss", "diversity_loss"):
         close(torch.tensor(getattr(case.generator, name), dtype=torch.float64), case.out[name], DISTANCES)
@@ -132,7 +134,7 @@ def test_gradient_of_node_classification(case):
 
 
 def test_gradient_of_the_generator_loss(case):
-    generate(case).objectives["generator_loss"].backward()
+    generate(case).objectives["generation_loss"].backward()
     assert case.z.grad is None or not case.z.grad.any()
     check_parameter_gradients(case, "generator_loss", DISTANCES)
 
@@ -166,6 +168,26 @@ def test_real_n_pairs_loss(case):
     close(value, case.out["n_pairs_loss"], EXACT)
     (gradient,) = torch.autograd.grad(value, case.z)
     close(gradient, case.out["grad_z.n_pairs_loss"], EXACT)
+
+
+def test_real_n_pairs_loss_with_l2(case):
+    """The published L2 term sums over the M samples of a class what PML's regularizer averages over the batch."""
+    loss = losses.NPairsLoss(
+        distance=DotProductSimilarity(normalize_embeddings=False),
+        embedding_regularizer=LpRegularizer(power=2),
+        embedding_reg_weight=L2_WEIGHT * case.meta.samples_per_class,
+    )
+    no_pairs = (torch.tensor([], dtype=torch.long),) * 4
+    value = case.out["n_pairs_loss"] + loss(case.z, case.labels, no_pairs)
+    close(value, case.out["n_pairs_loss_with_l2"], EXACT)
+
+
+def test_synthetic_n_pairs_loss_with_l2(case):
+    """There it averages over the anchor x class grid, whose own-class cells hold the positives."""
+    negatives, positives = generate(case).embeddings, case.z[plan_candidates(case.labels).positives]
+    squares = torch.cat([negatives, positives]).square().sum(dim=1)
+    value = case.out["synthetic_n_pairs_loss"] + L2_WEIGHT * (case.z.square().sum(dim=1).mean() + squares.mean())
+    close(value, case.out["synthetic_n_pairs_loss_with_l2"], DISTANCES)
 
 
 def test_synthetic_n_pairs_loss(case):

@@ -26,7 +26,7 @@ TERMS = (
     "similarity_loss",
     "diversity_loss",
     "auxiliary_classification_loss",
-    "generator_loss",
+    "generation_loss",
 )
 
 
@@ -183,19 +183,19 @@ class GlobalCorrelationGenerator(BaseGenerator):
         generated = classification_loss(frozen, plan.synthetic_labels)
         similarity = similarity_loss(real[plan.synthetic_anchors], synthetic)
         diversity = diversity_loss(correlations.coefficients, correlations.pairs, len(leaf))
-        generator = 0.5 * (
+        generation = 0.5 * (
             self.classification_weight * generated
             + self.similarity_weight * similarity
             + DIVERSITY_UNIT * self.diversity_weight * diversity
         )
         if self.collect_stats:
             for name, term in zip(
-                TERMS, (node_classification, generated, similarity, diversity, auxiliary, generator), strict=True
+                TERMS, (node_classification, generated, similarity, diversity, auxiliary, generation), strict=True
             ):
                 setattr(self, name, term.item())
         return {
             "node_classification_loss": node_classification,
-            "generator_loss": generator,
+            "generation_loss": generation,
             "auxiliary_classification_loss": AUXILIARY_WEIGHT * auxiliary,
         }
 

@@ -64,6 +64,7 @@ def hand_gradient_on(loss: Tensor, leaf: Tensor, embeddings: Tensor, in_half: bo
         Scalar of the same value, whose gradient reaches the parameters and ``embeddings``.
     """
     scale = HALF_GRADIENT_SCALE if in_half else 1.0
-    (gradient,) = torch.autograd.grad(loss * scale, leaf, retain_graph=True)
+    with torch.autocast(leaf.device.type, enabled=False):
+        (gradient,) = torch.autograd.grad(loss * scale, leaf, retain_graph=True)
     gradient = gradient[: len(embeddings)].to(compute_dtype(embeddings)) / scale
     return loss + (gradient * (embeddings - embeddings.detach())).sum()

@@ -11,9 +11,10 @@ from ..graph import join_references
 from ..interpolation import next_positive
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_number
+from .families import SyntheticBatch, check_loss, check_references, synthetic_loss
 from .level import Level
 from .optimizer_watch import OptimizerWatch
-from .synthetic_loss import SyntheticBatch, check_loss, check_references, synthetic_loss
+from .total_reducer import TotalReducer
 
 SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")
 NO_OPTIMIZER = (
@@ -31,13 +32,14 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
     .. math:: J_m + (1 - e^{-\beta/G})\,J_{syn} + J_{gce} + J_{gen} + 10\,J_{aux}
 
     with J_m the wrapped loss as it was called, J_syn the wrapped loss with each anchor's synthetic negatives
-    (:mod:`pml_gca.losses.synthetic_loss` says how), G a running mean of J_gen, and the last three the generator's own
+    (:mod:`pml_gca.losses.families` says how), G a running mean of J_gen, and the last three the generator's own
     terms, which together are the sub-loss ``generator_loss``. J_m, J_syn and J_gce train the embeddings; J_gce and
     J_gen the generator; J_aux its auxiliary classifier.
-    In evaluation it is the wrapped loss alone.
+    In evaluation it is the wrapped loss alone. Of PML's records, ``synthetic_loss`` includes its weight.
 
     References (``ref_emb``, ``ref_labels``) join the graph as nodes without gradient, and are positives and negatives
-    of the batch's anchors. A reference that equals a sample of the batch, label and all, is that sample.
+    of the batch's anchors. A reference that equals a sample of the batch, label and all, is that sample. The graph
+    grows with the square of batch and references together: a memory of thousands is too many.
     An ``indices_tuple`` goes to the wrapped loss, and leaves generation as it is.
 
     Args:
@@ -46,7 +48,10 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         beta: β: how far the generator's loss must have fallen before synthetic negatives count.
         level_momentum: of the running means L and G, in [0, 1); ``None`` for the published schedule, the mean of the
             epoch before: then call :meth:`end_epoch` after every epoch.
-        **kwargs: ``collect_stats``, ``embedding_regularizer`` and the like, as for any PML loss.
+        **kwargs: ``collect_stats``, ``embedding_regularizer`` and the like, as for any PML loss; but no ``distance``,
+            which is the wrapped loss's.
+
+    Move it to the GPU before you make its optimizer, as any module. A loss that was not moved follows the first batch.
 
     Raises:
         TypeError, ValueError: the loss cannot take synthetic negatives, with the reason; the generator is none; beta
@@ -79,6 +84,9 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
             check_number("level_momentum", level_momentum)
             if level_momentum >= 1:
                 raise ValueError(f"level_momentum must be below 1, got {level_momentum}")
+        if "distance" in kwargs:
+            raise ValueError("distance belongs to the wrapped loss: give it to that one")
+        kwargs.setdefault("reducer", TotalReducer({}))
         super().__init__(**kwargs)
         self.loss = loss
         self.generator = generator
@@ -180,11 +188,12 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         if len(embeddings):
             metric = self._wrapped_loss(embeddings, labels, indices_tuple, *references)
             _, has_positive = next_positive(node_labels, len(labels))
-            is_defined = len(negatives) > 0 or bool(has_positive.any()) or bool(torch.isfinite(metric))
-        if not is_defined:
-            # Of an empty batch, or of one without positives, some PML losses fail or make NaN. 0 stands for it, and
-            # gives their parameters a gradient all the same, as distributed training waits for it.
-            metric = sum((p.sum() * 0 for p in self.loss.parameters()), start=embeddings.sum() * 0)
+            # Of a batch without positives most PML losses make 0, some NaN; neither tells how far training is.
+            is_defined = len(negatives) > 0 or bool(has_positive.any()) or bool(metric.isfinite() & (metric != 0))
+        if not len(negatives):
+            # Distributed training waits for a gradient of every parameter.
+            zero = sum(((p * 0).sum() for p in self.loss.parameters()), start=(embeddings * 0).sum())
+            metric = metric + zero if is_defined else zero
         weight = self.synthetic_weight_at(self.generator_level)
         generator = sum(negatives.objectives.values(), start=torch.zeros_like(self.generator_level))
         values = (metric, weight * synthetic, generator)
@@ -193,8 +202,8 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
             self.synthetic_weight = float(weight)
         if is_defined:
             self._level("metric").observe(metric)
-        if len(negatives) and "generator_loss" in negatives.objectives:
-            self._level("generator").observe(negatives.objectives["generator_loss"])
+        if len(negatives) and "generation_loss" in negatives.objectives:
+            self._level("generator").observe(negatives.objectives["generation_loss"])
         return {
             name: {"losses": value, "indices": None, "reduction_type": "already_reduced"}
             for name, value in zip(SUB_LOSSES, values, strict=True)

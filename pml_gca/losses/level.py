@@ -1,5 +1,7 @@
 """Running levels of losses, which decide how far negatives are pulled and how much they count."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,18 @@ class Level(nn.Module):
         self.register_buffer("value", torch.tensor(float("inf")))
         self.register_buffer("total", torch.tensor(0.0))
         self.register_buffer("weight", torch.tensor(0.0))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Level":
+        """Follow to a device, but not to a dtype: in half precision a running mean stalls or overflows."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            assert buffer is not None
+            assert moved is not None
+            if moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
 
     @torch.no_grad()
     def observe(self, loss: Tensor) -> None:

@@ -28,9 +28,10 @@ class OptimizerWatch:
     def begin_batch(self, parameters: Iterable[torch.nn.Parameter], message: str) -> None:
         """Call once per training batch, before its optimizers step."""
         if not self._finished:
-            # The identities are enough, and keep nothing alive.
-            self._watched = {id(p) for p in parameters if p.requires_grad}
-            self._missed += self._others_stepped
+            learned = [p for p in parameters if p.requires_grad]
+            self._watched = {id(p) for p in learned}  # identities keep nothing alive
+            # An optimizer that holds them clears their gradients, even where a GradScaler skipped its step.
+            self._missed += self._others_stepped and any(p.grad is not None for p in learned)
             self._others_stepped = False
             alarm = self._missed >= self.PATIENCE
             self._finished = alarm or not self._watched

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -78,6 +79,8 @@ class RecallCalculator(pml.AccuracyCalculator):
         knn_func: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None,
         kmeans_func: Callable[..., torch.Tensor] | None = None,
     ) -> None:
+        if knn_func is None and find_spec("faiss") is None:
+            raise ImportError("the neighbour search needs faiss: pip install 'pml-gca[eval]', or give knn_func")
         self.recall_at = _check_recall_at(recall_at)
         self._recall_metrics = {f"recall_at_{value}": value for value in self.recall_at}
         # PML collects every calculate_* attribute of the instance in its constructor.

@@ -1,20 +1,22 @@
 """Checks of user input; each names the argument, what was found and what is expected."""
 
+from numbers import Integral, Real
+
 import torch
 from torch import Tensor
 
 
 def check_number(name: str, value: object, *, minimum: float = 0.0) -> None:
     """Raise unless ``value`` is a finite number of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not minimum <= value < float("inf"):
+    if not minimum <= float(value) < float("inf"):
         raise ValueError(f"{name} must be a finite number of at least {minimum:g}, got {value}")
 
 
 def check_positive_int(name: str, value: object) -> None:
     """Raise unless ``value`` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,8 @@ def assert_same(a, b):
         assert torch.equal(a, b) if torch.is_tensor(a) else a == b
 
 
-def test_a_killed_run_resumes_to_the_same_result(pictures, tmp_path, capsys):
+def test_a_killed_run_resumes_to_the_same_result(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # where every sum has one order
     common = ["--data", str(pictures), *SETTINGS]
     train_with_classifier.main([*common, "--out", str(tmp_path / "unbroken")])
     printed = capsys.readouterr().out
@@ -61,12 +63,18 @@ def test_a_killed_run_resumes_to_the_same_result(pictures, tmp_path, capsys):
 
     command = [sys.executable, "-u", str(EXAMPLES / "train_with_classifier.py"), *common]
     command += ["--out", str(tmp_path / "broken")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    for line in process.stdout:
-        if "GCA-HNG: epoch 3 of 3" in line:
-            process.kill()
-            break
-    process.wait()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    try:
+        assert any("GCA-HNG: epoch 2 of 3" in line for line in process.stdout)
+    finally:
+        process.kill()
+        process.wait()
     assert not (tmp_path / "broken" / "gca" / "result.json").exists()
     train_with_classifier.main([*common, "--out", str(tmp_path / "broken"), "--resume"])
     assert "n-pairs: finished before" in capsys.readouterr().out
@@ -108,12 +116,18 @@ def test_bad_data_folder(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "data" / "only" / "a.png")
     with pytest.raises(SystemExit, match=r"--data: .* holds 1 class folder"):
         train_with_classifier.main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_arguments_and_help(capsys):
-    with pytest.raises(SystemExit):
-        train_with_classifier.main(["--epochs", "0"])
-    assert "--epochs must be at least 1, got 0" in capsys.readouterr().err
+    for option, value, message in (
+        ("--epochs", "0", "--epochs must be at least 1, got 0"),
+        ("--image-size", "8", "--image-size must be at least 16"),
+        ("--embedding-size", "7", "--embedding-size must be divisible by 2, got 7"),
+    ):
+        with pytest.raises(SystemExit):
+            train_with_classifier.main([option, value])
+        assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         train_with_classifier.main(["--help"])
     text = capsys.readouterr().out

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_negatives_and_objectives_agree_with_the_slow_oracle(generator, y, level
     parameters = list(generator.parameters())
     pairs = (
         ("node_classification_loss", expected.node_classification, True),
-        ("generator_loss", expected.generator, False),
+        ("generation_loss", expected.generator, False),
         ("auxiliary_classification_loss", expected.auxiliary, False),
     )
     for name, wanted, reaches_embeddings in pairs:
@@ -170,6 +171,11 @@ def test_evaluation_generates_without_objectives_and_without_changing_anything()
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         GlobalCorrelationGenerator(**{"num_classes": 5, "embedding_size": 8, **arguments})
+
+
+def test_numbers_of_numpy_are_numbers():
+    generator = GlobalCorrelationGenerator(np.int64(5), np.int32(8), alpha=np.float32(2))
+    assert len(generator(torch.randn(4, 8), torch.tensor([0, 0, 1, 1]))) == 4
 
 
 Z, Y = torch.randn(4, 8), torch.tensor([0, 0, 1, 1])

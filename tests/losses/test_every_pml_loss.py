@@ -1,6 +1,7 @@
 """Each loss that PML exports works, or is refused at construction with its reason."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -210,3 +211,29 @@ def test_what_is_no_pml_loss_is_refused(loss):
 def test_a_loss_does_not_wrap_itself():
     with pytest.raises(TypeError, match="HardNegativeGenerationLoss"):
         HardNegativeGenerationLoss(HardNegativeGenerationLoss(contrastive(), generator_of()), generator_of())
+
+
+FAILS_IN_PML = {("HistogramLoss", "duplicates"), ("HistogramLoss", "zeros"), ("P2SGradLoss", "zeros")}
+DEGENERATE = {
+    "one sample": (torch.randn(1, SIZE), [3]),
+    "one class": (torch.randn(5, SIZE), [3] * 5),
+    "singletons": (torch.randn(4, SIZE), [0, 3, 4, 7]),
+    "duplicates": (torch.randn(1, SIZE).expand(6, SIZE), [0, 0, 3, 3, 4, 4]),
+    "zeros": (torch.zeros(6, SIZE), [0, 0, 3, 3, 4, 4]),
+}
+
+
+@pytest.mark.parametrize("batch", DEGENERATE)
+@pytest.mark.parametrize("name", sorted(WORKS))
+def test_a_degenerate_batch_is_finite_with_a_graph(name, batch):
+    if (name, batch) in FAILS_IN_PML:
+        return
+    loss = HardNegativeGenerationLoss(WORKS[name](NUM_CLASSES), generator_of(dropout=0.0))
+    z, labels = DEGENERATE[batch]
+    z, labels = z.clone().requires_grad_(), torch.tensor(labels)
+    value = loss(z, labels)
+    value.backward()
+    assert value.isfinite()
+    assert all(p.grad is not None for p in [z, *loss.parameters()])
+    if batch in ("one sample", "singletons") and "Proxy" not in name and loss.metric_level != math.inf:
+        assert loss.metric_level > 0  # nothing was compared: no sign that training is done

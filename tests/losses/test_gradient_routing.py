@@ -64,7 +64,7 @@ class Terms:
         self.metric = loss.loss(z, LABELS)
         self.synthetic = (1 - math.exp(-BETA / GENERATOR_LEVEL)) * synthetic(batch)
         self.classification = found.node_classification
-        # Both as functions of a detached copy of the embeddings, as SPEC has them.
+        # Both as functions of a detached copy of the embeddings, as in section 3.5 of the paper.
         detached = oracle.objectives(loss.generator, z.detach(), LABELS.tolist(), draws, METRIC_LEVEL)
         self.generator, self.auxiliary = detached.generator, detached.auxiliary
 
@@ -127,7 +127,7 @@ def test_what_the_generator_returns_is_routed_term_by_term():
     negatives = loss.generator(z, LABELS, metric_level=METRIC_LEVEL)
     table = {
         "node_classification_loss": {"embeddings", "propagation"},
-        "generator_loss": {"propagation"},
+        "generation_loss": {"propagation"},
         "auxiliary_classification_loss": {"auxiliary"},
     }
     assert set(negatives.objectives) == set(table)

@@ -261,3 +261,17 @@ def test_several_batches_before_one_backward(z):
     loss = make_loss(proxy_anchor)
     (loss(z, LABELS) + loss(z * 2, LABELS.flip(0)) + loss(z[:3], LABELS[:3])).backward()
     assert all(p.grad.isfinite().all() for p in loss.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_total_keeps_the_digits_that_half_precision_has_not(dtype):
+    torch.manual_seed(0)
+    loss = HardNegativeGenerationLoss(losses.MultiSimilarityLoss(), GlobalCorrelationGenerator(9, 8), collect_stats=True)
+    total = loss(torch.randn(6, 8).to(dtype).requires_grad_(), torch.tensor([0, 0, 4, 4, 7, 7]))
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(loss.metric_loss + loss.synthetic_loss + loss.generator_loss, rel=1e-6)
+
+
+def test_a_distance_is_the_wrapped_losses_own():
+    with pytest.raises(ValueError, match="distance belongs to the wrapped loss"):
+        HardNegativeGenerationLoss(losses.NPairsLoss(), GlobalCorrelationGenerator(9, 8), distance=object())

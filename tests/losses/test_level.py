@@ -46,6 +46,15 @@ def test_in_float32_it_does_not_drift():
     assert level.value.item() == pytest.approx(5.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("momentum", [0.99, None])
+def test_a_model_in_half_precision_keeps_its_levels(dtype, momentum):
+    level = torch.nn.Sequential(Level(momentum)).to(dtype)[0]
+    observe(level, [60.0] * 3000)
+    level.end_epoch()
+    assert level.value.item() == pytest.approx(60.0, rel=1e-4)
+
+
 def test_by_epochs_it_is_the_mean_of_the_epoch_before():
     level = Level(None)
     observe(level, [1.0, 2.0, math.nan, 6.0])

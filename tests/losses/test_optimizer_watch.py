@@ -165,3 +165,14 @@ def test_in_a_trainer_of_pml(forgotten):
     changed = [not torch.equal(p, q) for p, q in zip(loss.generator.parameters(), before, strict=True)]
     assert all(changed) != forgotten
     assert any(changed) != forgotten
+
+
+def test_steps_that_a_grad_scaler_skips_raise_no_alarm():
+    loss = make_loss()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own, other = torch.optim.SGD(loss.parameter_groups(lr=0.1), lr=0.1), trunk_optimizer()
+        for _ in range(6):
+            loss(torch.randn(6, 8), LABELS).backward()
+            other.step()  # the generator's gradients overflowed: only they are thrown away
+            own.zero_grad()

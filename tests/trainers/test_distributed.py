@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
 
 WORLD, CLASSES, D, ROWS = 2, 6, 8, 6
-TIMEOUT = 120  # seconds; a hang is a failure
+TIMEOUT = 600  # seconds; a hang is a failure
 WRAPPED = {
     "contrastive": losses.ContrastiveLoss,
     "multi_similarity": losses.MultiSimilarityLoss,

@@ -52,6 +52,7 @@ def make_trainer(loss, trainer=trainers.MetricLossOnly, dataset=None, with_optim
         dataset,
         sampler=samplers.MPerClassSampler(dataset.labels, 3, BATCH, BATCH * ITERATIONS),
         dataloader_num_workers=0,
+        data_device=torch.device("cpu"),
         end_of_iteration_hook=lambda t: history.append(t.losses["metric_loss"].item()),
         **kwargs,
     )

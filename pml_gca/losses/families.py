@@ -215,8 +215,8 @@ BROKEN_HISTOGRAM = (
     "its histogram keeps the graph of the batch before, so that in PML it fails at its second backward already"
 )
 MEMORY = (
-    "it keeps a memory of embeddings that the graph does not see; wrap the loss inside it, and pass the memory as "
-    "ref_emb and ref_labels"
+    "it keeps a memory of embeddings that the graph does not see; wrap the loss inside it, and pass a small memory as "
+    "ref_emb and ref_labels (the graph grows with the square of batch and memory)"
 )
 
 HANDLERS: dict[Callable[..., Tensor], tuple[str, ...]] = {
