@@ -59,6 +59,11 @@ def edge_multiplicity(pairs: Tensor, dtype: torch.dtype = torch.float32) -> Tens
     return (2 - (pairs[0] == pairs[1]).long()).to(dtype)
 
 
+def at_ends(node_values: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, ...) values of nodes at the first and at the second end of every edge, each (E, ...)."""
+    return node_values.index_select(0, pairs[0]), node_values.index_select(0, pairs[1])
+
+
 def correlation_edges(embeddings: Tensor, pairs: Tensor) -> Tensor:
     r"""Initial edges :math:`e^0_{ij} = \hat{x}_i \odot \hat{x}_j`; their channel sum is the Pearson correlation.
 
@@ -70,7 +75,7 @@ def correlation_edges(embeddings: Tensor, pairs: Tensor) -> Tensor:
         (E, D), in float32 or wider.
     """
     standardized = standardize(embeddings)
-    first, second = (standardized.index_select(0, end) for end in pairs)
+    first, second = at_ends(standardized, pairs)
     return first * second
 
 

@@ -13,7 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .graph import compute_dtype, correlation_edges, edge_multiplicity, edge_pairs, sum_over_neighbours, to_dense
+from .graph import (
+    at_ends,
+    compute_dtype,
+    correlation_edges,
+    edge_multiplicity,
+    edge_pairs,
+    sum_over_neighbours,
+    to_dense,
+)
 
 
 @dataclass(frozen=True)
@@ -154,11 +162,9 @@ class EdgeBlock(nn.Module):
         keys, values = self.key(g), self.value(g)
         folded = keys @ self.query.weight
         offset = keys @ self.query.bias
-
-        def ends(x: Tensor) -> tuple[Tensor, Tensor]:
-            return x.index_select(0, pairs[0]), x.index_select(0, pairs[1])
-
-        (folded_i, folded_j), (offset_i, offset_j), (value_i, value_j) = ends(folded), ends(offset), ends(values)
+        folded_i, folded_j = at_ends(folded, pairs)
+        offset_i, offset_j = at_ends(offset, pairs)
+        value_i, value_j = at_ends(values, pairs)
         difference = (edges * (folded_i - folded_j)).sum(dim=1) + (offset_i - offset_j)
         difference = difference / math.sqrt(edges.shape[1])
         weights = self.dropout(torch.stack([difference, -difference]).sigmoid())

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..graph import compute_dtype, edge_multiplicity, sum_over_neighbours
+from ..graph import at_ends, compute_dtype, edge_multiplicity, sum_over_neighbours
 
 HALF_GRADIENT_SCALE = 1024.0  # lifts gradients that float16 would flush to zero
 
@@ -41,8 +41,8 @@ def diversity_loss(coefficients: Tensor, pairs: Tensor, num_nodes: int) -> Tenso
     values = coefficients.to(compute_dtype(coefficients))
     mean = sum_over_neighbours(values, pairs, num_nodes) / max(num_nodes, 1)
     # Both ends of an edge see it; a self pair has one end, met twice.
-    first, second = ((values - mean.index_select(0, end)).square() for end in pairs)
-    spread = first + second
+    first, second = at_ends(mean, pairs)
+    spread = (values - first).square() + (values - second).square()
     total = (spread * (edge_multiplicity(pairs, spread.dtype) / 2)[:, None]).sum() / max(num_nodes, 1) ** 2
     # The clamp keeps the root's infinite slope at 0 out of the gradient.
     return 1 - torch.sqrt(total.clamp_min(torch.finfo(total.dtype).tiny))

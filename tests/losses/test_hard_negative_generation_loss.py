@@ -266,7 +266,9 @@ def test_several_batches_before_one_backward(z):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_total_keeps_the_digits_that_half_precision_has_not(dtype):
     torch.manual_seed(0)
-    loss = HardNegativeGenerationLoss(losses.MultiSimilarityLoss(), GlobalCorrelationGenerator(9, 8), collect_stats=True)
+    loss = HardNegativeGenerationLoss(
+        losses.MultiSimilarityLoss(), GlobalCorrelationGenerator(9, 8), collect_stats=True
+    )
     total = loss(torch.randn(6, 8).to(dtype).requires_grad_(), torch.tensor([0, 0, 4, 4, 7, 7]))
     assert total.dtype == torch.float32
     assert total.item() == pytest.approx(loss.metric_loss + loss.synthetic_loss + loss.generator_loss, rel=1e-6)
