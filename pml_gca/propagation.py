@@ -72,12 +72,12 @@ class ScaleBatchNorm(nn.Module):
         """Normalise ``x`` (R, D) with optional ``row_weights`` (R,); returns (R, D) in float32 or wider."""
         x = x.to(compute_dtype(x))
         if self.training and len(x) > 0:
-            with torch.autocast(x.device.type, enabled=False):
-                weights = torch.ones_like(x[:, 0]) if row_weights is None else row_weights.to(x.dtype)
-                count = weights.sum()
-                mean = weights @ x / count
-                centred = x - mean
-                variance = weights @ centred.square() / count
+            # Products and sums, not matrix products: neither autocast nor TF32 touches these.
+            weights = x.new_ones(len(x), 1) if row_weights is None else row_weights.to(x.dtype)[:, None]
+            count = weights.sum()
+            mean = (x * weights).sum(dim=0) / count
+            centred = x - mean
+            variance = (centred.square() * weights).sum(dim=0) / count
             if len(x) > 1:
                 self._update_running_statistics(mean.detach(), variance.detach() * count / (count - 1))
         else:
