@@ -10,6 +10,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from .affine import AffineRange, check_range, draw_affines, to_unit, warp, warp_fixed
 from .glyph_cache import cache_path, load_rendering, store_rendering
@@ -18,10 +19,6 @@ from .splits import check_augment, check_int, check_split, split_classes
 
 
 def _progress_bar(paths: Iterable[Path]) -> Iterable[Path]:
-    try:
-        from tqdm import tqdm
-    except ImportError:  # a bar is a convenience
-        return paths
     return tqdm(paths, desc="drawing glyphs", unit="face")
 
 

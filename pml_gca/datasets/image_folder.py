@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from .affine import AffineRange, check_range, draw_affines, to_unit, warp
 from .splits import (
@@ -129,10 +130,6 @@ def _unreadable(root: Path, broken: Sequence[Path], total: int) -> ValueError:
 
 def _progress_bar(files: Sequence[Path], what: str, progress: bool, many: int = 500) -> Iterable[Path]:
     if not progress or len(files) < many:
-        return files
-    try:
-        from tqdm import tqdm
-    except ImportError:  # a bar is a convenience
         return files
     return tqdm(files, desc=what, unit="image")
 

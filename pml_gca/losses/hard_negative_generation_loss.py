@@ -184,15 +184,16 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         if len(negatives):
             synthetic = synthetic_loss(self.loss, SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))
         # After the synthetic batch, so that the wrapped loss's own records are those of the real one.
-        metric, is_defined = embeddings.sum() * 0, False
-        if len(embeddings):
+        is_defined = len(embeddings) > 0  # of an empty batch some PML losses fail
+        if is_defined:
             metric = self._wrapped_loss(embeddings, labels, indices_tuple, *references)
-            _, has_positive = next_positive(node_labels, len(labels))
-            # Of a batch without positives most PML losses make 0, some NaN; neither tells how far training is.
-            is_defined = len(negatives) > 0 or bool(has_positive.any()) or bool(metric.isfinite() & (metric != 0))
         if not len(negatives):
             # Distributed training waits for a gradient of every parameter.
             zero = sum(((p * 0).sum() for p in self.loss.parameters()), start=(embeddings * 0).sum())
+            if is_defined:
+                # Of a batch without positives most PML losses make 0, some NaN; neither tells how far training is.
+                _, has_positive = next_positive(node_labels, len(labels))
+                is_defined = bool(has_positive.any() | (metric.isfinite() & (metric != 0)))
             metric = metric + zero if is_defined else zero
         weight = self.synthetic_weight_at(self.generator_level)
         generator = sum(negatives.objectives.values(), start=torch.zeros_like(self.generator_level))

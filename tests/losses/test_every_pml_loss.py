@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -223,11 +224,10 @@ DEGENERATE = {
 }
 
 
-@pytest.mark.parametrize("batch", DEGENERATE)
-@pytest.mark.parametrize("name", sorted(WORKS))
+@pytest.mark.parametrize(
+    ("name", "batch"), [case for case in product(sorted(WORKS), DEGENERATE) if case not in FAILS_IN_PML]
+)
 def test_a_degenerate_batch_is_finite_with_a_graph(name, batch):
-    if (name, batch) in FAILS_IN_PML:
-        return
     loss = HardNegativeGenerationLoss(WORKS[name](NUM_CLASSES), generator_of(dropout=0.0))
     z, labels = DEGENERATE[batch]
     z, labels = z.clone().requires_grad_(), torch.tensor(labels)
