@@ -39,19 +39,26 @@ def standardize(embeddings: Tensor) -> Tensor:
 
 
 def edge_pairs(num_nodes: int, device: torch.device | None = None) -> Tensor:
-    """End nodes of every undirected edge, self pairs included.
+    """End nodes of every undirected edge, self pairs included, in circulant order.
+
+    Edges are ordered by the offset d from their first to their second end, around the circle of nodes, and then by
+    their first end: all (i, i), then all (i, i + 1 mod N), and so on. Nothing is then looked up where edges meet their
+    ends: those of one offset are the nodes as they are, and the nodes turned by it.
 
     Returns:
-        (2, E) long, E = N(N + 1)/2, with ``pairs[0] <= pairs[1]``, sorted by first and then second node.
+        (2, E) long, E = N(N + 1)/2.
     """
-    return torch.triu_indices(num_nodes, num_nodes, device=device)
+    edge = torch.arange(num_nodes * (num_nodes + 1) // 2, device=device)
+    first = edge % max(num_nodes, 1)
+    return torch.stack([first, (first + edge // max(num_nodes, 1)) % max(num_nodes, 1)])
 
 
 def edge_index(num_nodes: int, device: torch.device | None = None) -> Tensor:
     """Position in :func:`edge_pairs` of the edge between two nodes: (N, N) long, symmetric."""
-    nodes = torch.arange(num_nodes, device=device)
-    low, high = torch.minimum(nodes[:, None], nodes), torch.maximum(nodes[:, None], nodes)
-    return low * num_nodes - low * (low - 1) // 2 + high - low
+    node = torch.arange(num_nodes, device=device)
+    there = (node - node[:, None]) % max(num_nodes, 1)
+    forth, back = there * num_nodes + node[:, None], there.t() * num_nodes + node
+    return torch.minimum(forth, back)  # the nearer way round; of two halves of the circle, the listed one
 
 
 def edge_multiplicity(pairs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -7,21 +7,28 @@ left but the edge-to-node projection and the edge MLP.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cost import Sizes, choose_memory, default_chunk_size
 from .graph import (
     at_ends,
     compute_dtype,
     correlation_edges,
     edge_multiplicity,
     edge_pairs,
+    standardize,
     sum_over_neighbours,
     to_dense,
 )
+from .sweeps import EdgeCoefficients, EdgeMessages, EdgeUpdate, SweepPlan, Wanted, edge_statistics
+from .tiles import Tile, edge_tiles
+
+EdgeState = tuple[Tensor, Tensor | None, Tensor | None]  # as pml_gca.sweeps.EdgeRows takes it
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,15 @@ class Correlations:
         pairs: (2, E) long, end nodes of the undirected edges, self pairs included, ``pairs[0] <= pairs[1]``.
         coefficients: (E, D) in (0, 1), channel-wise λ of each edge; 1 keeps a channel of a synthetic negative at
             the real negative, 0 pulls it to the distance of the positive.
+        tiles: portions of the edges that are best computed at a time; none if the propagation was compiled.
+        wanted: what backward passes through the graph are for, where that can be chosen.
     """
 
     node_logits: Tensor
     pairs: Tensor
     coefficients: Tensor
+    tiles: Sequence[Tile]
+    wanted: Wanted | None = None
 
     def dense(self) -> Tensor:
         """The coefficients as a symmetric (N, N, D) tensor."""
@@ -79,16 +90,20 @@ class ScaleBatchNorm(nn.Module):
             centred = x - mean
             variance = (centred.square() * weights).sum(dim=0) / count
             if len(x) > 1:
-                self._update_running_statistics(mean.detach(), variance.detach() * count / (count - 1))
+                self.observe(count, mean, variance)
         else:
             centred, variance = x - self.running_mean, self.running_var
         return centred * (torch.rsqrt(variance + self.eps) * self.weight)
 
     @torch.no_grad()
-    def _update_running_statistics(self, mean: Tensor, unbiased_variance: Tensor) -> None:
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), self.momentum)
+    def observe(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """Let the running statistics take in those of a batch: weight of all rows, and (D,) mean and variance."""
+        unbiased = variance.detach() * count / (count - 1)
+        # A batch that is not finite is refused, but a device may say so only after this.
+        is_finite = torch.isfinite(mean).all() & torch.isfinite(unbiased).all()
+        for running, new in ((self.running_mean, mean.detach()), (self.running_var, unbiased)):
+            running.copy_(torch.where(is_finite, torch.lerp(running, new.to(running.dtype), self.momentum), running))
+        self.num_batches_tracked += is_finite
 
 
 def negative_attention(query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int) -> Tensor:
@@ -128,13 +143,21 @@ class NodeBlock(nn.Module):
         self.contract = nn.Linear(4 * embedding_size, embedding_size)
         self.norm = nn.LayerNorm(embedding_size)
 
-    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
-        """(N, D) nodes, (E, D) edges, (2, E) pairs, (N,) labels to (N, D) nodes."""
+    def listen(self, nodes: Tensor, labels: Tensor) -> Tensor:
+        """(N, D) nodes and (N,) labels to nodes that have heard their negatives, (N, D)."""
         heads = negative_attention(self.query(nodes), self.key(nodes), self.value(nodes), labels, self.num_heads)
-        nodes = self.norm(F.gelu(nodes + self.out(heads)))
-        messages = sum_over_neighbours(F.gelu(self.edge_to_node(edges)), pairs, len(nodes))
+        return self.norm(F.gelu(nodes + self.out(heads)))
+
+    def gather(self, nodes: Tensor, messages: Tensor) -> Tensor:
+        """(N, D) nodes and sums of their edges' messages, (N, D), through the feed-forward net to (N, D)."""
         nodes = self.norm(F.gelu(nodes + messages.to(nodes.dtype)))
         return self.norm(F.gelu(nodes + self.contract(F.gelu(self.expand(nodes)))))
+
+    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
+        """(N, D) nodes, (E, D) edges, (2, E) pairs, (N,) labels to (N, D) nodes."""
+        nodes = self.listen(nodes, labels)
+        messages = sum_over_neighbours(F.gelu(self.edge_to_node(edges)), pairs, len(nodes))
+        return self.gather(nodes, messages)
 
 
 class EdgeBlock(nn.Module):
@@ -152,16 +175,25 @@ class EdgeBlock(nn.Module):
         self.contract = nn.Linear(4 * embedding_size, embedding_size)
         self.norm = nn.LayerNorm(embedding_size)
 
+    def mlp(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weights and biases of the MLP, the scale and shift of its LayerNorm folded into the second ones."""
+        contract, norm = self.contract, self.expand_norm
+        shift = (contract.weight * norm.bias).sum(dim=1)
+        return self.expand.weight, self.expand.bias, contract.weight * norm.weight, contract.bias + shift
+
+    def fold(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""What edges attend to, per node: u = Qᵀ K g (N, D), c = b_Q · K g (N,) and V g (N, D)."""
+        g = F.gelu(self.node_to_edge(nodes))
+        keys = self.key(g)
+        return keys @ self.query.weight, keys @ self.query.bias, self.value(g)
+
     def attend(self, nodes: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
         r"""Attention of each edge to its end nodes, per undirected edge.
 
-        With u = Qᵀ K g and c = b_Q · K g per node, the score difference of the two ends is
+        With u and c of :meth:`fold`, the score difference of the two ends is
         :math:`(e_{ij} \cdot (u_i - u_j) + c_i - c_j)/\sqrt{D}`, and the softmax over two is its sigmoid.
         """
-        g = F.gelu(self.node_to_edge(nodes))
-        keys, values = self.key(g), self.value(g)
-        folded = keys @ self.query.weight
-        offset = keys @ self.query.bias
+        folded, offset, values = self.fold(nodes)
         folded_i, folded_j = at_ends(folded, pairs)
         offset_i, offset_j = at_ends(offset, pairs)
         value_i, value_j = at_ends(values, pairs)
@@ -189,6 +221,19 @@ class PropagationLayer(nn.Module):
         nodes = self.node(nodes, edges, pairs, labels)
         return nodes, self.edge(nodes, edges, pairs)
 
+    def sweep(self, plan: SweepPlan, nodes: Tensor, edges: EdgeState, labels: Tensor) -> tuple[Tensor, EdgeState]:
+        """As :meth:`forward`, tile by tile."""
+        to_node, block = self.node.edge_to_node, self.edge
+        heard = self.node.listen(nodes, labels)
+        messages = EdgeMessages.apply(plan, len(nodes), *edges, to_node.weight, to_node.bias)
+        nodes = self.node.gather(heard, messages)
+        dtype = messages.dtype
+        ends = [x.to(dtype) for x in block.fold(nodes)]
+        mask = block.dropout(messages.new_ones(2, plan.num_edges)) if self.training and block.dropout.p else None
+        norm = (block.norm.weight.to(dtype), block.norm.bias.to(dtype))
+        kept = EdgeUpdate.apply(plan, *edges, *ends, mask, *norm, *block.mlp())
+        return nodes, (kept, *norm)
+
 
 class CorrelationPropagation(nn.Module):
     """Embeddings and labels to node logits and channel-wise coefficients of all pairs (sections 3.2–3.3 of the paper).
@@ -199,10 +244,21 @@ class CorrelationPropagation(nn.Module):
         num_layers: K, rounds of node and edge updates.
         num_heads: H, heads of the node attention.
         dropout: probability with which an edge ignores one of its end nodes, in training.
+        edge_chunk_size: edges computed at a time, see :class:`pml_gca.GlobalCorrelationGenerator`.
     """
 
-    def __init__(self, num_classes: int, embedding_size: int, num_layers: int, num_heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        num_layers: int,
+        num_heads: int,
+        dropout: float,
+        edge_chunk_size: int | None = None,
+    ) -> None:
         super().__init__()
+        self.edge_chunk_size = edge_chunk_size
+        self._memory: dict[tuple[object, ...], tuple[bool, int]] = {}
         self.input = nn.Linear(embedding_size, embedding_size)
         self.layers = nn.ModuleList(PropagationLayer(embedding_size, num_heads, dropout) for _ in range(num_layers))
         self.node_norm = ScaleBatchNorm(embedding_size)
@@ -212,6 +268,21 @@ class CorrelationPropagation(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Correlations:
         """(N, D) embeddings and (N,) long labels, in any order and composition, to :class:`Correlations`."""
+        if torch.compiler.is_compiling():
+            return self.forward_plain(embeddings, labels)  # the compiler fuses, and chooses what to keep, by itself
+        dtype = self.input.weight.dtype
+        plan = self.plan_sweeps(len(embeddings), embeddings.device)
+        pairs = edge_pairs(len(embeddings), embeddings.device)
+        nodes: Tensor = self.input(embeddings.to(dtype))
+        edges: EdgeState = (standardize(embeddings).to(compute_dtype(self.input.weight)), None, None)
+        for layer in self.layers:
+            assert isinstance(layer, PropagationLayer)
+            nodes, edges = layer.sweep(plan, nodes, edges, labels)
+        logits = self.node_classifier(self.node_norm(nodes).to(dtype))
+        return Correlations(logits, pairs, self._sweep_coefficients(plan, edges), plan.tiles, plan.wanted)
+
+    def forward_plain(self, embeddings: Tensor, labels: Tensor) -> Correlations:
+        """:meth:`forward` written plainly: all edges at once, and every intermediate value kept for the gradient."""
         dtype = self.input.weight.dtype
         pairs = edge_pairs(len(embeddings), embeddings.device)
         edges = correlation_edges(embeddings, pairs).to(dtype)
@@ -220,4 +291,55 @@ class CorrelationPropagation(nn.Module):
             nodes, edges = layer(nodes, edges, pairs, labels)
         logits = self.node_classifier(self.node_norm(nodes).to(dtype))
         normalised = self.edge_norm(edges, edge_multiplicity(pairs)).to(dtype)
-        return Correlations(logits, pairs, self.edge_coefficients(normalised).sigmoid())
+        return Correlations(logits, pairs, self.edge_coefficients(normalised).sigmoid(), ())
+
+    def plan_sweeps(self, num_nodes: int, device: torch.device) -> SweepPlan:
+        """How to go over the edges of ``num_nodes`` nodes; what fits is asked once per number of nodes."""
+        dtype = matmul_dtype(self.input.weight)
+        learns = torch.is_grad_enabled()
+        key = (num_nodes, device, dtype, self.edge_chunk_size)
+        if learns and key not in self._memory:
+            sizes = self.sizes(num_nodes, num_nodes * max(num_nodes // 2 - 1, 0))
+            self._memory[key] = choose_memory(sizes, self.edge_chunk_size, device)
+        keep, chunk = self._memory.get(key, (False, 0))
+        tile = chunk or self.edge_chunk_size or default_chunk_size(self.input.in_features, device)
+        num_edges = num_nodes * (num_nodes + 1) // 2
+        return SweepPlan(list(edge_tiles(num_nodes, tile)), num_edges, dtype, keep and learns)
+
+    def sizes(self, num_nodes: int, num_negatives: int) -> Sizes:
+        """What the cost of a step depends on, at present."""
+        linear = self.input
+        return Sizes(
+            num_nodes,
+            linear.in_features,
+            len(self.layers),
+            self.node_classifier.out_features,
+            num_negatives,
+            matmul_dtype(linear.weight).itemsize,
+            compute_dtype(linear.weight).itemsize,
+        )
+
+    def _sweep_coefficients(self, plan: SweepPlan, edges: EdgeState) -> Tensor:
+        kept, norm_weight, norm_bias = edges
+        assert norm_weight is not None
+        assert norm_bias is not None
+        norm, count = self.edge_norm, None
+        mean, variance = norm.running_mean, norm.running_var
+        if self.training and plan.num_edges > 0:
+            count, mean, variance = edge_statistics(plan, kept, norm_weight, norm_bias)
+            if plan.num_edges > 1:
+                norm.observe(count, mean, variance)
+        rstd = torch.rsqrt(variance.to(kept.dtype) + norm.eps)
+        linear, scale = self.edge_coefficients, norm.weight.to(kept.dtype)
+        coefficients: Tensor = EdgeCoefficients.apply(
+            plan, kept, norm_weight, norm_bias, count, mean.to(kept.dtype), rstd, scale, linear.weight, linear.bias
+        )
+        return coefficients
+
+
+def matmul_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype of matrix products with ``weight``: that of autocast, which leaves float64 alone, or its own."""
+    device = weight.device.type
+    if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return weight.dtype

@@ -19,7 +19,8 @@ from pml_gca.graph import (
 def test_pairs_index_and_multiplicity_agree(n):
     pairs = edge_pairs(n)
     assert pairs.shape == (2, n * (n + 1) // 2)
-    assert pairs.T.tolist() == [[i, j] for i in range(n) for j in range(i, n)]
+    assert sorted(sorted(pair) for pair in pairs.T.tolist()) == [[i, j] for i in range(n) for j in range(i, n)]
+    assert pairs.T.tolist() == [[e % n, (e % n + e // n) % n] for e in range(pairs.shape[1])]
     index = edge_index(n)
     assert torch.equal(index, index.T)
     assert torch.equal(index[pairs[0], pairs[1]], torch.arange(pairs.shape[1]))

@@ -4,7 +4,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import labels
 
-from pml_gca.interpolation import interpolate, merge_candidates, merging_weights, next_positive, plan_candidates
+from pml_gca.graph import edge_pairs
+from pml_gca.interpolation import (
+    interpolate,
+    merging_weights,
+    next_positive,
+    plan_candidates,
+    positive_distances,
+    synthesize,
+)
+from pml_gca.tiles import edge_tiles
 
 
 @given(labels())
@@ -22,12 +31,13 @@ def test_plan_pairs_every_generating_anchor_with_all_negatives(y, data):
     plan = plan_candidates(y, num_anchors)
     names = y.tolist()
     generating = [i for i in range(num_anchors) if names.count(names[i]) > 1]
-    expected = [(i, j) for i in generating for j in range(len(y)) if names[i] != names[j]]
-    assert list(zip(plan.anchors.tolist(), plan.negatives.tolist(), strict=True)) == expected
     cells = [(i, label) for i in generating for label in sorted(set(names)) if label != names[i]]
-    found = list(zip(plan.synthetic_anchors.tolist(), plan.synthetic_labels.tolist(), strict=True))
-    assert found == cells
-    assert [found[slot] for slot in plan.slots.tolist()] == [(i, names[j]) for i, j in expected]
+    assert list(zip(plan.synthetic_anchors.tolist(), plan.synthetic_labels.tolist(), strict=True)) == cells
+    assert plan.slots.shape == (num_anchors, len(y))
+    for i in range(num_anchors):
+        for j in range(len(y)):
+            has_slot = i in generating and names[i] != names[j]
+            assert plan.slots[i, j] == (cells.index((i, names[j])) if has_slot else len(cells))
 
 
 @given(labels(), st.integers(0, 999), st.sampled_from([torch.float32, torch.float64]))
@@ -35,7 +45,7 @@ def test_merging_weights_unroll_the_recursion(y, seed, dtype):
     source = torch.Generator().manual_seed(seed)
     draws = torch.rand(3, len(y), generator=source, dtype=dtype)
     values = torch.randn(len(y), generator=source, dtype=dtype)
-    weights = merging_weights(draws, y)
+    weights = merging_weights(draws, plan_candidates(y, 3 if len(y) >= 3 else None))
     assert weights.dtype == dtype
     assert weights.min() >= 0
     for a in range(3):
@@ -50,9 +60,10 @@ def test_merging_weights_unroll_the_recursion(y, seed, dtype):
 
 def test_merging_weights_of_extreme_draws():
     y = torch.tensor([3, 1, 3, 1, 3])
-    assert merging_weights(torch.zeros(1, 5), y).tolist() == [[0, 0, 0, 1, 1]]  # the last candidate replaces all
-    assert merging_weights(torch.ones(1, 5), y).tolist() == [[1, 1, 0, 0, 0]]  # the first is kept
-    assert merging_weights(torch.rand(2, 0), y[:0]).shape == (2, 0)
+    plan = plan_candidates(y)
+    assert merging_weights(torch.zeros(1, 5), plan).tolist() == [[0, 0, 0, 1, 1]]  # the last candidate replaces all
+    assert merging_weights(torch.ones(1, 5), plan).tolist() == [[1, 1, 0, 0, 0]]  # the first is kept
+    assert merging_weights(torch.rand(2, 0), plan_candidates(y[:0])).shape == (2, 0)
 
 
 @settings(max_examples=15)
@@ -60,18 +71,51 @@ def test_merging_weights_of_extreme_draws():
 def test_candidates_agree_with_the_oracle_and_keep_their_distance(y, seed, strength):
     source = torch.Generator().manual_seed(seed)
     z = torch.randn(len(y), 5, generator=source, dtype=torch.float64)
-    plan = plan_candidates(y)
     coefficients = torch.rand(len(y), len(y), 5, generator=source, dtype=torch.float64)
     coefficients[coefficients < 0.2] = 0
-    near = torch.linalg.vector_norm(z - z[plan.positives], dim=1)[plan.anchors]
-    pairs = (plan.anchors, plan.negatives)
+    pairs = (y[:, None] != y).nonzero(as_tuple=True)
+    near = positive_distances(z, plan_candidates(y))[pairs[0]]
     candidates = interpolate(z[pairs[0]], z[pairs[1]], coefficients[pairs], near, strength)
-    for row, (i, j) in zip(candidates, zip(*(p.tolist() for p in pairs), strict=True), strict=True):
-        torch.testing.assert_close(row, oracle.candidate(z, y.tolist(), i, j, coefficients[i, j], strength))
     distance = torch.linalg.vector_norm(candidates - z[pairs[0]], dim=1)
     far = torch.linalg.vector_norm(z[pairs[1]] - z[pairs[0]], dim=1)
     assert (distance <= far * (1 + 1e-9)).all()
     assert (distance >= torch.minimum(near, far) * (1 - 1e-9)).all()
+    for row, (i, j) in zip(candidates, zip(*(p.tolist() for p in pairs), strict=True), strict=True):
+        if y.tolist().count(y[i]) > 1:
+            torch.testing.assert_close(row, oracle.candidate(z, y.tolist(), i, j, coefficients[i, j], strength))
+
+
+@settings(max_examples=30)
+@given(labels(min_classes=2, max_samples=4), st.integers(0, 999), st.floats(0, 1), st.integers(1, 40), st.data())
+def test_synthetic_negatives_and_gradients_agree_with_autograd(y, seed, strength, max_edges, data):
+    """Against the merged candidates of all pairs at once, differentiated by autograd."""
+    num_anchors = data.draw(st.integers(0, len(y)))
+    source = torch.Generator().manual_seed(seed)
+    z = torch.randn(len(y), 5, generator=source, dtype=torch.float64)
+    if seed % 3 == 0:
+        z[-1] = z[0]  # a negative or a positive at distance 0
+    first, second = edge_pairs(len(y))
+    coefficients = torch.rand(len(first), 5, generator=source, dtype=torch.float64).requires_grad_()
+    z.requires_grad_()
+    plan = plan_candidates(y, num_anchors)
+    weights = merging_weights(torch.rand(num_anchors, len(y), generator=source, dtype=torch.float64), plan)
+    tiles = list(edge_tiles(len(y), max_edges))
+    ours = synthesize(z, coefficients, tiles, plan, weights, strength)
+
+    dense = z.new_zeros(len(y), len(y), 5).index_put((first, second), coefficients)
+    dense = dense.index_put((second, first), coefficients)
+    i, j = (plan.slots < len(plan.synthetic_anchors)).nonzero(as_tuple=True)
+    near = positive_distances(z, plan)[i]
+    candidates = interpolate(z[i], z[j], dense[i, j], near, strength) * weights[i, j, None]
+    expected = z.new_zeros(len(plan.synthetic_anchors), 5).index_add(0, plan.slots[i, j], candidates)
+    scores = torch.randn(expected.shape, generator=source, dtype=torch.float64)
+    for merged, inputs in zip(ours, (z, coefficients), strict=True):
+        torch.testing.assert_close(merged, expected)
+        both = torch.autograd.grad((merged * scores).sum(), [z, coefficients], allow_unused=True, retain_graph=True)
+        wanted = torch.autograd.grad((expected * scores).sum(), inputs, retain_graph=True)[0]
+        torch.testing.assert_close(both[0] if inputs is z else both[1], wanted)
+        other = both[1] if inputs is z else both[0]
+        assert other is None or not other.any()
 
 
 def test_no_pull_and_full_pull():
@@ -86,9 +130,10 @@ def test_no_pull_and_full_pull():
 
 
 def test_duplicates_have_finite_gradients():
-    z = torch.ones(4, 3, requires_grad=True)
+    z, coefficients = torch.ones(4, 3, requires_grad=True), torch.rand(10, 3, requires_grad=True)
     plan = plan_candidates(torch.tensor([0, 0, 1, 1]))
-    near = torch.linalg.vector_norm(z - z[plan.positives], dim=1)[plan.anchors]
-    candidates = interpolate(z[plan.anchors], z[plan.negatives], torch.rand(8, 3), near, 0.5)
-    merge_candidates(candidates, merging_weights(torch.rand(4, 4), torch.tensor([0, 0, 1, 1])), plan).sum().backward()
+    weights = merging_weights(torch.rand(4, 4), plan)
+    for_nodes, for_coefficients = synthesize(z, coefficients, list(edge_tiles(4, 5)), plan, weights, 0.5)
+    (for_nodes.sum() + for_coefficients.sum()).backward()
     assert torch.isfinite(z.grad).all()
+    assert torch.isfinite(coefficients.grad).all()

@@ -13,8 +13,9 @@ from pytorch_metric_learning.regularizers import LpRegularizer
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.generators.published import published_names
 from pml_gca.graph import correlation_edges, edge_pairs, to_dense
-from pml_gca.interpolation import interpolate, merging_weights, plan_candidates, synthesize
+from pml_gca.interpolation import interpolate, merging_weights, plan_candidates, positive_distances, synthesize
 from pml_gca.losses.families import SyntheticBatch, n_pairs_synthetic_loss
+from pml_gca.tiles import edge_tiles
 
 # Relative to the largest value of a tensor.
 EXACT = 1e-6
@@ -24,8 +25,13 @@ FILES = sorted((Path(__file__).parent / "data").glob("*.npz"))
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
-def case(request):
-    with np.load(request.param) as file:
+def path(request):
+    return request.param
+
+
+@pytest.fixture(params=[None, 50], ids=["kept", "recomputed"])
+def case(request, path):
+    with np.load(path) as file:
         data = {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}
 
     def section(prefix):
@@ -36,6 +42,7 @@ def case(request):
         section("state."),
         num_heads=meta["num_heads"],
         dropout=0.0,
+        edge_chunk_size=request.param,
         **{name: meta[name] for name in ("alpha", "classification_weight", "similarity_weight", "diversity_weight")},
     )
     labels = data["labels"]
@@ -98,22 +105,22 @@ def test_evaluation_mode(case):
 
 
 def test_candidates(case):
-    plan = plan_candidates(case.labels)
-    coefficients = case.out["coefficients"][plan.anchors, plan.negatives]
-    distance = torch.linalg.vector_norm(case.z - case.z[plan.positives], dim=1)
+    anchors, negatives = (case.labels[:, None] != case.labels).nonzero(as_tuple=True)
+    coefficients = case.out["coefficients"][anchors, negatives]
+    distance = positive_distances(case.z, plan_candidates(case.labels))
     strength = case.generator.interpolation_strength(case.meta.metric_level)
-    candidates = interpolate(
-        case.z[plan.anchors], case.z[plan.negatives], coefficients, distance[plan.anchors], strength
-    )
-    close(candidates, case.out["candidates"][plan.anchors, plan.negatives], DISTANCES)
+    candidates = interpolate(case.z[anchors], case.z[negatives], coefficients, distance[anchors], strength)
+    close(candidates, case.out["candidates"][anchors, negatives], DISTANCES)
 
 
-def test_random_weighting_with_the_given_draws(case):
+@pytest.mark.parametrize("max_edges", [7, 100_000])
+def test_random_weighting_with_the_given_draws(case, max_edges):
     plan = plan_candidates(case.labels)
-    coefficients = case.out["coefficients"][plan.anchors, plan.negatives]
+    coefficients = case.out["coefficients"][tuple(edge_pairs(len(case.z)))]
     strength = case.generator.interpolation_strength(case.meta.metric_level)
-    merged = synthesize(case.z, coefficients, plan, merging_weights(case.draws, case.labels), strength)
-    close(merged, case.ours(case.out["synthetic"]), DISTANCES)
+    tiles = list(edge_tiles(len(case.z), max_edges))
+    for merged in synthesize(case.z, coefficients, tiles, plan, merging_weights(case.draws, plan), strength):
+        close(merged, case.ours(case.out["synthetic"]), DISTANCES)
     close(generate(case).embeddings, case.ours(case.out["synthetic"]), DISTANCES)
 
 

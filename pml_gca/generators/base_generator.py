@@ -9,7 +9,8 @@ import torch
 from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
 from torch import Tensor
 
-from ..utils.validation import check_embeddings, check_labels, check_positive_int
+from ..utils.host import HostCopy
+from ..utils.validation import FiniteCheck, check_embeddings, check_label_range, check_labels, check_positive_int
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,14 @@ class SyntheticNegatives:
         anchors: (S,) long, row of the batch each belongs to.
         objectives: named scalar terms that train the generator. They are added to the loss as they are, with gradient
             routing already done; ``generation_loss`` (J_gen), where present, is the one the generator level G follows.
-        num_skipped_anchors: anchors for which nothing could be generated, having no positive.
+        num_skipped_anchors: anchors for which nothing could be generated, having no positive; None if not counted.
     """
 
     embeddings: Tensor
     labels: Tensor
     anchors: Tensor
     objectives: Mapping[str, Tensor] = field(default_factory=dict)
-    num_skipped_anchors: Tensor | int = 0
+    num_skipped_anchors: int | None = None
 
     def __len__(self) -> int:
         return len(self.anchors)
@@ -71,7 +72,7 @@ class BaseGenerator(ModuleWithRecords):
     def generate(
         self, embeddings: Tensor, labels: Tensor, num_anchors: int, metric_level: Tensor | float
     ) -> SyntheticNegatives:
-        """As :meth:`forward`, on input already checked."""
+        """As :meth:`forward`, on checked input; labels may be on the host, or out of range on another device."""
         raise NotImplementedError
 
     def forward(
@@ -94,19 +95,50 @@ class BaseGenerator(ModuleWithRecords):
             TypeError: embeddings are not floating or labels not integer tensors.
             ValueError: a wrong shape, a value that is not finite, a label out of range.
         """
-        self.check_batch(embeddings, labels)
+        check = self.start_check(embeddings, labels)
         num_anchors = len(embeddings) if num_anchors is None else num_anchors
         if not 0 <= num_anchors <= len(embeddings):
             raise ValueError(f"num_anchors must lie in [0, {len(embeddings)}], the batch size, got {num_anchors}")
-        return self.generate(embeddings, labels.to(embeddings.device).long(), num_anchors, metric_level)
+        negatives = self.generate(embeddings, labels, num_anchors, metric_level)
+        check.finish()
+        return negatives
+
+    def start_check(
+        self, embeddings: object, labels: object, names: tuple[str, str] = ("embeddings", "labels")
+    ) -> FiniteCheck:
+        """Raise if a batch is not what :meth:`forward` says; ``names`` are those of the arguments in messages.
+
+        Values that another device holds are not waited for: the check that is returned is to be finished later, and
+        labels are checked where :meth:`labels_on_host` first needs them.
+        """
+        check = check_embeddings(embeddings, self.embedding_size, names[0])
+        assert isinstance(embeddings, Tensor)
+        check_labels(labels, len(embeddings), names[1], of=names[0])
+        assert isinstance(labels, Tensor)
+        if not labels.is_cuda:
+            check_label_range(labels, self.num_classes, names[1])
+        if not embeddings.is_cuda:
+            check.finish()
+        return check
 
     def check_batch(
         self, embeddings: object, labels: object, names: tuple[str, str] = ("embeddings", "labels")
     ) -> None:
-        """Raise if a batch is not what :meth:`forward` says; ``names`` are those of the arguments in messages."""
-        check_embeddings(embeddings, self.embedding_size, names[0])
-        assert isinstance(embeddings, Tensor)
-        check_labels(labels, len(embeddings), self.num_classes, names[1], of=names[0])
+        """As :meth:`start_check`, and wait for all values."""
+        check = self.start_check(embeddings, labels, names)
+        assert isinstance(labels, Tensor)
+        check_label_range(labels, self.num_classes, names[1])
+        check.finish()
+
+    def labels_on_host(self, copy: HostCopy) -> Tensor:
+        """Labels, as (N,) long, whose copy was started earlier.
+
+        Raises:
+            ValueError: one is out of range.
+        """
+        labels = copy.wait().long()
+        check_label_range(labels, self.num_classes)
+        return labels
 
     def parameter_groups(self, lr: float, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Optimizer groups of the learned parameters; empty for a generator that does not learn."""

@@ -1,21 +1,29 @@
 """GCA-HNG's generator: Peng et al., IJCV 2024, https://arxiv.org/abs/2411.13145"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..graph import compute_dtype, edge_index
-from ..interpolation import CandidatePlan, merge_candidates, merging_weights, plan_candidates, synthesize
+from ..cost import StepCost, choose_memory, step_bytes, step_multiply_adds
+from ..graph import compute_dtype
+from ..interpolation import CandidatePlan, merging_weights, plan_candidates, synthesize
 from ..propagation import CorrelationPropagation, Correlations
+from ..tiles import Tile
+from ..utils.host import HostCopy
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_number, check_positive_int
 from .base_generator import BaseGenerator, SyntheticNegatives
-from .objective import classification_loss, diversity_loss, hand_gradient_on, similarity_loss
+from .objective import (
+    classification_loss,
+    diversity_loss,
+    frozen_classification_loss,
+    hand_gradient_on,
+    similarity_loss,
+)
 from .published import count_layers, read_state_dict, translate
 
 AUXILIARY_WEIGHT = 10.0  # of the auxiliary classifier's cross-entropy
@@ -46,6 +54,9 @@ class GlobalCorrelationGenerator(BaseGenerator):
         classification_weight: w_c of J_soft, which keeps a negative in its class.
         similarity_weight: w_s of J_sim, which makes it hard.
         diversity_weight: w_d of J_div, which makes coefficients differ; in units of 0.01.
+        edge_chunk_size: edges computed at a time, with their activations computed anew in the backward pass: a
+            training step then takes little memory, and a fifth more arithmetic. ``None`` does so where the
+            activations would fill more than half of the free memory, and else keeps them. See :meth:`cost`.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
 
     Raises:
@@ -74,6 +85,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         classification_weight: float = 20,
         similarity_weight: float = 20,
         diversity_weight: float = 60,
+        edge_chunk_size: int | None = None,
         collect_stats: bool | None = None,
     ) -> None:
         super().__init__(num_classes, embedding_size, collect_stats)
@@ -94,7 +106,11 @@ class GlobalCorrelationGenerator(BaseGenerator):
         self.classification_weight = classification_weight
         self.similarity_weight = similarity_weight
         self.diversity_weight = diversity_weight
-        self.propagation = CorrelationPropagation(num_classes, embedding_size, num_layers, num_heads, dropout)
+        if edge_chunk_size is not None:
+            check_positive_int("edge_chunk_size", edge_chunk_size)
+        self.propagation = CorrelationPropagation(
+            num_classes, embedding_size, num_layers, num_heads, dropout, edge_chunk_size
+        )
         self.auxiliary_classifier = nn.Linear(embedding_size, num_classes)
         hide_modules_from_records(self)
 
@@ -124,6 +140,8 @@ class GlobalCorrelationGenerator(BaseGenerator):
         """As :meth:`forward`, on input already checked; ``draws`` (A, N) in [0, 1] take the place of random ones."""
         self.reset_stats()
         self.follow_device(embeddings.device)
+        on_host = HostCopy(labels)
+        labels = labels.to(embeddings.device, non_blocking=True).long()
         anchors = embeddings[:num_anchors]
         nodes = torch.cat([anchors, embeddings[num_anchors:].detach()])
         # One propagation, from a leaf copy, serves all terms; what may reach the embeddings is handed on to them.
@@ -131,26 +149,27 @@ class GlobalCorrelationGenerator(BaseGenerator):
         leaf = nodes.detach().to(compute_dtype(nodes)).requires_grad_(learns and embeddings.requires_grad)
         correlations = self.propagation(leaf, labels)
 
-        plan = plan_candidates(labels, num_anchors)
+        plan = plan_candidates(self.labels_on_host(on_host), num_anchors)
+        num_skipped = int((~plan.has_positive).sum())
+        plan = plan.to(nodes.device)
         if draws is None:
             draws = torch.rand(num_anchors, len(labels), dtype=compute_dtype(nodes), device=nodes.device)
-        weights = merging_weights(draws, labels)
-        edges = edge_index(len(labels), nodes.device)[plan.anchors, plan.negatives]
-        coefficients = correlations.coefficients.index_select(0, edges)
+        weights = merging_weights(draws, plan)
+        tiles = correlations.tiles or self.propagation.plan_sweeps(len(nodes), nodes.device).tiles
         strength = self.interpolation_strength(metric_level)
-        synthetic = synthesize(nodes, coefficients.detach(), plan, weights, strength)
+        synthetic, own = synthesize(nodes, correlations.coefficients, tiles, plan, weights, strength)
         objectives: dict[str, Tensor] = {}
         if learns:
-            own = synthesize(nodes.detach(), coefficients, plan, weights, strength)
-            objectives = self._objectives(anchors, labels, leaf, correlations, own, plan)
+            objectives = self._objectives(anchors, labels, leaf, correlations, tiles, own, plan)
         if self.collect_stats:
+            self.num_negatives, self.num_skipped_anchors = len(synthetic), num_skipped
             self._record(nodes, correlations, synthetic, weights, plan)
         return SyntheticNegatives(
             synthetic.to(embeddings.dtype),
             plan.synthetic_labels,
             plan.synthetic_anchors,
             objectives,
-            (~plan.has_positive).sum(),
+            num_skipped,
         )
 
     def interpolation_strength(self, metric_level: Tensor | float) -> Tensor:
@@ -164,6 +183,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         labels: Tensor,
         leaf: Tensor,
         correlations: Correlations,
+        tiles: Sequence[Tile],
         synthetic: Tensor,
         plan: CandidatePlan,
     ) -> dict[str, Tensor]:
@@ -173,16 +193,15 @@ class GlobalCorrelationGenerator(BaseGenerator):
         node_classification = classification_loss(logits, anchor_labels)
         if leaf.requires_grad:
             in_half = logits.dtype == torch.float16
-            node_classification = hand_gradient_on(node_classification, leaf, anchors, in_half)
+            node_classification = hand_gradient_on(node_classification, leaf, anchors, correlations, in_half)
 
         classifier = self.auxiliary_classifier
         dtype = classifier.weight.dtype
         real = leaf.detach()
         auxiliary = classification_loss(classifier(real[: len(anchors)].to(dtype)), anchor_labels)
-        frozen = F.linear(synthetic.to(dtype), classifier.weight.detach(), classifier.bias.detach())
-        generated = classification_loss(frozen, plan.synthetic_labels)
-        similarity = similarity_loss(real[plan.synthetic_anchors], synthetic)
-        diversity = diversity_loss(correlations.coefficients, correlations.pairs, len(leaf))
+        generated = frozen_classification_loss(synthetic, classifier.weight, classifier.bias, plan.synthetic_labels)
+        similarity = similarity_loss(real, plan.synthetic_anchors, synthetic)
+        diversity = diversity_loss(correlations.coefficients, tiles, len(leaf))
         generation = 0.5 * (
             self.classification_weight * generated
             + self.similarity_weight * similarity
@@ -204,15 +223,14 @@ class GlobalCorrelationGenerator(BaseGenerator):
         self, nodes: Tensor, correlations: Correlations, synthetic: Tensor, weights: Tensor, plan: CandidatePlan
     ) -> None:
         """Statistics for PML's hooks; reads values back from the device, so only where they are collected."""
-        self.num_negatives = len(synthetic)
-        self.num_skipped_anchors = int((~plan.has_positive).sum())
         if correlations.coefficients.numel() > 1:
             spread, mean = torch.std_mean(correlations.coefficients.to(synthetic.dtype))
             self.lambda_mean, self.lambda_std = mean.item(), spread.item()
         if len(synthetic):
             z = nodes.to(synthetic.dtype)
-            distance = torch.linalg.vector_norm(z[plan.anchors] - z[plan.negatives], dim=1)
-            real = merge_candidates(distance[:, None], weights, plan)[:, 0]
+            distance = torch.cdist(z[: len(plan.slots)], z, compute_mode="donot_use_mm_for_euclid_dist")
+            merged = z.new_zeros(len(synthetic) + 1).index_add(0, plan.slots.flatten(), (distance * weights).flatten())
+            real = merged[:-1]
             pulled = torch.linalg.vector_norm(z[plan.synthetic_anchors] - synthetic, dim=1)
             apart = real > 0
             self.hardness = (pulled[apart] / real[apart]).mean().item() if apart.any() else 1.0
@@ -223,6 +241,36 @@ class GlobalCorrelationGenerator(BaseGenerator):
             {"params": list(self.propagation.parameters()), "lr": lr},
             {"params": list(self.auxiliary_classifier.parameters()), "lr": classifier_lr},
         ]
+
+    def cost(self, batch_size: int, samples_per_class: int = 2) -> StepCost:
+        """What one training step will cost, before it is paid; the trunk and the wrapped loss come on top.
+
+        It depends on the device, dtype and autocast that hold at the call, and on how much memory is free.
+
+        Args:
+            batch_size: B, references included.
+            samples_per_class: of the batch. More of them give fewer synthetic negatives, a small part of the cost.
+
+        Raises:
+            TypeError, ValueError: an argument is no positive integer.
+
+        Warns:
+            UserWarning: the step does not fit into the memory that is free.
+
+        Example:
+            >>> generator = GlobalCorrelationGenerator(num_classes=100, embedding_size=512)
+            >>> print(generator.cost(81))
+            batch of 81: 58.6 G multiply-adds, 0.34 GB (activations kept)
+        """
+        check_positive_int("batch_size", batch_size)
+        check_positive_int("samples_per_class", samples_per_class)
+        other_classes = max(-(-batch_size // samples_per_class) - 1, 0)
+        sizes = self.propagation.sizes(batch_size, batch_size * other_classes)
+        device = self.auxiliary_classifier.weight.device
+        keeps, chunk = choose_memory(sizes, self.propagation.edge_chunk_size, device)
+        return StepCost(
+            batch_size, keeps, chunk, step_multiply_adds(sizes, keeps), step_bytes(sizes, keeps, chunk)
+        )
 
     @classmethod
     def from_published(

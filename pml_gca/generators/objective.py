@@ -1,11 +1,21 @@
 """The terms that train the generator of GCA-HNG; pure functions. Section 3.5 of https://arxiv.org/abs/2411.13145"""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ..graph import at_ends, compute_dtype, edge_multiplicity, sum_over_neighbours
+from ..graph import compute_dtype
+from ..propagation import Correlations
+from ..sweeps import Wanted
+from ..tiles import Tile, once, twice
+from ..utils.row_dots import norm_or_floor, row_dots
 
+CLASSIFIED_VALUES = 2**22  # logits computed at a time
+SMALLEST_NORM = 1e-8  # that cosines divide by
 HALF_GRADIENT_SCALE = 1024.0  # lifts gradients that float16 would flush to zero
 
 
@@ -19,12 +29,97 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return mean_or_zero(F.cross_entropy(logits.to(compute_dtype(logits)), labels, reduction="none"))
 
 
-def similarity_loss(anchors: Tensor, synthetic: Tensor) -> Tensor:
-    """J_sim = mean(1 − cos(z_i, ẑ)) of (S, D) anchors and (S, D) synthetic negatives: small when they are hard."""
-    return mean_or_zero(1 - F.cosine_similarity(anchors.to(synthetic.dtype), synthetic, dim=1))
+class FrozenClassification(torch.autograd.Function):
+    """See :func:`frozen_classification_loss`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+        dtype = compute_dtype(rows, weight)
+        total, gradient = rows.new_zeros((), dtype=dtype), torch.empty_like(rows)
+        parts = (x.split(max(CLASSIFIED_VALUES // len(weight), 1)) for x in (rows, labels[:, None], gradient))
+        for part, target, part_gradient in zip(*parts, strict=True):
+            log_probability = F.linear(part.to(weight.dtype), weight, bias).to(dtype).log_softmax(dim=1)
+            total -= log_probability.gather(1, target).sum()
+            error = log_probability.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=dtype))
+            part_gradient.copy_((error / max(len(rows), 1)).to(weight.dtype) @ weight)
+        ctx.save_for_backward(gradient)
+        return total / max(len(rows), 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None, None, None
 
 
-def diversity_loss(coefficients: Tensor, pairs: Tensor, num_nodes: int) -> Tensor:
+def frozen_classification_loss(rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    """:func:`classification_loss` of a linear classifier that is not to learn.
+
+    The gradient is taken in the forward pass, in parts, so that a logit per negative and training class, of which
+    there may be thousands each, is never kept.
+
+    Args:
+        rows: (S, D).
+        weight, bias: (num_classes, D) and (num_classes,); they get no gradient.
+        labels: (S,) long.
+    """
+    loss: Tensor = FrozenClassification.apply(rows, weight.detach(), bias.detach(), labels)
+    return loss
+
+
+def similarity_loss(nodes: Tensor, anchors: Tensor, synthetic: Tensor) -> Tensor:
+    """J_sim = mean(1 − cos(z_i, ẑ)): small when the synthetic negatives are hard.
+
+    Args:
+        nodes: (N, D), z.
+        anchors: (S,) long, the node each synthetic negative belongs to.
+        synthetic: (S, D), ẑ.
+    """
+    unit = F.normalize(nodes.to(synthetic.dtype), eps=SMALLEST_NORM)
+    cosine = row_dots(unit, anchors, synthetic) / norm_or_floor(synthetic, floor=SMALLEST_NORM)
+    return mean_or_zero(1 - cosine)
+
+
+class Diversity(torch.autograd.Function):
+    """See :func:`diversity_loss`; nothing of the coefficients' size is kept but themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, tiles: Sequence[Tile], coefficients: Tensor, num_nodes: int) -> Tensor:
+        dtype = compute_dtype(coefficients)
+        total = coefficients.new_zeros(2 * num_nodes, coefficients.shape[1], dtype=dtype)
+        for tile in tiles:
+            values = tile.box(coefficients[tile.rows]).to(dtype)
+            tile.add_to_first(total, values)
+            tile.add_to_second(total, values, skip_self=True)
+        mean = once(total) / max(num_nodes, 1)
+        means, spread = twice(mean), mean.new_zeros(())
+        for tile in tiles:
+            values = tile.box(coefficients[tile.rows]).to(dtype)
+            # Both ends of an edge see it; a self pair has one end, met twice.
+            squares = (values - tile.first(means)).square_() + (values - tile.second(means)).square_()
+            spread += (squares.sum(dim=2) * tile.multiplicity(mean)).sum() / 2
+        # The bound keeps the root's infinite slope at 0 out of the gradient.
+        root = (spread / max(num_nodes, 1) ** 2).clamp_min(torch.finfo(dtype).tiny).sqrt()
+        ctx.tiles = tiles
+        ctx.save_for_backward(coefficients, mean, root)
+        return 1 - root
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        coefficients, mean, root = ctx.saved_tensors
+        means, out = twice(mean), torch.empty_like(coefficients)
+        # d root = Σ (2 λ_ij - mean_i - mean_j) dλ_ij / (N² root) per ordered pair; nothing where nothing differs.
+        scale = -grad / (root * max(len(mean), 1) ** 2)
+        scale = scale.masked_fill(root.square() <= 2 * torch.finfo(root.dtype).tiny, 0.0)
+        for tile in ctx.tiles:
+            values = 2 * tile.box(coefficients[tile.rows]).to(mean.dtype)
+            values = values.sub_(tile.first(means)).sub_(tile.second(means))
+            out[tile.rows] = values.mul_((tile.multiplicity(mean) * (scale / 2))[..., None]).flatten(0, 1)
+        return None, out, None
+
+
+def diversity_loss(coefficients: Tensor, tiles: Sequence[Tile], num_nodes: int) -> Tensor:
     r"""How alike the coefficients of each node are, over all ordered pairs.
 
     .. math:: J_{div} = 1 - \sqrt{\sum_{ijd} (\lambda_{ijd} - \bar{\lambda}_{id})^2 / N^2}, \quad
@@ -32,23 +127,19 @@ def diversity_loss(coefficients: Tensor, pairs: Tensor, num_nodes: int) -> Tenso
 
     Args:
         coefficients: (E, D), of undirected edges.
-        pairs: (2, E) long.
+        tiles: the edges in :func:`pml_gca.tiles.edge_tiles`.
         num_nodes: N.
 
     Returns:
-        Scalar; 1 when nothing differs, and may be negative, as channels are summed.
+        Scalar, in float32 or wider; 1 when nothing differs, and may be negative, as channels are summed.
     """
-    values = coefficients.to(compute_dtype(coefficients))
-    mean = sum_over_neighbours(values, pairs, num_nodes) / max(num_nodes, 1)
-    # Both ends of an edge see it; a self pair has one end, met twice.
-    first, second = at_ends(mean, pairs)
-    spread = (values - first).square() + (values - second).square()
-    total = (spread * (edge_multiplicity(pairs, spread.dtype) / 2)[:, None]).sum() / max(num_nodes, 1) ** 2
-    # The clamp keeps the root's infinite slope at 0 out of the gradient.
-    return 1 - torch.sqrt(total.clamp_min(torch.finfo(total.dtype).tiny))
+    loss: Tensor = Diversity.apply(tiles, coefficients, num_nodes)
+    return loss
 
 
-def hand_gradient_on(loss: Tensor, leaf: Tensor, embeddings: Tensor, in_half: bool = False) -> Tensor:
+def hand_gradient_on(
+    loss: Tensor, leaf: Tensor, embeddings: Tensor, correlations: Correlations, in_half: bool = False
+) -> Tensor:
     """Let a loss of a detached copy of the embeddings reach the embeddings themselves.
 
     Several terms share one graph that was propagated from ``leaf``; only this one may train the embeddings. Its
@@ -58,13 +149,19 @@ def hand_gradient_on(loss: Tensor, leaf: Tensor, embeddings: Tensor, in_half: bo
         loss: scalar, a function of ``leaf`` and of parameters.
         leaf: (N, D), detached copy whose first B rows are those of ``embeddings``.
         embeddings: (B, D).
+        correlations: the graph; from now on its backward passes are for the parameters alone.
         in_half: the graph was computed in float16.
 
     Returns:
         Scalar of the same value, whose gradient reaches the parameters and ``embeddings``.
     """
     scale = HALF_GRADIENT_SCALE if in_half else 1.0
-    with torch.autocast(leaf.device.type, enabled=False):
-        (gradient,) = torch.autograd.grad(loss * scale, leaf, retain_graph=True)
+    wanted = correlations.wanted or Wanted()
+    wanted.parameters = False
+    try:
+        with torch.autocast(leaf.device.type, enabled=False):
+            (gradient,) = torch.autograd.grad(loss * scale, leaf, retain_graph=True)
+    finally:
+        wanted.parameters, wanted.embeddings = True, False
     gradient = gradient[: len(embeddings)].to(compute_dtype(embeddings)) / scale
     return loss + (gradient * (embeddings - embeddings.detach())).sum()

@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning import losses
+from pytorch_metric_learning.distances import DotProductSimilarity
 from pytorch_metric_learning.reducers import DoNothingReducer, PerAnchorReducer
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor, nn
 
 from ..generators.base_generator import SyntheticNegatives
+from ..graph import compute_dtype
 from ..interpolation import next_positive
+from ..utils.row_dots import norm_or_floor, row_dots
 
 
 @dataclass(frozen=True)
@@ -153,12 +156,30 @@ def labelled_synthetic_loss(loss: losses.BaseMetricLossFunction, batch: Syntheti
 def n_pairs_synthetic_loss(loss: losses.NPairsLoss, batch: SyntheticBatch) -> Tensor:
     """For every anchor, the cross-entropy of its next positive against its own synthetic negatives."""
     positives, has_positive = next_positive(batch.node_labels, len(batch.labels))
-    anchors = has_positive.nonzero()[:, 0]
-    positive = similarity(loss, batch.embeddings, batch.nodes)[anchors, positives[anchors]]
-    negative = similarity(loss, batch.embeddings, batch.negatives.embeddings)[anchors]
-    negative = negative.masked_fill(~batch.own_mask(anchors), float("-inf"))
-    values = torch.cat([positive[:, None], negative], dim=1).logsumexp(dim=1) - positive
+    positive = similarity(loss, batch.embeddings, batch.nodes).gather(1, positives[:, None])[:, 0]
+    negative, owner = own_similarity(loss, batch), batch.negatives.anchors
+    dtype = compute_dtype(positive, negative)
+    positive, negative = positive.to(dtype), negative.to(dtype)
+    # logsumexp over the positive and the negatives of an anchor, which need not be equally many.
+    largest = positive.detach().scatter_reduce(0, owner, negative.detach(), "amax")
+    total = (positive - largest).exp().index_add(0, owner, (negative - largest[owner]).exp())
+    values, anchors = total.log() + largest - positive, torch.arange(len(positive), device=positive.device)
+    if batch.negatives.num_skipped_anchors != 0:  # which rows have none can only be asked of the device
+        anchors = has_positive.nonzero()[:, 0]
+        values = values[anchors]
     return reduce(loss, batch, values, indices=anchors, reduction_type="element")
+
+
+def own_similarity(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch) -> Tensor:
+    """Similarity of each synthetic negative to its anchor: (S,)."""
+    negatives, distance = batch.negatives, loss.distance
+    if isinstance(distance, DotProductSimilarity):  # with others, PML's pairwise values are not those of its matrix
+        rows = negatives.embeddings.to(compute_dtype(negatives.embeddings))
+        values = row_dots(distance.maybe_normalize(batch.embeddings).to(rows.dtype), negatives.anchors, rows)
+        if distance.normalize_embeddings:
+            values = values / norm_or_floor(rows, distance.p)
+        return values if distance.power == 1 else values**distance.power
+    return similarity(loss, batch.embeddings, negatives.embeddings).gather(0, negatives.anchors[None])[0]
 
 
 def similarity(loss: losses.BaseMetricLossFunction, queries: Tensor, references: Tensor) -> Tensor:

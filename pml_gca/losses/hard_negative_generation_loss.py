@@ -154,7 +154,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         if not self.training:
             self.reset_stats()
             return self._wrapped_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        self.generator.check_batch(embeddings, labels)
+        self._check = self.generator.start_check(embeddings, labels)
         if ref_emb is not None:
             if ref_emb is not embeddings:
                 check_references(self.loss)
@@ -180,6 +180,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         if references:
             nodes, node_labels, _ = join_references(embeddings, labels, *references)
         negatives = self.generator.generate(nodes, node_labels, len(embeddings), self.metric_level)
+        self._check.finish()
         synthetic = torch.zeros_like(self.generator_level)
         if len(negatives):
             synthetic = synthetic_loss(self.loss, SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))

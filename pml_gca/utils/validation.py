@@ -5,6 +5,8 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+from .host import HostCopy
+
 
 def check_number(name: str, value: object, *, minimum: float = 0.0) -> None:
     """Raise unless ``value`` is a finite number of at least ``minimum``."""
@@ -22,8 +24,26 @@ def check_positive_int(name: str, value: object) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def check_embeddings(embeddings: object, embedding_size: int, name: str = "embeddings") -> None:
-    """Raise unless ``embeddings`` is a finite floating (N, ``embedding_size``) tensor."""
+class FiniteCheck:
+    """Whether embeddings are finite, asked of their device now and answered by :meth:`finish`."""
+
+    def __init__(self, embeddings: Tensor, name: str) -> None:
+        self._name, self._count = name, embeddings.numel()
+        with torch.no_grad():
+            kinds = torch.stack([torch.isnan(embeddings).sum(), torch.isinf(embeddings).sum()])
+        self._found = HostCopy(kinds)
+
+    def finish(self) -> None:
+        """Raise ValueError if some are not."""
+        nans, infinite = self._found.wait().tolist()
+        if nans or infinite:
+            raise ValueError(
+                f"{self._name} must be finite, got {nans} NaN and {infinite} infinite of {self._count} values"
+            )
+
+
+def check_embeddings(embeddings: object, embedding_size: int, name: str = "embeddings") -> FiniteCheck:
+    """Raise unless ``embeddings`` is a floating (N, ``embedding_size``) tensor; the values are a check to finish."""
     if not isinstance(embeddings, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(embeddings).__name__}")
     if not embeddings.is_floating_point():
@@ -36,18 +56,11 @@ def check_embeddings(embeddings: object, embedding_size: int, name: str = "embed
         raise ValueError(
             f"{name} must have {embedding_size} channels, the generator's embedding_size, got {embeddings.shape[1]}"
         )
-    broken = int((~torch.isfinite(embeddings)).sum())
-    if broken:
-        nans = int(torch.isnan(embeddings).sum())
-        raise ValueError(
-            f"{name} must be finite, got {nans} NaN and {broken - nans} infinite of {embeddings.numel()} values"
-        )
+    return FiniteCheck(embeddings, name)
 
 
-def check_labels(
-    labels: object, num_embeddings: int, num_classes: int, name: str = "labels", of: str = "embeddings"
-) -> None:
-    """Raise unless ``labels`` is a 1-D integer tensor, one per embedding, in [0, ``num_classes``)."""
+def check_labels(labels: object, num_embeddings: int, name: str = "labels", of: str = "embeddings") -> None:
+    """Raise unless ``labels`` is a 1-D integer tensor, one per embedding."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -56,6 +69,10 @@ def check_labels(
         raise ValueError(f"{name} must be 1-D (batch_size,), got {labels.ndim}-D with shape {tuple(labels.shape)}")
     if len(labels) != num_embeddings:
         raise ValueError(f"{name} must be as many as {of}: expected {num_embeddings}, got {len(labels)}")
+
+
+def check_label_range(labels: Tensor, num_classes: int, name: str = "labels") -> None:
+    """Raise unless ``labels``, best on the host, lie in [0, ``num_classes``)."""
     if len(labels) == 0:
         return
     low, high = int(labels.min()), int(labels.max())

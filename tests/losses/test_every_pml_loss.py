@@ -214,7 +214,12 @@ def test_a_loss_does_not_wrap_itself():
         HardNegativeGenerationLoss(HardNegativeGenerationLoss(contrastive(), generator_of()), generator_of())
 
 
-FAILS_IN_PML = {("HistogramLoss", "duplicates"), ("HistogramLoss", "zeros"), ("P2SGradLoss", "zeros")}
+FAILS_IN_PML = {
+    ("HistogramLoss", "duplicates"),
+    ("HistogramLoss", "zeros"),
+    ("P2SGradLoss", "zeros"),
+    ("TupletMarginLoss", "duplicates"),  # the arc cosine of a similarity that rounding may lift above 1
+}
 DEGENERATE = {
     "one sample": (torch.randn(1, SIZE), [3]),
     "one class": (torch.randn(5, SIZE), [3] * 5),

@@ -1,0 +1,171 @@
+"""What a training step will cost, before it is paid: multiply-adds and bytes, from sizes alone."""
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+CPU_TILE_VALUES = 2**20  # embedding values of the edges computed at a time: hidden ones then fit a processor's cache
+GPU_TILE_VALUES = 2**26  # and fill a GPU
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The estimated cost of one training step of the generator, forward and backward.
+
+    The trunk and the wrapped loss come on top.
+
+    Attributes:
+        batch_size: N, nodes of the graph: the batch, and references if any.
+        keeps_activations: whether hidden activations are kept for the backward pass, or computed anew.
+        edge_chunk_size: edges computed at a time.
+        multiply_adds: of all matrix products, those of the second pass that hands gradients on to the embeddings
+            included.
+        bytes: peak of what is allocated on top of parameters, their gradients and the embeddings.
+    """
+
+    batch_size: int
+    keeps_activations: bool
+    edge_chunk_size: int
+    multiply_adds: int
+    bytes: int
+
+    def __str__(self) -> str:
+        kept = "kept" if self.keeps_activations else f"computed anew in chunks of {self.edge_chunk_size} edges"
+        return (
+            f"batch of {self.batch_size}: {self.multiply_adds / 1e9:.1f} G multiply-adds, "
+            f"{self.bytes / 1e9:.2f} GB (activations {kept})"
+        )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the cost of a step depends on.
+
+    Attributes:
+        num_nodes: N.
+        embedding_size: D.
+        num_layers: K.
+        num_classes: training classes.
+        num_negatives: S.
+        matmul_bytes: of a value in matrix products.
+        state_bytes: of a value in sums and norms.
+    """
+
+    num_nodes: int
+    embedding_size: int
+    num_layers: int
+    num_classes: int
+    num_negatives: int
+    matmul_bytes: int = 4
+    state_bytes: int = 4
+
+    @property
+    def num_edges(self) -> int:
+        return self.num_nodes * (self.num_nodes + 1) // 2
+
+
+def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
+    """Multiply-adds of a training step's matrix products.
+
+    In units of D² per edge and layer the edge-to-node projection takes 1 and the edge MLP 8, forward; a backward pass
+    takes as many for the inputs, and as many for the parameters. Inputs are passed twice: all for the generator's
+    terms, and for the embeddings what lies below the node logits, which the last layer's edge update does not.
+    """
+    d, k, n, e = sizes.embedding_size, sizes.num_layers, sizes.num_nodes, sizes.num_edges
+    per_edge = (9 * k + 1) * 3 - 1  # the first edges need no gradient but for the embeddings
+    per_edge += k + 8 * (k - 1)
+    if not keeps_activations:
+        per_edge += k + 4 * k + k + 4 * (k - 1)
+    node_layer = 12  # query, key, value, out, and 8 of the feed-forward net
+    folding = 4  # of the edge attention: g, key, folded query, value
+    per_node = 3 * (k * (node_layer + folding) + 1) + 1  # with the projection of the input, twice for the embeddings
+    per_node += k * node_layer + (k - 1) * folding
+    attention = 12 * k * n * (n + 1) * d  # two products forward, five backward, twice
+    classifiers = sizes.num_classes * d * (n * 4 + n * 2 + sizes.num_negatives * 2)
+    return d * d * (per_edge * e + per_node * n) + attention + classifiers
+
+
+def step_bytes(sizes: Sizes, keeps_activations: bool, edge_chunk_size: int) -> int:
+    """Peak bytes of a training step on top of parameters, their gradients and the embeddings."""
+    d, k, e, s = sizes.embedding_size, sizes.num_layers, sizes.num_edges, sizes.num_negatives
+    state, product = sizes.state_bytes, sizes.matmul_bytes
+    chunk = min(edge_chunk_size, e)
+    hidden = k * e * (9 * d * product + state) if keeps_activations else 0
+    edges = e * d * (k * state + product + 3 * state)  # each layer's, the coefficients, and gradients
+    workspace = chunk * d * (16 * product + 12 * state)
+    negatives = 4 * s * d * state
+    lookup = e * (48 + 8 * k) + 3 * 8 * sizes.num_nodes**2
+    return hidden + edges + workspace + negatives + lookup
+
+
+def default_chunk_size(embedding_size: int, device: torch.device) -> int:
+    """Edges computed at a time where nothing else asks for fewer."""
+    values = CPU_TILE_VALUES if device.type == "cpu" else GPU_TILE_VALUES
+    return max(values // embedding_size, 1)
+
+
+def choose_memory(sizes: Sizes, edge_chunk_size: int | None, device: torch.device) -> tuple[bool, int]:
+    """Whether to keep hidden activations, and how many edges to compute at a time.
+
+    Args:
+        sizes: of the step.
+        edge_chunk_size: the user's choice, which always computes activations anew; None: keep them if the step then
+            takes no more than half of the free memory.
+        device: whose memory is meant.
+
+    Warns:
+        UserWarning: not even the leaner way seems to fit.
+    """
+    chunk = edge_chunk_size or default_chunk_size(sizes.embedding_size, device)
+    free = free_memory(device)
+    if edge_chunk_size is None and (free is None or step_bytes(sizes, True, chunk) <= free / 2):
+        return True, chunk
+    needed = step_bytes(sizes, False, chunk)
+    if free is not None and needed > free:
+        smaller = step_bytes(sizes, False, 1)
+        advice = "Set edge_chunk_size to a smaller one" if smaller < 0.9 * needed else "No edge_chunk_size makes it fit"
+        warnings.warn(
+            f"A training step over {sizes.num_nodes} nodes (batch and references) needs about {needed / 1e9:.3g} GB, "
+            f"and {free / 1e9:.3g} GB are free on {device}. {advice} (activations are computed anew in chunks of "
+            f"{chunk} edges already), or take a smaller batch.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return False, chunk
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on ``device``; None where that cannot be told."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    limits = [limit for limit in (_free_on_host(), _free_in_container()) if limit is not None]
+    return min(limits, default=None)
+
+
+def _free_on_host() -> int | None:
+    """What the system can hand out without swapping."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _free_in_container() -> int | None:
+    """What is left of a control group's limit, if there is one."""
+    group = Path("/sys/fs/cgroup")
+    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        folder = group if limit == "memory.max" else group / "memory"
+        try:
+            return int((folder / limit).read_text()) - int((folder / used).read_text())
+        except (OSError, ValueError):  # no such file, or the word "max"
+            continue
+    return None

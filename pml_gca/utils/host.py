@@ -1,0 +1,27 @@
+"""Values on their way from a device to the host."""
+
+import torch
+from torch import Tensor
+
+
+class HostCopy:
+    """A copy of a small tensor on the host, made while the device and the host go on.
+
+    Whatever is queued between the start of the copy and :meth:`wait` keeps the device busy during the wait.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self._values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._values.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(tensor.device))
+        else:
+            self._values = tensor.detach().cpu()
+
+    def wait(self) -> Tensor:
+        """The values on the host."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values

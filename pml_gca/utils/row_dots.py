@@ -1,0 +1,64 @@
+"""Products of many rows with rows that they share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+VALUES_AT_A_TIME = 2**20
+
+
+class RowDots(torch.autograd.Function):
+    """See :func:`row_dots`."""
+
+    @staticmethod
+    def forward(ctx: Any, shared: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(shared, index, rows)
+        out = rows.new_empty(len(rows))
+        for part, which, dots in zip(*parts(rows, index, out), strict=True):
+            torch.linalg.vecdot(shared.index_select(0, which), part, out=dots)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        shared, index, rows = ctx.saved_tensors
+        want_shared, _, want_rows = ctx.needs_input_grad
+        for_shared = torch.zeros_like(shared) if want_shared else None
+        for_rows = torch.empty_like(rows) if want_rows else None
+        scale = grad[:, None]
+        if for_shared is not None:
+            for part, which, g in zip(*parts(rows, index, scale), strict=True):
+                for_shared.index_add_(0, which, part * g)
+        if for_rows is not None:
+            for part, which, g in zip(*parts(for_rows, index, scale), strict=True):
+                torch.mul(shared.index_select(0, which), g, out=part)
+        return for_shared, None, for_rows
+
+
+def parts(rows: Tensor, *others: Tensor) -> list[tuple[Tensor, ...]]:
+    """Views of (R, D) ``rows`` and of others as long, in portions that stay in the cache."""
+    size = max(VALUES_AT_A_TIME // max(rows.shape[1], 1), 1)
+    return [x.split(size) for x in (rows, *others)]
+
+
+def row_dots(shared: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Dot product of each row with the shared row it belongs to; nothing of the rows' size is made but their gradient.
+
+    Args:
+        shared: (B, D), floating.
+        index: (R,) long, row of ``shared`` that each of the rows meets.
+        rows: (R, D), of the same dtype.
+
+    Returns:
+        (R,).
+    """
+    dots: Tensor = RowDots.apply(shared, index, rows)
+    return dots
+
+
+def norm_or_floor(rows: Tensor, p: float = 2.0, floor: float = 1e-12) -> Tensor:
+    """p-norms of (R, D) rows, at least ``floor``, as :func:`torch.nn.functional.normalize` divides by: (R,)."""
+    norms: Tensor = torch.linalg.vector_norm(rows, ord=p, dim=1)
+    return norms.clamp_min(floor)
