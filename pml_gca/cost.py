@@ -9,6 +9,7 @@ import torch
 
 CPU_TILE_VALUES = 2**20  # embedding values of the edges computed at a time: hidden ones then fit a processor's cache
 GPU_TILE_VALUES = 2**26  # and fill a GPU
+SMALLEST_CHUNK = 256  # below it, matrix products slow down
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,21 @@ def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
 
 
 def step_bytes(sizes: Sizes, keeps_activations: bool, edge_chunk_size: int) -> int:
-    """Peak bytes of a training step on top of parameters, their gradients and the embeddings."""
+    """Peak bytes of a training step on top of parameters, their gradients and the embeddings.
+
+    In units of an (E, D) tensor: one a layer is kept in any case, and nine more of hidden activations where these are.
+    The rest was fitted to measured peaks; an allocator may add a third, by fragmentation.
+    """
     d, k, e, s = sizes.embedding_size, sizes.num_layers, sizes.num_edges, sizes.num_negatives
     state, product = sizes.state_bytes, sizes.matmul_bytes
-    chunk = min(edge_chunk_size, e)
     hidden = k * e * (9 * d * product + state) if keeps_activations else 0
-    edges = e * d * (k * state + product + 3 * state)  # each layer's, the coefficients, and gradients
-    workspace = chunk * d * (16 * product + 12 * state)
-    negatives = 4 * s * d * state
+    # The peak is where the coefficients' gradients meet the negatives', or in the sweep of an edge block.
+    at_negatives = e * d * ((k + 3) * state + product) + 4 * s * d * state
+    workspace = min(edge_chunk_size, e) * d * ((8 if keeps_activations else 16) * product + 5 * state)
+    in_sweep = e * d * state * 23 * (k + 1) // 10 + workspace
     lookup = e * (48 + 8 * k) + 3 * 8 * sizes.num_nodes**2
-    return hidden + edges + workspace + negatives + lookup
+    sums = 26 * k * d * d * state  # of the parameters' gradients, before they are handed over
+    return hidden + max(at_negatives, in_sweep) + lookup + sums
 
 
 def default_chunk_size(embedding_size: int, device: torch.device) -> int:
@@ -123,6 +129,9 @@ def choose_memory(sizes: Sizes, edge_chunk_size: int | None, device: torch.devic
     free = free_memory(device)
     if edge_chunk_size is None and (free is None or step_bytes(sizes, True, chunk) <= free / 2):
         return True, chunk
+    if edge_chunk_size is None and free is not None:
+        while chunk > SMALLEST_CHUNK and step_bytes(sizes, False, chunk) > free / 2:
+            chunk //= 2
     needed = step_bytes(sizes, False, chunk)
     if free is not None and needed > free:
         smaller = step_bytes(sizes, False, 1)

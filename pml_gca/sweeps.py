@@ -69,9 +69,7 @@ class PostNorm:
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor) -> None:
         self.x, self.weight = x, weight
         self.activated = F.gelu(x)
-        self.out, self.mean, self.rstd = torch.native_layer_norm(
-            self.activated, (x.shape[1],), weight, bias, NORM_EPS
-        )
+        self.out, self.mean, self.rstd = torch.native_layer_norm(self.activated, (x.shape[1],), weight, bias, NORM_EPS)
 
     def backward(self, grad: Tensor, sums: list[Tensor] | None) -> Tensor:
         """Gradient of x; those of weight and bias are added to ``sums``."""
@@ -259,9 +257,7 @@ class EdgeUpdate(torch.autograd.Function):
         end_grads = [torch.zeros_like(x) for x in ends]
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
         norm_sums = [torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)] if wanted.parameters else None
-        grad_w1, grad_b1, grad_w2, grad_b2 = (
-            kept.new_zeros(x) for x in (w1.shape, b1.shape, w2.shape, (w2.shape[0],))
-        )
+        grad_w1, grad_b1, grad_w2, grad_b2 = (kept.new_zeros(x) for x in (w1.shape, b1.shape, w2.shape, (w2.shape[0],)))
         for index, tile in enumerate(plan.tiles):
             attended = Attended(tile, edges(tile), ends, mask)
             norm = PostNorm(attended.out, norm_weight, norm_bias)

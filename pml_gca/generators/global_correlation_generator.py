@@ -268,9 +268,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         sizes = self.propagation.sizes(batch_size, batch_size * other_classes)
         device = self.auxiliary_classifier.weight.device
         keeps, chunk = choose_memory(sizes, self.propagation.edge_chunk_size, device)
-        return StepCost(
-            batch_size, keeps, chunk, step_multiply_adds(sizes, keeps), step_bytes(sizes, keeps, chunk)
-        )
+        return StepCost(batch_size, keeps, chunk, step_multiply_adds(sizes, keeps), step_bytes(sizes, keeps, chunk))
 
     @classmethod
     def from_published(
