@@ -4,16 +4,12 @@ Axis legend: N nodes, of which the first A are anchors; E undirected edges betwe
 D channels. Section 3.4 of https://arxiv.org/abs/2411.13145
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .graph import compute_dtype, edge_pairs
-from .tiles import Tile, once, twice
+from .graph import compute_dtype
 
 
 def next_positive(labels: Tensor, num_anchors: int | None = None) -> tuple[Tensor, Tensor]:
@@ -164,132 +160,3 @@ def positive_distances(nodes: Tensor, plan: CandidatePlan) -> Tensor:
     """d⁺ of every anchor, (A,), of (N, D) nodes; 0 where there is no positive."""
     positives = nodes.index_select(0, plan.positives)
     return torch.linalg.vector_norm(nodes[: len(positives)] - positives, dim=1)
-
-
-def synthesize(
-    nodes: Tensor,
-    coefficients: Tensor,
-    tiles: Sequence[Tile],
-    plan: CandidatePlan,
-    weights: Tensor,
-    strength: Tensor | float,
-) -> tuple[Tensor, Tensor]:
-    """Interpolate and merge all candidates of a plan; no candidate is kept.
-
-    Args:
-        nodes: (N, D).
-        coefficients: (E, D), of undirected edges as :func:`pml_gca.graph.edge_pairs` lists them.
-        tiles: the edges in :func:`pml_gca.tiles.edge_tiles`.
-        plan: as from :func:`plan_candidates`.
-        weights: (A, N), as from :func:`merging_weights`.
-        strength: s = e^{-α/L} in [0, 1].
-
-    Returns:
-        The (S, D) synthetic negatives, in float32 or wider, twice: gradients of the first reach the nodes alone, those
-        of the second the coefficients alone.
-    """
-    z = nodes.to(compute_dtype(nodes))
-    num_anchors, num_nodes = plan.slots.shape
-    if len(plan.synthetic_anchors) == 0:
-        return z[:0], coefficients[:0].to(z.dtype)
-    first, second = edge_pairs(num_nodes, z.device)
-    rest = (num_nodes - num_anchors, num_nodes)  # references: no anchors, but they have edges
-    slots = torch.cat([plan.slots, plan.slots.new_full(rest, len(plan.synthetic_anchors))])
-    weights = torch.cat([weights.to(z.dtype), weights.new_zeros(rest, dtype=z.dtype)])
-    # A pair without a slot adds nothing to the first one.
-    has_none = slots == len(plan.synthetic_anchors)
-    slots, weights = slots.masked_fill(has_none, 0), weights.masked_fill(has_none, 0.0)
-    near = torch.cat([positive_distances(z, plan), z.new_zeros(num_nodes - num_anchors)])
-    by_edge = [torch.stack([x[first, second], x[second, first]]) for x in (slots, weights)]
-    strength = torch.as_tensor(strength, dtype=z.dtype, device=z.device)
-    for_nodes, for_coefficients = Synthesis.apply(
-        tiles, z, coefficients, near, strength, *by_edge, plan.synthetic_anchors
-    )
-    return for_nodes, for_coefficients
-
-
-class Synthesis(torch.autograd.Function):
-    """Sums of weighted candidates, tile by tile, with the gradient written out; see :func:`synthesize`.
-
-    With the weights of a negative summing to 1, it is z_i + Σ_j w_ij (a_ij + b_ij λ_ij) ⊙ (z_j − z_i).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        tiles: Sequence[Tile],
-        nodes: Tensor,
-        coefficients: Tensor,
-        near: Tensor,
-        strength: Tensor,
-        slots: Tensor,
-        weights: Tensor,
-        synthetic_anchors: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        synthetic = nodes.index_select(0, synthetic_anchors)
-        z, d = twice(nodes), twice(near)
-        for tile in tiles:
-            pull = Pull(tile, z, d, coefficients, strength)
-            for way, sign in enumerate((1, -1)):
-                constant, slope = (x * (sign * tile.box(weights[way, tile.rows])) for x in pull.ratio[way])
-                change = torch.addcmul(constant[..., None], slope[..., None], pull.coefficients).mul_(pull.apart)
-                synthetic.index_add_(0, slots[way, tile.rows], change.flatten(0, 1))
-        ctx.tiles = tiles
-        ctx.save_for_backward(nodes, coefficients, near, strength, slots, weights, synthetic_anchors)
-        ctx.set_materialize_grads(False)
-        return synthetic, synthetic.view_as(synthetic)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, for_nodes: Tensor | None, for_coefficients: Tensor | None) -> tuple[Tensor | None, ...]:
-        nodes, coefficients, near, strength, slots, weights, synthetic_anchors = ctx.saved_tensors
-        z, d = twice(nodes), twice(near)
-        grad_z, grad_d, grad_coefficients = torch.zeros_like(z), torch.zeros_like(d), torch.empty_like(coefficients)
-        for tile in ctx.tiles:
-            pull = Pull(tile, z, d, coefficients, strength)
-            rows = [slots[way, tile.rows] for way in (0, 1)]
-            scales = [tile.box(weights[way, tile.rows])[..., None] for way in (0, 1)]
-            if for_coefficients is not None:
-                there, back = (tile.box(for_coefficients.index_select(0, r)) for r in rows)
-                there *= scales[0] * pull.ratio[0][1][..., None]
-                there.addcmul_(back, scales[1] * pull.ratio[1][1][..., None], value=-1)
-                grad_coefficients[tile.rows] = (there * pull.apart).flatten(0, 1)
-            if for_nodes is not None:
-                there, back = (
-                    tile.box(for_nodes.index_select(0, r)).mul_(w) for r, w in zip(rows, scales, strict=True)
-                )
-                apart = pull.backward((there, back), grad_d)
-                tile.add_to_second(grad_z, apart)
-                tile.add_to_first(grad_z, apart.neg_())
-        grad_nodes = grad_near = None
-        if for_nodes is not None:
-            grad_nodes, grad_near = once(grad_z).index_add_(0, synthetic_anchors, for_nodes), once(grad_d)
-        for_edges = None if for_coefficients is None else grad_coefficients
-        return None, grad_nodes, for_edges, grad_near, None, None, None, None
-
-
-class Pull:
-    """What pulls the candidates of one tile: each edge's second end toward its first, and the other way round."""
-
-    def __init__(self, tile: Tile, nodes: Tensor, near: Tensor, coefficients: Tensor, strength: Tensor) -> None:
-        self.tile, self.strength = tile, strength
-        self.coefficients = tile.box(coefficients[tile.rows]).to(nodes.dtype)
-        self.apart = tile.second(nodes) - tile.first(nodes)
-        self.far = torch.linalg.vector_norm(self.apart, dim=2)
-        self.near = (tile.first(near).expand_as(self.far), tile.second(near))
-        self.ratio = [pull_ratio(d, self.far, strength) for d in self.near]
-
-    def backward(self, grads: tuple[Tensor, Tensor], near_grads: Tensor) -> Tensor:
-        """Gradient of z_j − z_i, of those of the two ways' candidates; that of d⁺ is added to ``near_grads``."""
-        far = self.far.where(self.far > 0, 1.0)
-        total, far_grad = torch.zeros_like(self.apart), torch.zeros_like(far)
-        for way, (grad, sign) in enumerate(zip(grads, (1, -1), strict=True)):
-            constant, slope = self.ratio[way]
-            along = grad * self.apart
-            by_constant = along.sum(dim=2) - self.strength * (along.mul_(self.coefficients)).sum(dim=2)
-            by_constant = torch.where(self.near[way] < self.far, by_constant * sign / far, 0.0)
-            add = self.tile.add_to_second if way else self.tile.add_to_first
-            add(near_grads, by_constant)
-            far_grad -= by_constant * constant
-            total.addcmul_(torch.addcmul(constant[..., None], slope[..., None], self.coefficients), grad, value=sign)
-        return total.addcmul_((far_grad / far)[..., None], self.apart)

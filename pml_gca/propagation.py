@@ -6,25 +6,15 @@ nodes is a sigmoid of a score difference into which the query projection folds, 
 left but the edge-to-node projection and the edge MLP.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .blocks import EdgeBlock, NodeBlock, ScaleBatchNorm
 from .cost import Sizes, choose_memory, default_chunk_size
-from .graph import (
-    at_ends,
-    compute_dtype,
-    correlation_edges,
-    edge_multiplicity,
-    edge_pairs,
-    standardize,
-    sum_over_neighbours,
-    to_dense,
-)
+from .graph import compute_dtype, correlation_edges, edge_multiplicity, edge_pairs, standardize, to_dense
 from .sweeps import EdgeCoefficients, EdgeMessages, EdgeUpdate, SweepPlan, Wanted, edge_statistics
 from .tiles import Tile, edge_tiles
 
@@ -57,156 +47,6 @@ class Correlations:
     def mean_coefficients(self) -> Tensor:
         """Channel means of the coefficients: (N, N), symmetric."""
         return to_dense(self.coefficients.mean(dim=1), len(self.node_logits))
-
-
-class ScaleBatchNorm(nn.Module):
-    """Batch normalisation with a learned scale, no shift, and a weight per row.
-
-    Statistics are those of the rows repeated as often as their weights say (an undirected edge stands for two ordered
-    pairs). They are computed in float32 or wider, whatever autocast does. In training a single row normalises to zero
-    and leaves the running statistics alone, since it has no variance; no rows at all are passed through.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.eps, self.momentum = eps, momentum
-        self.weight = nn.Parameter(torch.ones(num_features))
-        self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features))
-        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
-
-    def forward(self, x: Tensor, row_weights: Tensor | None = None) -> Tensor:
-        """Normalise ``x`` (R, D) with optional ``row_weights`` (R,); returns (R, D) in float32 or wider."""
-        x = x.to(compute_dtype(x))
-        if self.training and len(x) > 0:
-            # Products and sums, not matrix products: neither autocast nor TF32 touches these.
-            weights = x.new_ones(len(x), 1) if row_weights is None else row_weights.to(x.dtype)[:, None]
-            count = weights.sum()
-            mean = (x * weights).sum(dim=0) / count
-            centred = x - mean
-            variance = (centred.square() * weights).sum(dim=0) / count
-            if len(x) > 1:
-                self.observe(count, mean, variance)
-        else:
-            centred, variance = x - self.running_mean, self.running_var
-        return centred * (torch.rsqrt(variance + self.eps) * self.weight)
-
-    @torch.no_grad()
-    def observe(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
-        """Let the running statistics take in those of a batch: weight of all rows, and (D,) mean and variance."""
-        unbiased = variance.detach() * count / (count - 1)
-        # A batch that is not finite is refused, but a device may say so only after this.
-        is_finite = torch.isfinite(mean).all() & torch.isfinite(unbiased).all()
-        for running, new in ((self.running_mean, mean.detach()), (self.running_var, unbiased)):
-            running.copy_(torch.where(is_finite, torch.lerp(running, new.to(running.dtype), self.momentum), running))
-        self.num_batches_tracked += is_finite
-
-
-def negative_attention(query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int) -> Tensor:
-    r"""Multi-head attention of every node over the nodes of other classes, with a zero-score sink.
-
-    .. math:: w_{ij} = \exp(s_{ij}) / (1 + \sum_{j: y_j \ne y_i} \exp(s_{ij})), \quad s_{ij} = q_i k_j / \sqrt{D/H}
-
-    The 1 is one more key and value of zeros: a node without negatives gets a zero message.
-
-    Args:
-        query, key, value: (N, D).
-        labels: (N,) long.
-        num_heads: H, a divisor of D.
-
-    Returns:
-        (N, D), the heads' messages side by side.
-    """
-    with_sink = [F.pad(x, (0, 0, 0, 1)) for x in (key, value)]
-    q, k, v = (x.unflatten(1, (num_heads, -1)).transpose(0, 1) for x in (query, *with_sink))
-    visible = F.pad(labels[:, None] != labels, (0, 1), value=True)
-    message = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=visible[None, None])
-    return message[0].transpose(0, 1).flatten(1)
-
-
-class NodeBlock(nn.Module):
-    """Nodes listen to their negatives, then to all their edges, then pass a feed-forward net; post-norm throughout."""
-
-    def __init__(self, embedding_size: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.query = nn.Linear(embedding_size, embedding_size)
-        self.key = nn.Linear(embedding_size, embedding_size)
-        self.value = nn.Linear(embedding_size, embedding_size)
-        self.out = nn.Linear(embedding_size, embedding_size)
-        self.edge_to_node = nn.Linear(embedding_size, embedding_size)
-        self.expand = nn.Linear(embedding_size, 4 * embedding_size)
-        self.contract = nn.Linear(4 * embedding_size, embedding_size)
-        self.norm = nn.LayerNorm(embedding_size)
-
-    def listen(self, nodes: Tensor, labels: Tensor) -> Tensor:
-        """(N, D) nodes and (N,) labels to nodes that have heard their negatives, (N, D)."""
-        heads = negative_attention(self.query(nodes), self.key(nodes), self.value(nodes), labels, self.num_heads)
-        return self.norm(F.gelu(nodes + self.out(heads)))
-
-    def gather(self, nodes: Tensor, messages: Tensor) -> Tensor:
-        """(N, D) nodes and sums of their edges' messages, (N, D), through the feed-forward net to (N, D)."""
-        nodes = self.norm(F.gelu(nodes + messages.to(nodes.dtype)))
-        return self.norm(F.gelu(nodes + self.contract(F.gelu(self.expand(nodes)))))
-
-    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
-        """(N, D) nodes, (E, D) edges, (2, E) pairs, (N,) labels to (N, D) nodes."""
-        nodes = self.listen(nodes, labels)
-        messages = sum_over_neighbours(F.gelu(self.edge_to_node(edges)), pairs, len(nodes))
-        return self.gather(nodes, messages)
-
-
-class EdgeBlock(nn.Module):
-    """Every edge attends, with one head, to its two end nodes, then passes an MLP; post-norm throughout."""
-
-    def __init__(self, embedding_size: int, dropout: float) -> None:
-        super().__init__()
-        self.node_to_edge = nn.Linear(embedding_size, embedding_size)
-        self.query = nn.Linear(embedding_size, embedding_size)
-        self.key = nn.Linear(embedding_size, embedding_size)
-        self.value = nn.Linear(embedding_size, embedding_size)
-        self.dropout = nn.Dropout(dropout)
-        self.expand = nn.Linear(embedding_size, 4 * embedding_size)
-        self.expand_norm = nn.LayerNorm(4 * embedding_size)
-        self.contract = nn.Linear(4 * embedding_size, embedding_size)
-        self.norm = nn.LayerNorm(embedding_size)
-
-    def mlp(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights and biases of the MLP, the scale and shift of its LayerNorm folded into the second ones."""
-        contract, norm = self.contract, self.expand_norm
-        shift = (contract.weight * norm.bias).sum(dim=1)
-        return self.expand.weight, self.expand.bias, contract.weight * norm.weight, contract.bias + shift
-
-    def fold(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r"""What edges attend to, per node: u = Qᵀ K g (N, D), c = b_Q · K g (N,) and V g (N, D)."""
-        g = F.gelu(self.node_to_edge(nodes))
-        keys = self.key(g)
-        return keys @ self.query.weight, keys @ self.query.bias, self.value(g)
-
-    def attend(self, nodes: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
-        r"""Attention of each edge to its end nodes, per undirected edge.
-
-        With u and c of :meth:`fold`, the score difference of the two ends is
-        :math:`(e_{ij} \cdot (u_i - u_j) + c_i - c_j)/\sqrt{D}`, and the softmax over two is its sigmoid.
-        """
-        folded, offset, values = self.fold(nodes)
-        folded_i, folded_j = at_ends(folded, pairs)
-        offset_i, offset_j = at_ends(offset, pairs)
-        value_i, value_j = at_ends(values, pairs)
-        difference = (edges * (folded_i - folded_j)).sum(dim=1) + (offset_i - offset_j)
-        difference = difference / math.sqrt(edges.shape[1])
-        weights = self.dropout(torch.stack([difference, -difference]).sigmoid())
-        return weights[0, :, None] * value_i + weights[1, :, None] * value_j
-
-    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
-        """(N, D) nodes, (E, D) edges, (2, E) pairs to (E, D) edges."""
-        edges = self.norm(F.gelu(self.attend(nodes, edges, pairs) + edges))
-        hidden = self.expand_norm(F.gelu(self.expand(edges)))
-        return self.norm(F.gelu(self.contract(hidden) + edges))
 
 
 class PropagationLayer(nn.Module):

@@ -11,8 +11,8 @@ from pml_gca.interpolation import (
     next_positive,
     plan_candidates,
     positive_distances,
-    synthesize,
 )
+from pml_gca.synthesis import synthesize
 from pml_gca.tiles import edge_tiles
 
 

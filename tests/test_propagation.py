@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from strategies import DEVICES, NUM_CLASSES, embeddings, generators, labels
 
 from pml_gca import GlobalCorrelationGenerator
-from pml_gca.propagation import ScaleBatchNorm, negative_attention
+from pml_gca.blocks import ScaleBatchNorm, negative_attention
 
 
 @settings(max_examples=12)

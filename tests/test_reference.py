@@ -13,8 +13,9 @@ from pytorch_metric_learning.regularizers import LpRegularizer
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.generators.published import published_names
 from pml_gca.graph import correlation_edges, edge_pairs, to_dense
-from pml_gca.interpolation import interpolate, merging_weights, plan_candidates, positive_distances, synthesize
+from pml_gca.interpolation import interpolate, merging_weights, plan_candidates, positive_distances
 from pml_gca.losses.families import SyntheticBatch, n_pairs_synthetic_loss
+from pml_gca.synthesis import synthesize
 from pml_gca.tiles import edge_tiles
 
 # Relative to the largest value of a tensor.

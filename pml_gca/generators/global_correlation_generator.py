@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..cost import StepCost, choose_memory, step_bytes, step_multiply_adds
 from ..graph import compute_dtype
-from ..interpolation import CandidatePlan, merging_weights, plan_candidates, synthesize
+from ..interpolation import CandidatePlan, merging_weights, plan_candidates
 from ..propagation import CorrelationPropagation, Correlations
+from ..synthesis import synthesize
 from ..tiles import Tile
 from ..utils.host import HostCopy
 from ..utils.records import hide_modules_from_records

@@ -1,0 +1,71 @@
+"""From edges to nodes."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..tiles import once, twice
+from .rows import EdgeRows, SweepPlan, add_product, without_autocast
+
+
+class EdgeMessages(torch.autograd.Function):
+    """Σ_j GELU(W e_ij + b) for every node i, self pairs once: (N, D). Section 2.2 of the propagation."""
+
+    @staticmethod
+    @without_autocast
+    def forward(
+        ctx: Any,
+        plan: SweepPlan,
+        num_nodes: int,
+        kept: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> Tensor:
+        edges = EdgeRows(kept, norm_weight, norm_bias)
+        w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
+        total = kept.new_zeros(2 * num_nodes, kept.shape[1])
+        hidden = []
+        for tile in plan.tiles:
+            before = torch.addmm(b, edges(tile).to(w.dtype), w.t())
+            if plan.keep_hidden:
+                hidden.append(before)
+            messages = tile.box(F.gelu(before).to(total.dtype))
+            tile.add_to_first(total, messages)
+            tile.add_to_second(total, messages, skip_self=True)
+        ctx.plan = plan
+        ctx.save_for_backward(kept, norm_weight, norm_bias, weight, bias, *hidden)
+        return once(total)
+
+    @staticmethod
+    @once_differentiable
+    @without_autocast
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        plan: SweepPlan = ctx.plan
+        kept, norm_weight, norm_bias, weight, bias, *hidden = ctx.saved_tensors
+        wanted = plan.wanted
+        edges = EdgeRows(kept, norm_weight, norm_bias)
+        edges.start_backward(wanted)
+        w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
+        want_edges = wanted.embeddings or not edges.is_first
+        grad_w, grad_b = kept.new_zeros(weight.shape), kept.new_zeros(bias.shape)
+        at_nodes = twice(grad)
+        for index, tile in enumerate(plan.tiles):
+            e = edges(tile).to(w.dtype)
+            before = hidden[index] if plan.keep_hidden else torch.addmm(b, e, w.t())
+            messages = tile.first(at_nodes) + tile.second(at_nodes)
+            if tile.offset == 0:
+                messages[0] = tile.first(at_nodes)
+            g = torch.ops.aten.gelu_backward(messages.flatten(0, 1).to(w.dtype), before)
+            if wanted.parameters:
+                add_product(grad_w, g.t(), e)
+                grad_b += g.sum(dim=0)
+            if want_edges:
+                edges.backward(tile, (g @ w).to(kept.dtype))
+        grads = edges.gradients() if want_edges else (None, None, None)
+        own = (grad_w, grad_b) if wanted.parameters else (None, None)
+        return None, None, *grads, *own
