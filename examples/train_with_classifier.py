@@ -164,6 +164,8 @@ class Run:
             dataloader_num_workers=0,
         )
         self.batch_size = min(args.classes_per_batch, num_classes) * SAMPLES_PER_CLASS
+        if with_generator:
+            print(f"{self.name}: a step of the generator, {generator.cost(self.batch_size, SAMPLES_PER_CLASS)}")
         self.trainer = trainers.TrainWithClassifier(
             models=self.models,
             optimizers=optimizers,

@@ -133,7 +133,8 @@ def measure_batch_size(args: argparse.Namespace, batch_size: int, say: Callable[
         say(f"setting up {case.name}, {case.precision}")
         work = Workload(case)
         if not case.is_naive:
-            cost = work.generator.cost(batch_size)
+            with row.case.arithmetic():
+                cost = work.generator.cost(batch_size, row.case.samples_per_class)
             row.multiply_adds, row.estimated_bytes = cost.multiply_adds, cost.bytes
         for name in captured:
             run: Callable[[], None] = getattr(work, name)

@@ -10,7 +10,7 @@ from ..generators.base_generator import BaseGenerator
 from ..graph import join_references
 from ..interpolation import next_positive
 from ..utils.records import hide_modules_from_records
-from ..utils.validation import check_number
+from ..utils.validation import FiniteCheck, check_number
 from .families import SyntheticBatch, check_loss, check_references, synthetic_loss
 from .level import Level
 from .optimizer_watch import OptimizerWatch
@@ -94,6 +94,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         self.levels = nn.ModuleDict({"metric": Level(level_momentum), "generator": Level(level_momentum)})
         hide_modules_from_records(self.levels)
         self.optimizer_watch = OptimizerWatch()
+        self._check: FiniteCheck | None = None
         self.add_to_recordable_attributes(list_of_names=["beta", "metric_level", "generator_level"])
         self.add_to_recordable_attributes(list_of_names=[*SUB_LOSSES, "synthetic_weight"], is_stat=True)
         if self.collect_stats:
@@ -154,7 +155,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         if not self.training:
             self.reset_stats()
             return self._wrapped_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        self._check = self.generator.start_check(embeddings, labels)
+        self._check = self.generator.start_check(embeddings, labels)  # finished once the device is busy
         if ref_emb is not None:
             if ref_emb is not embeddings:
                 check_references(self.loss)
@@ -179,8 +180,10 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         nodes, node_labels = embeddings, labels
         if references:
             nodes, node_labels, _ = join_references(embeddings, labels, *references)
+        check, self._check = self._check, None
         negatives = self.generator.generate(nodes, node_labels, len(embeddings), self.metric_level)
-        self._check.finish()
+        if check is not None:
+            check.finish()
         synthetic = torch.zeros_like(self.generator_level)
         if len(negatives):
             synthetic = synthetic_loss(self.loss, SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))

@@ -51,7 +51,7 @@ class EdgeMessages(torch.autograd.Function):
         edges = EdgeRows(kept, norm_weight, norm_bias)
         edges.start_backward(wanted)
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
-        want_edges = wanted.embeddings or not edges.is_first
+        want_edges = ctx.needs_input_grad[2] and (wanted.embeddings or not edges.is_first)
         grad_w, grad_b = kept.new_zeros(weight.shape), kept.new_zeros(bias.shape)
         at_nodes = twice(grad)
         for index, tile in enumerate(plan.tiles):

@@ -68,7 +68,7 @@ class EdgeUpdate(torch.autograd.Function):
         kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2 = saved
         edges = EdgeRows(kept, in_weight, in_bias)
         edges.start_backward(wanted)
-        want_edges = wanted.embeddings or not edges.is_first
+        want_edges = ctx.needs_input_grad[1] and (wanted.embeddings or not edges.is_first)
         ends = [twice(x) for x in (folded, offset, values)]
         end_grads = [torch.zeros_like(x) for x in ends]
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
