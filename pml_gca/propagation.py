@@ -27,7 +27,7 @@ class Correlations:
 
     Attributes:
         node_logits: (N, num_classes), class scores of the propagated nodes.
-        pairs: (2, E) long, end nodes of the undirected edges, self pairs included, ``pairs[0] <= pairs[1]``.
+        pairs: (2, E) long, end nodes of the undirected edges, see :func:`pml_gca.graph.edge_pairs`.
         coefficients: (E, D) in (0, 1), channel-wise λ of each edge; 1 keeps a channel of a synthetic negative at
             the real negative, 0 pulls it to the distance of the positive.
         tiles: portions of the edges that are best computed at a time; none if the propagation was compiled.
