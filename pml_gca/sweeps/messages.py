@@ -29,16 +29,14 @@ class EdgeMessages(torch.autograd.Function):
         edges = EdgeRows(kept, norm_weight, norm_bias)
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
         total = kept.new_zeros(2 * num_nodes, kept.shape[1])
-        hidden = []
+        hidden = plan.room_for_hidden(kept, len(w))
         for tile in plan.tiles:
-            before = torch.addmm(b, edges(tile).to(w.dtype), w.t())
-            if plan.keep_hidden:
-                hidden.append(before)
+            before = torch.addmm(b, edges(tile).to(w.dtype), w.t(), out=plan.part(hidden, tile))
             messages = tile.box(F.gelu(before).to(total.dtype))
             tile.add_to_first(total, messages)
             tile.add_to_second(total, messages, skip_self=True)
         ctx.plan = plan
-        ctx.save_for_backward(kept, norm_weight, norm_bias, weight, bias, *hidden)
+        ctx.save_for_backward(kept, norm_weight, norm_bias, weight, bias, hidden)
         return once(total)
 
     @staticmethod
@@ -46,7 +44,7 @@ class EdgeMessages(torch.autograd.Function):
     @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         plan: SweepPlan = ctx.plan
-        kept, norm_weight, norm_bias, weight, bias, *hidden = ctx.saved_tensors
+        kept, norm_weight, norm_bias, weight, bias, hidden = ctx.saved_tensors
         wanted = plan.wanted
         edges = EdgeRows(kept, norm_weight, norm_bias)
         edges.start_backward(wanted)
@@ -54,9 +52,9 @@ class EdgeMessages(torch.autograd.Function):
         want_edges = ctx.needs_input_grad[2] and (wanted.embeddings or not edges.is_first)
         grad_w, grad_b = kept.new_zeros(weight.shape), kept.new_zeros(bias.shape)
         at_nodes = twice(grad)
-        for index, tile in enumerate(plan.tiles):
+        for tile in plan.tiles:
             e = edges(tile).to(w.dtype)
-            before = hidden[index] if plan.keep_hidden else torch.addmm(b, e, w.t())
+            before = hidden[tile.rows] if plan.keep_hidden else torch.addmm(b, e, w.t())
             messages = tile.first(at_nodes) + tile.second(at_nodes)
             if tile.offset == 0:
                 messages[0] = tile.first(at_nodes)

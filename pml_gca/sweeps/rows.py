@@ -53,6 +53,15 @@ class SweepPlan:
     keep_hidden: bool
     wanted: Wanted = field(default_factory=Wanted)
 
+    def room_for_hidden(self, like: Tensor, width: int) -> Tensor | None:
+        """(E, ``width``) to keep hidden activations in, if they are kept: one piece, which allocators like better."""
+        return like.new_empty(self.num_edges, width, dtype=self.matmul_dtype) if self.keep_hidden else None
+
+    @staticmethod
+    def part(room: Tensor | None, tile: Tile) -> Tensor | None:
+        """The rows of ``room`` that are the tile's."""
+        return None if room is None else room[tile.rows]
+
 
 class PostNorm:
     """LayerNorm(GELU(x)) of (R, D) rows, and its gradient."""

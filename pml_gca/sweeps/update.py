@@ -43,19 +43,20 @@ class EdgeUpdate(torch.autograd.Function):
         dtype = plan.matmul_dtype
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
         out = kept.new_empty(plan.num_edges, folded.shape[1])
-        hidden = []
+        hidden, normed = (plan.room_for_hidden(kept, len(v1)) for _ in range(2))
+        spread = plan.room_for_hidden(kept, 1)
         for tile in plan.tiles:
             attended = Attended(tile, edges(tile), ends, mask)
             t = PostNorm(attended.out, norm_weight, norm_bias).out
-            before = torch.addmm(c1, t.to(dtype), v1.t())
+            before = torch.addmm(c1, t.to(dtype), v1.t(), out=plan.part(hidden, tile))
             after, _, rstd = torch.native_layer_norm(F.gelu(before), (len(v1),), None, None, NORM_EPS)
-            if plan.keep_hidden:
-                hidden += [before, after, rstd]
+            if normed is not None and spread is not None:
+                normed[tile.rows], spread[tile.rows] = after, rstd
             torch.add(t, b2, out=out[tile.rows])
             add_product(out[tile.rows], after, v2.t())
         ctx.plan = plan
         saved = (kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2)
-        ctx.save_for_backward(*saved, *hidden)
+        ctx.save_for_backward(*saved, hidden, normed, spread)
         return out
 
     @staticmethod
@@ -64,7 +65,7 @@ class EdgeUpdate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         plan: SweepPlan = ctx.plan
         wanted, dtype = plan.wanted, plan.matmul_dtype
-        saved, hidden = ctx.saved_tensors[:12], ctx.saved_tensors[12:]
+        saved, (hidden, normed, spread) = ctx.saved_tensors[:12], ctx.saved_tensors[12:]
         kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2 = saved
         edges = EdgeRows(kept, in_weight, in_bias)
         edges.start_backward(wanted)
@@ -74,12 +75,12 @@ class EdgeUpdate(torch.autograd.Function):
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
         norm_sums = [torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)] if wanted.parameters else None
         grad_w1, grad_b1, grad_w2, grad_b2 = (kept.new_zeros(x) for x in (w1.shape, b1.shape, w2.shape, (w2.shape[0],)))
-        for index, tile in enumerate(plan.tiles):
+        for tile in plan.tiles:
             attended = Attended(tile, edges(tile), ends, mask)
             norm = PostNorm(attended.out, norm_weight, norm_bias)
             t = norm.out.to(dtype)
             if plan.keep_hidden:
-                before, after, rstd = hidden[3 * index : 3 * index + 3]
+                before, after, rstd = (x[tile.rows] for x in (hidden, normed, spread))
             else:
                 before = torch.addmm(c1, t, v1.t())
                 after, _, rstd = torch.native_layer_norm(F.gelu(before), (len(v1),), None, None, NORM_EPS)
