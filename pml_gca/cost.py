@@ -130,12 +130,15 @@ def choose_memory(sizes: Sizes, edge_chunk_size: int | None, device: torch.devic
     if edge_chunk_size is None and (free is None or step_bytes(sizes, True, chunk) <= free / 2):
         return True, chunk
     if edge_chunk_size is None and free is not None:
-        while chunk > SMALLEST_CHUNK and step_bytes(sizes, False, chunk) > free / 2:
+        chunk = min(chunk, max(sizes.num_edges, 1))
+        while chunk > SMALLEST_CHUNK and step_bytes(sizes, False, chunk) > 0.9 * free:
+            if step_bytes(sizes, False, chunk // 2) > 0.95 * step_bytes(sizes, False, chunk):
+                break  # the chunk is not what fills the memory
             chunk //= 2
     needed = step_bytes(sizes, False, chunk)
     if free is not None and needed > free:
-        smaller = step_bytes(sizes, False, 1)
-        advice = "Set edge_chunk_size to a smaller one" if smaller < 0.9 * needed else "No edge_chunk_size makes it fit"
+        fits = step_bytes(sizes, False, 1) <= free
+        advice = "Set edge_chunk_size to a smaller one" if fits else "No edge_chunk_size makes it fit"
         warnings.warn(
             f"A training step over {sizes.num_nodes} nodes (batch and references) needs about {needed / 1e9:.3g} GB, "
             f"and {free / 1e9:.3g} GB are free on {device}. {advice} (activations are computed anew in chunks of "
@@ -168,13 +171,22 @@ def _free_on_host() -> int | None:
         return None
 
 
-def _free_in_container() -> int | None:
+def _free_in_container(group: Path = Path("/sys/fs/cgroup")) -> int | None:
     """What is left of a control group's limit, if there is one."""
-    group = Path("/sys/fs/cgroup")
-    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-        folder = group if limit == "memory.max" else group / "memory"
+    for folder, limit, used, cached in (
+        (group, "memory.max", "memory.current", ("inactive_file", "active_file")),
+        (
+            group / "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ("total_inactive_file", "total_active_file"),
+        ),
+    ):
         try:
-            return int((folder / limit).read_text()) - int((folder / used).read_text())
+            left = int((folder / limit).read_text()) - int((folder / used).read_text())
+            # Files that were read fill the limit, too, but make room when asked.
+            lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return left + sum(int(count) for name, count in lines if name in cached)
         except (OSError, ValueError):  # no such file, or the word "max"
             continue
     return None

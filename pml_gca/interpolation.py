@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .graph import compute_dtype
+from .utils.host import to_device
 
 
 def next_positive(labels: Tensor, num_anchors: int | None = None) -> tuple[Tensor, Tensor]:
@@ -57,7 +58,7 @@ class CandidatePlan:
 
     def to(self, device: torch.device) -> "CandidatePlan":
         """The plan on another device, without waiting for it."""
-        return CandidatePlan(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        return CandidatePlan(*(to_device(getattr(self, f.name), device) for f in fields(self)))
 
 
 def plan_candidates(labels: Tensor, num_anchors: int | None = None) -> CandidatePlan:

@@ -8,6 +8,7 @@ left but the edge-to-node projection and the edge MLP.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from .graph import compute_dtype, correlation_edges, edge_multiplicity, edge_pai
 from .sweeps import EdgeCoefficients, EdgeMessages, EdgeUpdate, SweepPlan, Wanted, edge_statistics
 from .tiles import Tile, edge_tiles
 
-EdgeState = tuple[Tensor, Tensor | None, Tensor | None]  # as pml_gca.sweeps.EdgeRows takes it
+EdgeState = tuple[Tensor, Tensor | None, Tensor | None]  # as pml_gca.sweeps.rows.EdgeRows takes it
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,10 @@ class CorrelationPropagation(nn.Module):
         self.node_classifier = nn.Linear(embedding_size, num_classes)
         self.edge_norm = ScaleBatchNorm(embedding_size)
         self.edge_coefficients = nn.Linear(embedding_size, embedding_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What fits here need not fit where a copy goes."""
+        return {**self.__dict__, "_memory": {}}
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Correlations:
         """(N, D) embeddings and (N,) long labels, in any order and composition, to :class:`Correlations`."""

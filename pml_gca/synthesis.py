@@ -30,8 +30,8 @@ def synthesize(
         nodes: (N, D).
         coefficients: (E, D), of undirected edges as :func:`pml_gca.graph.edge_pairs` lists them.
         tiles: the edges in :func:`pml_gca.tiles.edge_tiles`.
-        plan: as from :func:`plan_candidates`.
-        weights: (A, N), as from :func:`merging_weights`.
+        plan: as from :func:`pml_gca.interpolation.plan_candidates`.
+        weights: (A, N), as from :func:`pml_gca.interpolation.merging_weights`.
         strength: s = e^{-α/L} in [0, 1].
 
     Returns:
@@ -46,12 +46,13 @@ def synthesize(
     rest = (num_nodes - num_anchors, num_nodes)  # references: no anchors, but they have edges
     slots = torch.cat([plan.slots, plan.slots.new_full(rest, len(plan.synthetic_anchors))])
     weights = torch.cat([weights.to(z.dtype), weights.new_zeros(rest, dtype=z.dtype)])
-    # A pair without a slot adds nothing to the first one.
+    # A pair without a slot adds nothing to some other; not all to the same one, where a GPU's threads would queue.
     has_none = slots == len(plan.synthetic_anchors)
-    slots, weights = slots.masked_fill(has_none, 0), weights.masked_fill(has_none, 0.0)
+    anywhere = torch.arange(slots.numel(), device=z.device).view_as(slots) % len(plan.synthetic_anchors)
+    slots, weights = torch.where(has_none, anywhere, slots), weights.masked_fill(has_none, 0.0)
     near = torch.cat([positive_distances(z, plan), z.new_zeros(num_nodes - num_anchors)])
     by_edge = [torch.stack([x[first, second], x[second, first]]) for x in (slots, weights)]
-    strength = torch.as_tensor(strength, dtype=z.dtype, device=z.device)
+    strength = torch.as_tensor(strength, dtype=z.dtype)  # a number on the host needs no copy to take part
     for_nodes, for_coefficients = Synthesis.apply(
         tiles, z, coefficients, near, strength, *by_edge, plan.synthetic_anchors
     )

@@ -14,7 +14,7 @@ from ..interpolation import CandidatePlan, merging_weights, plan_candidates
 from ..propagation import CorrelationPropagation, Correlations
 from ..synthesis import synthesize
 from ..tiles import Tile
-from ..utils.host import HostCopy
+from ..utils.host import HostCopy, to_device
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_number, check_positive_int
 from .base_generator import BaseGenerator, SyntheticNegatives
@@ -142,15 +142,21 @@ class GlobalCorrelationGenerator(BaseGenerator):
         self.reset_stats()
         self.follow_device(embeddings.device)
         on_host = HostCopy(labels)
-        labels = labels.to(embeddings.device, non_blocking=True).long()
+        labels = to_device(labels.long(), embeddings.device)
         anchors = embeddings[:num_anchors]
         nodes = torch.cat([anchors, embeddings[num_anchors:].detach()])
         # One propagation, from a leaf copy, serves all terms; what may reach the embeddings is handed on to them.
         learns = self.training and torch.is_grad_enabled()
         leaf = nodes.detach().to(compute_dtype(nodes)).requires_grad_(learns and embeddings.requires_grad)
-        correlations = self.propagation(leaf, labels)
-
-        plan = plan_candidates(self.labels_on_host(on_host), num_anchors)
+        statistics = [buffer.clone() for buffer in self.propagation.buffers()] if labels.is_cuda else []
+        with torch.set_grad_enabled(learns):
+            correlations: Correlations = self.propagation(leaf, labels)
+        try:
+            plan = plan_candidates(self.labels_on_host(on_host), num_anchors)
+        except ValueError:  # a GPU is waited for no earlier, but a refused batch must leave no trace
+            for buffer, before in zip(self.propagation.buffers(), statistics, strict=False):
+                buffer.copy_(before)
+            raise
         num_skipped = int((~plan.has_positive).sum())
         plan = plan.to(nodes.device)
         if draws is None:
@@ -172,6 +178,17 @@ class GlobalCorrelationGenerator(BaseGenerator):
             objectives,
             num_skipped,
         )
+
+    @property
+    def edge_chunk_size(self) -> int | None:
+        """Edges computed at a time, see the class; may be set."""
+        return self.propagation.edge_chunk_size
+
+    @edge_chunk_size.setter
+    def edge_chunk_size(self, value: int | None) -> None:
+        if value is not None:
+            check_positive_int("edge_chunk_size", value)
+        self.propagation.edge_chunk_size = value
 
     def interpolation_strength(self, metric_level: Tensor | float) -> Tensor:
         """e^{-α/L}: 1 for an infinite level, 0 for a level of 0 or below."""
@@ -250,7 +267,8 @@ class GlobalCorrelationGenerator(BaseGenerator):
 
         Args:
             batch_size: B, references included.
-            samples_per_class: of the batch. More of them give fewer synthetic negatives, a small part of the cost.
+            samples_per_class: of the batch. More of them give fewer synthetic negatives, each of which is classified:
+                a small part of the cost, unless there are thousands of training classes.
 
         Raises:
             TypeError, ValueError: an argument is no positive integer.
@@ -260,8 +278,8 @@ class GlobalCorrelationGenerator(BaseGenerator):
 
         Example:
             >>> generator = GlobalCorrelationGenerator(num_classes=100, embedding_size=512)
-            >>> print(generator.cost(81))
-            batch of 81: 58.6 G multiply-adds, 0.34 GB (activations kept)
+            >>> print(generator.cost(81, samples_per_class=3))  # doctest: +ELLIPSIS
+            batch of 81: 60.5 G multiply-adds, 0... GB (activations ...)
         """
         check_positive_int("batch_size", batch_size)
         check_positive_int("samples_per_class", samples_per_class)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..graph import compute_dtype
-from ..propagation import Correlations
+from ..propagation import Correlations, matmul_dtype
 from ..sweeps import Wanted
 from ..tiles import Tile, once, twice
 from ..utils.row_dots import norm_or_floor, row_dots
@@ -34,14 +34,19 @@ class FrozenClassification(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
-        dtype = compute_dtype(rows, weight)
+        dtype, product = compute_dtype(rows, weight), matmul_dtype(weight)
+        # The errors of what is classified well are too small for float16, and no scaler sees them here.
+        gradient_product = dtype if product == torch.float16 else product
         total, gradient = rows.new_zeros((), dtype=dtype), torch.empty_like(rows)
+        device = rows.device.type
         parts = (x.split(max(CLASSIFIED_VALUES // len(weight), 1)) for x in (rows, labels[:, None], gradient))
         for part, target, part_gradient in zip(*parts, strict=True):
-            log_probability = F.linear(part.to(weight.dtype), weight, bias).to(dtype).log_softmax(dim=1)
-            total -= log_probability.gather(1, target).sum()
-            error = log_probability.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=dtype))
-            part_gradient.copy_((error / max(len(rows), 1)).to(weight.dtype) @ weight)
+            with torch.autocast(device, enabled=False):
+                logits = F.linear(part.to(product), weight.to(product), bias.to(product))
+                log_probability = logits.to(dtype).log_softmax(dim=1)
+                total -= log_probability.gather(1, target).sum()
+                error = log_probability.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=dtype))
+                part_gradient.copy_(error.to(gradient_product) @ weight.to(gradient_product)).div_(len(rows))
         ctx.save_for_backward(gradient)
         return total / max(len(rows), 1)
 
@@ -137,6 +142,21 @@ def diversity_loss(coefficients: Tensor, tiles: Sequence[Tile], num_nodes: int) 
     return loss
 
 
+class HandedOn(torch.autograd.Function):
+    """0, with a given gradient; whatever the gradient is, the value stays."""
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return gradient.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None
+
+
 def hand_gradient_on(
     loss: Tensor, leaf: Tensor, embeddings: Tensor, correlations: Correlations, in_half: bool = False
 ) -> Tensor:
@@ -164,4 +184,5 @@ def hand_gradient_on(
     finally:
         wanted.parameters, wanted.embeddings = True, False
     gradient = gradient[: len(embeddings)].to(compute_dtype(embeddings)) / scale
-    return loss + (gradient * (embeddings - embeddings.detach())).sum()
+    handed_on: Tensor = HandedOn.apply(embeddings, gradient)
+    return loss + handed_on

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning import losses
-from pytorch_metric_learning.distances import DotProductSimilarity
+from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity
 from pytorch_metric_learning.reducers import DoNothingReducer, PerAnchorReducer
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor, nn
@@ -173,7 +173,10 @@ def n_pairs_synthetic_loss(loss: losses.NPairsLoss, batch: SyntheticBatch) -> Te
 def own_similarity(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch) -> Tensor:
     """Similarity of each synthetic negative to its anchor: (S,)."""
     negatives, distance = batch.negatives, loss.distance
-    if isinstance(distance, DotProductSimilarity):  # with others, PML's pairwise values are not those of its matrix
+    if type(distance) in (
+        CosineSimilarity,
+        DotProductSimilarity,
+    ):  # with others, PML's pairwise values are not those of its matrix
         rows = negatives.embeddings.to(compute_dtype(negatives.embeddings))
         values = row_dots(distance.maybe_normalize(batch.embeddings).to(rows.dtype), negatives.anchors, rows)
         if distance.normalize_embeddings:

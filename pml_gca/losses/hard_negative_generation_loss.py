@@ -155,7 +155,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         if not self.training:
             self.reset_stats()
             return self._wrapped_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        self._check = self.generator.start_check(embeddings, labels)  # finished once the device is busy
+        check = self.generator.start_check(embeddings, labels)
         if ref_emb is not None:
             if ref_emb is not embeddings:
                 check_references(self.loss)
@@ -163,7 +163,11 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         self.optimizer_watch.begin_batch(self.generator.parameters(), NO_OPTIMIZER)
         if self.metric_level.device != embeddings.device:
             self.to(embeddings.device)  # PML's trainers do not move losses
-        total: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        self._check = check  # to be finished once the device is busy
+        try:
+            total: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        finally:
+            self._check = None
         return total
 
     def compute_loss(
@@ -180,10 +184,9 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         nodes, node_labels = embeddings, labels
         if references:
             nodes, node_labels, _ = join_references(embeddings, labels, *references)
-        check, self._check = self._check, None
         negatives = self.generator.generate(nodes, node_labels, len(embeddings), self.metric_level)
-        if check is not None:
-            check.finish()
+        if self._check is not None:
+            self._check.finish()
         synthetic = torch.zeros_like(self.generator_level)
         if len(negatives):
             synthetic = synthetic_loss(self.loss, SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))

@@ -59,13 +59,16 @@ class EdgeCoefficients(torch.autograd.Function):
             torch.addmm(b, normalised.to(w.dtype), w.t(), out=out[tile.rows])
             out[tile.rows].sigmoid_()
         ctx.plan = plan
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, out)
         return out
 
     @staticmethod
     @once_differentiable
     @without_autocast
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 10
         plan: SweepPlan = ctx.plan
         kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, out = ctx.saved_tensors
         w = weight.to(plan.matmul_dtype)

@@ -12,7 +12,7 @@ from .rows import EdgeRows, SweepPlan, add_product, without_autocast
 
 
 class EdgeMessages(torch.autograd.Function):
-    """Σ_j GELU(W e_ij + b) for every node i, self pairs once: (N, D). Section 2.2 of the propagation."""
+    """Σ_j GELU(W e_ij + b) for every node i, self pairs once: (N, D). Section 3.2 of the paper."""
 
     @staticmethod
     @without_autocast
@@ -36,13 +36,16 @@ class EdgeMessages(torch.autograd.Function):
             tile.add_to_first(total, messages)
             tile.add_to_second(total, messages, skip_self=True)
         ctx.plan = plan
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(kept, norm_weight, norm_bias, weight, bias, hidden)
         return once(total)
 
     @staticmethod
     @once_differentiable
     @without_autocast
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 7
         plan: SweepPlan = ctx.plan
         kept, norm_weight, norm_bias, weight, bias, hidden = ctx.saved_tensors
         wanted = plan.wanted

@@ -20,7 +20,7 @@ def without_autocast(method: Method) -> Method:
 
     @functools.wraps(method)
     def run(ctx: Any, *args: Any) -> Any:
-        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        device = next((arg.device.type for arg in args if isinstance(arg, Tensor)), "cpu")
         with torch.autocast(device, enabled=False):
             return method(ctx, *args)
 

@@ -44,7 +44,7 @@ class EdgeUpdate(torch.autograd.Function):
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
         out = kept.new_empty(plan.num_edges, folded.shape[1])
         hidden, normed = (plan.room_for_hidden(kept, len(v1)) for _ in range(2))
-        spread = plan.room_for_hidden(kept, 1)
+        spread = kept.new_empty(plan.num_edges, 1) if plan.keep_hidden else None
         for tile in plan.tiles:
             attended = Attended(tile, edges(tile), ends, mask)
             t = PostNorm(attended.out, norm_weight, norm_bias).out
@@ -54,7 +54,9 @@ class EdgeUpdate(torch.autograd.Function):
                 normed[tile.rows], spread[tile.rows] = after, rstd
             torch.add(t, b2, out=out[tile.rows])
             add_product(out[tile.rows], after, v2.t())
+            ctx.statistics_dtype = rstd.dtype  # of half-precision rows, devices differ in it
         ctx.plan = plan
+        ctx.set_materialize_grads(False)
         saved = (kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2)
         ctx.save_for_backward(*saved, hidden, normed, spread)
         return out
@@ -62,7 +64,9 @@ class EdgeUpdate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @without_autocast
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 14
         plan: SweepPlan = ctx.plan
         wanted, dtype = plan.wanted, plan.matmul_dtype
         saved, (hidden, normed, spread) = ctx.saved_tensors[:12], ctx.saved_tensors[12:]
@@ -87,7 +91,8 @@ class EdgeUpdate(torch.autograd.Function):
             out_grad = grad[tile.rows]
             # The norm's spread scales its gradient: scaled rows here are fewer than hidden channels there.
             g = (out_grad * rstd).to(dtype) @ v2
-            one, zero = torch.ones_like(rstd), torch.zeros_like(rstd)
+            one = torch.ones_like(rstd, dtype=ctx.statistics_dtype)
+            zero = torch.zeros_like(one)
             g, _, _ = torch.ops.aten.native_layer_norm_backward(
                 g, after, (len(v1),), zero, one, None, None, [True, False, False]
             )

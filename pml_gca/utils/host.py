@@ -25,3 +25,10 @@ class HostCopy:
         if self._event is not None:
             self._event.synchronize()
         return self._values
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host's tensor on a device, without waiting for what is queued there."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()  # a copy from pageable memory may wait
+    return tensor.to(device, non_blocking=True)
