@@ -11,7 +11,7 @@ from counters import LiveBytes, MultiplyAdds
 from pytorch_metric_learning import losses
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-from pml_gca.cost import default_chunk_size, free_memory, step_bytes
+from pml_gca.cost import choose_memory, default_chunk_size, free_memory, step_bytes
 
 CPU = torch.device("cpu")
 
