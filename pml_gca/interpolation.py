@@ -140,6 +140,8 @@ def interpolate(
         r_{ij} = (d^+ + (d^- - d^+)\,\lambda_{ij}\,s) / d^-, \qquad
         \hat{z}_{ij} = z_i + r_{ij} \odot (z_j - z_i) \text{ if } d^+ < d^- \text{ else } z_j
 
+    The form that the equation has in the paper; :func:`pml_gca.synthesis.synthesize` never builds all of them.
+
     Args:
         anchors: (P, D), z_i.
         negatives: (P, D), z_j.

@@ -276,6 +276,19 @@ def test_choice_without_knowledge_of_the_memory(memory):
 def test_bad_chunk_sizes(value, error, message):
     with pytest.raises(error, match=message):
         make(edge_chunk_size=value)
+    generator = make()
+    with pytest.raises(error, match=message):
+        generator.edge_chunk_size = value
+    assert generator.edge_chunk_size is None
+
+
+def test_the_chunk_size_may_be_changed():
+    generator = make()
+    generator.edge_chunk_size = 5
+    assert generator.cost(20).edge_chunk_size == generator.edge_chunk_size == 5
+    assert chosen(generator, 20) == (False, 5)
+    generator.edge_chunk_size = None
+    assert chosen(generator, 20)[0]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pml_gca.generators.objective import diversity_loss, frozen_classification_l
 from pml_gca.graph import edge_pairs
 from pml_gca.interpolation import merging_weights, plan_candidates
 from pml_gca.sweeps import EdgeCoefficients, EdgeMessages, EdgeUpdate, SweepPlan, Wanted, edge_statistics
+from pml_gca.sweeps.rows import add_product
 from pml_gca.synthesis import Synthesis, synthesize
 from pml_gca.tiles import edge_tiles
 
@@ -398,6 +399,14 @@ def test_chunks_change_little_under_autocast(dtype):
     torch.testing.assert_close(chunked[0], whole[0], rtol=1e-2, atol=0)
     torch.testing.assert_close(chunked[1], whole[1], rtol=0, atol=1e-2)
     assert torch.cosine_similarity(flat(chunked[2]), flat(whole[2]), dim=0) > 0.999
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_products_of_any_precision_are_summed_up_in_full(dtype):
+    total, left, right = torch.ones(1, 1), torch.full((1, 1), 2.0**-9, dtype=dtype), torch.ones(1, 1, dtype=dtype)
+    for _ in range(512):
+        add_product(total, left, right)
+    assert total == 2
 
 
 @pytest.mark.parametrize("chunk", [None, 10])

@@ -88,6 +88,8 @@ class Workload:
         # Neither side normalises, as in the paper.
         self.metric_loss = losses.NPairsLoss(distance=DotProductSimilarity(normalize_embeddings=False))
         self.loss = HardNegativeGenerationLoss(self.metric_loss, self.generator).to(case.device)
+        for level in ("metric", "generator"):
+            self.loss.levels[level].value.fill_(LEVEL)
         groups = self.generator.parameter_groups(lr=1.5e-4)
 
         def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -126,7 +128,8 @@ class Workload:
                 edge_weights = w[first] * w[second] * torch.where(first == second, 1, 2)
         per_edge = coefficients @ self.channel_weights.to(coefficients.dtype)
         value = (logits * self.logit_weights).sum() + (per_edge * edge_weights).sum()
-        value.backward()
+        # Compiled, the first backward pass settles whether there may be a second, as the loss step needs.
+        value.backward(retain_graph=self.case.compile)
         self.generator.zero_grad(set_to_none=True)
 
     def step(self) -> None:
@@ -181,12 +184,14 @@ def matrix_products(case: Case) -> tuple[Callable[[], None], int]:
     shapes = ((rows, d), (rows, 4 * d), (4 * d, d), (d, 4 * d))
     narrow, wide, expand, contract = (torch.randn(shape, device=case.device, dtype=dtype) for shape in shapes)
 
+    factors = [(narrow, expand.t()), (wide, contract.t())]  # forward
+    factors += [(narrow, contract), (wide, expand), (narrow.t(), wide), (wide.t(), narrow)]  # backward
+    products = [a @ b for a, b in factors]
+
     def multiply() -> None:
-        with case.arithmetic():
-            for a, b in ((narrow, expand.t()), (wide, contract.t())):  # forward
-                a @ b
-            for a, b in ((narrow, contract), (wide, expand), (narrow.t(), wide), (wide.t(), narrow)):  # backward
-                a @ b
+        with torch.no_grad(), case.arithmetic():
+            for (a, b), product in zip(factors, products, strict=True):
+                torch.mm(a, b, out=product)
 
     return multiply, 24 * d * d * rows
 
@@ -204,7 +209,7 @@ def interleaved(
 ) -> dict[Any, list[float]]:
     """Seconds of each task, one of each per round, every other round backwards, after a round that is not counted.
 
-    A task that finds no room on the GPU beside the others has no times.
+    A task that finds no room beside the others has no times.
     """
     times: dict[Any, list[float]] = {name: [] for name in tasks}
     for repeat in range(-1, repeats):
@@ -215,7 +220,9 @@ def interleaved(
             began = time.perf_counter()
             try:
                 tasks[name]()
-            except torch.cuda.OutOfMemoryError:
+            except RuntimeError as error:
+                if "memory" not in str(error):
+                    raise
                 del times[name]
                 continue
             if device == "cuda":

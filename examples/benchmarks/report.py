@@ -201,8 +201,8 @@ def speed_lines(rows: list[Row]) -> list[str]:
         case = row.case
         ratio = quotient(fp32.get((case.batch_size, case.name)), median(row.step))
         if case.precision != "fp32" and ratio is not None:
-            found.setdefault((case.precision, case.name), []).append(f"{ratio:.2f} at B {case.batch_size}")
-    return [f"Loss step, {how}: {p} is as fast as fp32 times {', '.join(at)}." for (p, how), at in found.items()]
+            found.setdefault((case.precision, case.name), []).append(f"{ratio:.2f} (B {case.batch_size})")
+    return [f"Loss step, {how}: {p} runs at {', '.join(at)} of the speed of fp32." for (p, how), at in found.items()]
 
 
 def write_csv(rows: list[Row], path: Path) -> None:

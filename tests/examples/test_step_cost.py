@@ -40,7 +40,7 @@ def test_tables_and_plot(tmp_path, capsys):
     for title in ("propagation, ms", "loss step, ms", "step, × naive's speed", "of matrix-product rate"):
         assert title in titles
     assert "peak memory, MB" not in titles  # nothing there to show
-    for words in ("pml-gca, fp32: time grows as B^", "Loss step, pml-gca: bf16 is as fast", "bf16 against fp32, B 6"):
+    for words in ("pml-gca, fp32: time grows as B^", "Loss step, pml-gca: bf16 runs at", "bf16 against fp32, B 6"):
         assert words in text
     assert "naive, fp32: time grows" not in text  # from two batch sizes
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
