@@ -95,7 +95,8 @@ class Synthesis(torch.autograd.Function):
     def backward(ctx: Any, for_nodes: Tensor | None, for_coefficients: Tensor | None) -> tuple[Tensor | None, ...]:
         nodes, coefficients, near, strength, slots, weights, synthetic_anchors = ctx.saved_tensors
         z, d = twice(nodes), twice(near)
-        grad_z, grad_d, grad_coefficients = torch.zeros_like(z), torch.zeros_like(d), torch.empty_like(coefficients)
+        grad_z, grad_d = torch.zeros_like(z), torch.zeros_like(d)
+        grad_coefficients = coefficients.new_empty(coefficients.shape if for_coefficients is not None else 0)
         for tile in ctx.tiles:
             pull = Pull(tile, z, d, coefficients, strength)
             rows = [slots[way, tile.rows] for way in (0, 1)]

@@ -11,7 +11,7 @@ from counters import LiveBytes, MultiplyAdds
 from pytorch_metric_learning import losses
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-from pml_gca.cost import choose_memory, default_chunk_size, free_memory, step_bytes
+from pml_gca.cost import _free_in_container, choose_memory, default_chunk_size, free_memory, step_bytes
 
 CPU = torch.device("cpu")
 
@@ -303,3 +303,15 @@ def test_the_chunk_size_may_be_changed():
 def test_bad_sizes_of_a_batch(arguments, error, message):
     with pytest.raises(error, match=message):
         make().cost(*arguments)
+
+
+def test_files_that_were_read_count_as_free_in_a_container(tmp_path):
+    for name, text in {
+        "memory.max": "1000",
+        "memory.current": "900",
+        "memory.stat": "anon 500\ninactive_file 300\nactive_file 50\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert _free_in_container(tmp_path) == 450
+    (tmp_path / "memory.max").write_text("max")
+    assert _free_in_container(tmp_path) is None

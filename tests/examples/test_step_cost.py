@@ -73,7 +73,6 @@ def test_tables_and_plot(tmp_path, capsys):
 
 
 def test_memory_in_a_fresh_process_and_share_of_a_trunk(tmp_path, capsys):
-    pytest.importorskip("torchvision")
     trunk = ["--trunk", "squeezenet1_1", "--image-size", "32"]
     step_cost.main([*SMALL, "--batch-size", "96", "--naive-up-to", "0", "--out", str(tmp_path), *trunk])
     capsys.readouterr()
@@ -113,8 +112,6 @@ def test_a_case_that_fails_in_its_process_is_noted_and_left_out(tmp_path, capsys
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
-    if "--trunk" in arguments:
-        pytest.importorskip("torchvision")
     with pytest.raises(SystemExit):
         step_cost.main(arguments)
     assert message in capsys.readouterr().err

@@ -233,3 +233,13 @@ def test_degenerate_batches_are_finite_with_a_graph(z, y):
     total.backward()
     for tensor in (total, z.grad, *(p.grad for p in generator.parameters())):
         assert torch.isfinite(tensor).all()
+
+
+def test_negatives_alone_leave_the_generator_without_gradients():
+    """An optimizer would take gradients of zero for a reason to decay weights."""
+    generator = GlobalCorrelationGenerator(5, 8)
+    z, y = torch.randn(6, 8, requires_grad=True), torch.arange(6) % 3
+    for training in (True, False):
+        generator.train(training)(z, y).embeddings.sum().backward()
+        assert all(p.grad is None for p in generator.parameters())
+    assert z.grad.any()
