@@ -236,10 +236,13 @@ def test_degenerate_batches_are_finite_with_a_graph(z, y):
 
 
 def test_negatives_alone_leave_the_generator_without_gradients():
-    """An optimizer would take gradients of zero for a reason to decay weights."""
+    """An optimizer would take gradients of zero for a reason to decay weights; and out of training no graph is kept."""
     generator = GlobalCorrelationGenerator(5, 8)
+    kept = []
+    generator.propagation.register_forward_hook(lambda *args: kept.append(args[-1].coefficients.requires_grad))
     z, y = torch.randn(6, 8, requires_grad=True), torch.arange(6) % 3
     for training in (True, False):
         generator.train(training)(z, y).embeddings.sum().backward()
         assert all(p.grad is None for p in generator.parameters())
     assert z.grad.any()
+    assert kept == [True, False]
