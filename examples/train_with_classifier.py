@@ -2,26 +2,21 @@
 
 import argparse
 import json
-import os
-import shutil
 import sys
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from pytorch_metric_learning import losses, samplers, testers, trainers
-from pytorch_metric_learning.distances import DotProductSimilarity
-from pytorch_metric_learning.regularizers import LpRegularizer
+from pytorch_metric_learning import samplers, testers, trainers
 from pytorch_metric_learning.utils import logging_presets
 from torch import Tensor, nn
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss, visualize
 from pml_gca.datasets import ClassFolder, Glyphs
-from pml_gca.utils import RecallCalculator
+from pml_gca.losses import NAMED_LOSSES
+from pml_gca.utils import RecallCalculator, runs
 
 METRICS = {
     "recall_at_1": "Recall@1",
@@ -36,27 +31,6 @@ QUERIES_SHOWN = 8
 NUM_HEADS = 2  # of the generator's attention
 
 
-def n_pairs(num_classes: int, size: int) -> losses.BaseMetricLossFunction:
-    """N-pairs on embeddings of any length, kept short by the paper's regularizer."""
-    return losses.NPairsLoss(
-        distance=DotProductSimilarity(normalize_embeddings=False),
-        embedding_regularizer=LpRegularizer(power=2),
-        embedding_reg_weight=1.5e-3,
-    )
-
-
-LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
-    "n_pairs": n_pairs,
-    "contrastive": lambda num_classes, size: losses.ContrastiveLoss(),
-    "triplet": lambda num_classes, size: losses.TripletMarginLoss(),
-    "multi_similarity": lambda num_classes, size: losses.MultiSimilarityLoss(),
-    "circle": lambda num_classes, size: losses.CircleLoss(),
-    "supcon": lambda num_classes, size: losses.SupConLoss(),
-    "proxy_anchor": lambda num_classes, size: losses.ProxyAnchorLoss(num_classes, size),
-    "arcface": lambda num_classes, size: losses.ArcFaceLoss(num_classes, size),
-}
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train a small convolutional network for retrieval with PML's TrainWithClassifier: once with the "
@@ -64,7 +38,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "table over classes that neither has seen, and draws the learning curves and some retrievals.",
     )
     add = parser.add_argument
-    add("--loss", choices=LOSSES, default="n_pairs", help="metric loss of PML (default: %(default)s)")
+    add("--loss", choices=NAMED_LOSSES, default="n_pairs", help="metric loss of PML (default: %(default)s)")
     add(
         "--generator",
         choices=("none", "gca", "both"),
@@ -119,11 +93,6 @@ def convolutional_trunk(channels: int) -> tuple[nn.Module, int]:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten()), 4 * widths[-1]
 
 
-def set_seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - PML's samplers draw from NumPy's global generator
-
-
 class Run:
     """One training run in a folder of its own, that goes on where it was stopped."""
 
@@ -132,7 +101,7 @@ class Run:
         self.folder = args.out / ("gca" if with_generator else "none")
         self.folder.mkdir(parents=True, exist_ok=True)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        set_seed(args.seed)
+        runs.set_seed(args.seed)
         num_classes, size = data["train"].num_classes, args.embedding_size
         trunk, features = convolutional_trunk(data["train"][0][0].shape[0])
         self.models = {
@@ -140,7 +109,7 @@ class Run:
             "embedder": nn.Linear(features, size).to(device),
             "classifier": nn.Linear(size, num_classes).to(device),
         }
-        loss = LOSSES[args.loss](num_classes, size).to(device)
+        loss = NAMED_LOSSES[args.loss](num_classes, size).to(device)
         optimizers: dict[str, torch.optim.Optimizer] = {
             f"{name}_optimizer": torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-4)
             for name, model in self.models.items()
@@ -195,9 +164,8 @@ class Run:
             self.history["recall_at_1"] = [self.test("val", 0)["recall_at_1"]]
         for epoch in range(first, self.args.epochs + 1):
             print(f"{self.name}: epoch {epoch} of {self.args.epochs}")
-            # One call and one seed for each epoch: what a resumed run draws is what an unbroken one draws.
-            # A sampler, too, that begins anew: PML's shuffles its classes from where it left them.
-            set_seed(1_000_003 * self.args.seed + epoch)
+            # A sampler of each epoch's own, too: PML's shuffles its classes from where it left them.
+            runs.set_seed(runs.seed_of_epoch(self.args.seed, epoch))
             length = self.args.iterations * self.batch_size
             self.trainer.sampler = samplers.MPerClassSampler(
                 self.data["train"].labels, SAMPLES_PER_CLASS, self.batch_size, length
@@ -214,7 +182,7 @@ class Run:
             "history": self.history,
             "neighbours": visualize.nearest_neighbours(embeddings.cpu(), queries, 4).tolist(),
         }
-        write_atomically(result_file, lambda path: path.write_text(json.dumps(result, indent=1)))
+        runs.write_json(result_file, result)
         return result
 
     def test(self, split: str, epoch: int) -> dict[str, float]:
@@ -237,27 +205,16 @@ class Run:
         return {name: part for parts in named for name, part in parts.items()}
 
     def save_checkpoint(self, epoch: int) -> None:
-        state = {name: part.state_dict() for name, part in self.parts().items()}
-        content = {"epoch": epoch, "history": self.history, "state": state}
-        write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(content, path))
+        runs.save_state(self.folder / "checkpoint.pt", self.parts(), epoch=epoch, history=self.history)
 
     def load_checkpoint(self) -> int:
         """Restore the last whole epoch and return its number; 0 if there is none."""
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return 0
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        for name, part in self.parts().items():
-            part.load_state_dict(content["state"][name])
+        content = runs.load_state(path, self.parts())
         self.history = content["history"]
         return int(content["epoch"])
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """A run that is killed leaves the file as it was before, or whole."""
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def shown_queries(data: Any, seed: int) -> Tensor:
@@ -270,23 +227,8 @@ def shown_queries(data: Any, seed: int) -> Tensor:
 def prepare_folder(args: argparse.Namespace) -> None:
     """Refuse to mix runs of different settings, or to write over a run unasked."""
     ignored = ("out", "resume", "overwrite", "generator")
-    settings = {name: str(value) for name, value in vars(args).items() if name not in ignored}
-    file = args.out / "settings.json"
-    if args.overwrite and file.exists():
-        for kind in ("none", "gca"):
-            shutil.rmtree(args.out / kind, ignore_errors=True)
-        file.unlink()
-    if file.exists():
-        before = json.loads(file.read_text())
-        changed = [f"{k} is {settings[k]}, was {before.get(k)}" for k in settings if settings[k] != before.get(k)]
-        if changed:
-            sys.exit(f"{args.out} holds runs of other settings ({'; '.join(changed)}); choose another --out")
-        if not args.resume:
-            sys.exit(
-                f"{args.out} holds runs already; give --resume to go on with them, or --overwrite or another --out"
-            )
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lambda path: path.write_text(json.dumps(settings, indent=1)))
+    settings = {name: value for name, value in vars(args).items() if name not in ignored}
+    runs.claim_folder(args.out, settings, resume=args.resume, overwrite=args.overwrite, runs=("none", "gca"))
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -328,7 +270,10 @@ def main(argv: list[str] | None = None) -> None:
         data = load_data(args)
     except ValueError as error:
         sys.exit(f"--data: {error}" if args.data else str(error))
-    prepare_folder(args)
+    try:
+        prepare_folder(args)
+    except ValueError as error:
+        sys.exit(str(error))
     title = args.loss.replace("_", "-")
     names = {"none": title, "gca": f"{title} + GCA-HNG"}
     wanted = ("none", "gca") if args.generator == "both" else (args.generator,)

@@ -52,6 +52,7 @@ class BaseGenerator(ModuleWithRecords):
     """
 
     stat_names: tuple[str, ...] = ("num_negatives", "num_skipped_anchors")
+    wanted_objectives: frozenset[str] | None = None  # all; a generator need not compute the others
 
     def __init__(self, num_classes: int, embedding_size: int, collect_stats: bool | None = None) -> None:
         check_positive_int("num_classes", num_classes)

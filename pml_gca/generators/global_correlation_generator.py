@@ -139,7 +139,8 @@ class GlobalCorrelationGenerator(BaseGenerator):
         draws: Tensor | None = None,
     ) -> SyntheticNegatives:
         """As :meth:`forward`, on input already checked; ``draws`` (A, N) in [0, 1] take the place of random ones."""
-        self.reset_stats()
+        if self.wants("node_classification_loss"):  # else it is the second half of an iteration
+            self.reset_stats()
         self.follow_device(embeddings.device)
         on_host = HostCopy(labels)
         labels = to_device(labels.long(), embeddings.device)
@@ -205,36 +206,42 @@ class GlobalCorrelationGenerator(BaseGenerator):
         synthetic: Tensor,
         plan: CandidatePlan,
     ) -> dict[str, Tensor]:
-        """The terms to add to the loss. Of them only node classification reaches the embeddings."""
+        """The terms to add to the loss, as far as wanted. Of them only node classification reaches the embeddings."""
+        terms: dict[str, Tensor] = {}
         anchor_labels = labels[: len(anchors)]
-        logits = correlations.node_logits[: len(anchors)]
-        node_classification = classification_loss(logits, anchor_labels)
-        if leaf.requires_grad:
-            in_half = logits.dtype == torch.float16
-            node_classification = hand_gradient_on(node_classification, leaf, anchors, correlations, in_half)
-
-        classifier = self.auxiliary_classifier
-        dtype = classifier.weight.dtype
         real = leaf.detach()
-        auxiliary = classification_loss(classifier(real[: len(anchors)].to(dtype)), anchor_labels)
-        generated = frozen_classification_loss(synthetic, classifier.weight, classifier.bias, plan.synthetic_labels)
-        similarity = similarity_loss(real, plan.synthetic_anchors, synthetic)
-        diversity = diversity_loss(correlations.coefficients, tiles, len(leaf))
-        generation = 0.5 * (
-            self.classification_weight * generated
-            + self.similarity_weight * similarity
-            + DIVERSITY_UNIT * self.diversity_weight * diversity
-        )
+        classifier = self.auxiliary_classifier
+        if self.wants("node_classification_loss"):
+            logits = correlations.node_logits[: len(anchors)]
+            node_classification = classification_loss(logits, anchor_labels)
+            if leaf.requires_grad:
+                in_half = logits.dtype == torch.float16
+                node_classification = hand_gradient_on(node_classification, leaf, anchors, correlations, in_half)
+            terms["node_classification_loss"] = node_classification
+        if self.wants("generation_loss"):
+            weight, bias = classifier.weight, classifier.bias
+            generated = frozen_classification_loss(synthetic, weight, bias, plan.synthetic_labels)
+            similarity = similarity_loss(real, plan.synthetic_anchors, synthetic)
+            diversity = diversity_loss(correlations.coefficients, tiles, len(leaf))
+            terms["generation_loss"] = 0.5 * (
+                self.classification_weight * generated
+                + self.similarity_weight * similarity
+                + DIVERSITY_UNIT * self.diversity_weight * diversity
+            )
+            if self.collect_stats:
+                self.generated_classification_loss = generated.item()
+                self.similarity_loss, self.diversity_loss = similarity.item(), diversity.item()
+        if self.wants("auxiliary_classification_loss"):
+            guesses = classifier(real[: len(anchors)].to(classifier.weight.dtype))
+            terms["auxiliary_classification_loss"] = AUXILIARY_WEIGHT * classification_loss(guesses, anchor_labels)
         if self.collect_stats:
-            for name, term in zip(
-                TERMS, (node_classification, generated, similarity, diversity, auxiliary, generation), strict=True
-            ):
-                setattr(self, name, term.item())
-        return {
-            "node_classification_loss": node_classification,
-            "generation_loss": generation,
-            "auxiliary_classification_loss": AUXILIARY_WEIGHT * auxiliary,
-        }
+            for name, term in terms.items():
+                setattr(self, name, term.item() / (AUXILIARY_WEIGHT if name.startswith("auxiliary") else 1))
+        return terms
+
+    def wants(self, objective: str) -> bool:
+        """Whether an objective term is to be computed."""
+        return self.wanted_objectives is None or objective in self.wanted_objectives
 
     @torch.no_grad()
     def _record(
@@ -300,12 +307,14 @@ class GlobalCorrelationGenerator(BaseGenerator):
         Args:
             state_dict_or_path: a state dict, or the path of one, with the published names ``gnn.*`` and
                 ``softmax_classifier.*``; other keys are ignored. Files are read with ``weights_only=True``.
+                :func:`pml_gca.checkpoints.load_published_checkpoint` loads the image model, too.
             num_heads: H, which no parameter tells: 4 for CUB and Cars196, 2 for SOP and InShop.
             **kwargs: ``alpha``, ``dropout`` and weights, as in the constructor.
 
         Raises:
             TypeError: not a mapping of tensors.
-            ValueError: parameters are missing or of another shape; the message names them.
+            ValueError: parameters are missing or of another shape, and the message names them; or the file cannot be
+                read.
         """
         state = read_state_dict(state_dict_or_path)
         try:

@@ -2,5 +2,6 @@
 
 from .families import SyntheticBatch, check_loss, synthetic_loss
 from .hard_negative_generation_loss import HardNegativeGenerationLoss
+from .named import NAMED_LOSSES
 
-__all__ = ["HardNegativeGenerationLoss", "SyntheticBatch", "check_loss", "synthetic_loss"]
+__all__ = ["NAMED_LOSSES", "HardNegativeGenerationLoss", "SyntheticBatch", "check_loss", "synthetic_loss"]

@@ -1,5 +1,7 @@
 """Any PML loss, learning from generated hard negatives. https://arxiv.org/abs/2411.13145"""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +19,11 @@ from .optimizer_watch import OptimizerWatch
 from .total_reducer import TotalReducer
 
 SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")
+PHASES: dict[str, frozenset[str] | None] = {  # each with the generator's objectives that it is for
+    "all": None,
+    "embedding": frozenset({"node_classification_loss", "auxiliary_classification_loss"}),
+    "generation": frozenset({"generation_loss"}),
+}
 NO_OPTIMIZER = (
     "Optimizers step, but none that holds the parameters of HardNegativeGenerationLoss: its generator does not learn. "
     'If they are in no optimizer, give PML\'s trainer one more, optimizers={..., "metric_loss_optimizer": '
@@ -95,6 +102,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         hide_modules_from_records(self.levels)
         self.optimizer_watch = OptimizerWatch()
         self._check: FiniteCheck | None = None
+        self._phase = "all"
         self.add_to_recordable_attributes(list_of_names=["beta", "metric_level", "generator_level"])
         self.add_to_recordable_attributes(list_of_names=[*SUB_LOSSES, "synthetic_weight"], is_stat=True)
         if self.collect_stats:
@@ -117,6 +125,25 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         """With ``level_momentum=None``: the epoch's means become the levels of the next."""
         for level in ("metric", "generator"):
             self._level(level).end_epoch()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Within this context the loss is one half of itself, as the published alternating schedule needs it.
+
+        ``"embedding"`` leaves out J_gen; ``"generation"`` is J_gen alone, to be called with the same batch, detached,
+        once the first half has been stepped. :class:`pml_gca.trainers.AlternatingTrainer` does all that.
+
+        Raises:
+            ValueError: ``name`` is neither of them, nor ``"all"``.
+        """
+        if name not in PHASES:
+            raise ValueError(f"name must be one of {', '.join(PHASES)}, got {name!r}")
+        before = self._phase, self.generator.wanted_objectives
+        self._phase, self.generator.wanted_objectives = name, PHASES[name]
+        try:
+            yield
+        finally:
+            self._phase, self.generator.wanted_objectives = before
 
     def parameter_groups(
         self, lr: float, classifier_lr: float = 1e-3, loss_lr: float | None = None
@@ -164,11 +191,19 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         if self.metric_level.device != embeddings.device:
             self.to(embeddings.device)  # PML's trainers do not move losses
         self._check = check  # to be finished once the device is busy
+        first_half = {n: getattr(self, n) for n in (*SUB_LOSSES, "synthetic_weight")} if self._adds_to_records else {}
         try:
             total: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         finally:
             self._check = None
+        if first_half:
+            first_half["generator_loss"] += self.generator_loss
+            vars(self).update(first_half)
         return total
+
+    @property
+    def _adds_to_records(self) -> bool:
+        return self.collect_stats and self._phase == "generation"
 
     def compute_loss(
         self,
@@ -187,14 +222,41 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         negatives = self.generator.generate(nodes, node_labels, len(embeddings), self.metric_level)
         if self._check is not None:
             self._check.finish()
-        synthetic = torch.zeros_like(self.generator_level)
-        if len(negatives):
-            synthetic = synthetic_loss(self.loss, SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))
-        # After the synthetic batch, so that the wrapped loss's own records are those of the real one.
+        metric = synthetic = torch.zeros_like(self.generator_level)
+        if self._phase != "generation":
+            if len(negatives):
+                synthetic = synthetic_loss(self.loss, SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))
+            # After the synthetic batch, so that the wrapped loss's own records are those of the real one.
+            metric = self._metric_loss(embeddings, labels, indices_tuple, references, node_labels, len(negatives) > 0)
+        weight = self.synthetic_weight_at(self.generator_level)
+        wanted = PHASES[self._phase]
+        objectives = {k: v for k, v in negatives.objectives.items() if wanted is None or k in wanted}
+        generator = sum(objectives.values(), start=torch.zeros_like(self.generator_level))
+        values = (metric, weight * synthetic, generator)
+        if self.collect_stats:
+            self.metric_loss, self.synthetic_loss, self.generator_loss = (float(v.detach()) for v in values)
+            self.synthetic_weight = float(weight)
+        if len(negatives) and "generation_loss" in objectives:
+            self._level("generator").observe(objectives["generation_loss"])
+        return {
+            name: {"losses": value, "indices": None, "reduction_type": "already_reduced"}
+            for name, value in zip(SUB_LOSSES, values, strict=True)
+        }
+
+    def _metric_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: tuple[Tensor, ...] | None,
+        references: tuple[Tensor, ...],
+        node_labels: Tensor,
+        has_negatives: bool,
+    ) -> Tensor:
+        """The wrapped loss of the real batch, which the metric level follows; 0 with a graph where it has no value."""
         is_defined = len(embeddings) > 0  # of an empty batch some PML losses fail
         if is_defined:
             metric = self._wrapped_loss(embeddings, labels, indices_tuple, *references)
-        if not len(negatives):
+        if not has_negatives:
             # Distributed training waits for a gradient of every parameter.
             zero = sum(((p * 0).sum() for p in self.loss.parameters()), start=(embeddings * 0).sum())
             if is_defined:
@@ -202,20 +264,9 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
                 _, has_positive = next_positive(node_labels, len(labels))
                 is_defined = bool(has_positive.any() | (metric.isfinite() & (metric != 0)))
             metric = metric + zero if is_defined else zero
-        weight = self.synthetic_weight_at(self.generator_level)
-        generator = sum(negatives.objectives.values(), start=torch.zeros_like(self.generator_level))
-        values = (metric, weight * synthetic, generator)
-        if self.collect_stats:
-            self.metric_loss, self.synthetic_loss, self.generator_loss = (float(v.detach()) for v in values)
-            self.synthetic_weight = float(weight)
         if is_defined:
             self._level("metric").observe(metric)
-        if len(negatives) and "generation_loss" in negatives.objectives:
-            self._level("generator").observe(negatives.objectives["generation_loss"])
-        return {
-            name: {"losses": value, "indices": None, "reduction_type": "already_reduced"}
-            for name, value in zip(SUB_LOSSES, values, strict=True)
-        }
+        return metric
 
     def synthetic_weight_at(self, generator_level: Tensor) -> Tensor:
         """1 − e^{−β/G}: 0 for an infinite level, 1 for a level of 0 or below."""

@@ -1,0 +1,30 @@
+"""Losses of PML as retrieval papers set them, by name."""
+
+from collections.abc import Callable
+
+from pytorch_metric_learning import losses
+from pytorch_metric_learning.distances import DotProductSimilarity
+from pytorch_metric_learning.regularizers import LpRegularizer
+from torch import nn
+
+
+def n_pairs(num_classes: int, embedding_size: int) -> losses.NPairsLoss:
+    """N-pairs on embeddings of any length, kept short by the paper's regularizer."""
+    return losses.NPairsLoss(
+        distance=DotProductSimilarity(normalize_embeddings=False),
+        embedding_regularizer=LpRegularizer(power=2),
+        embedding_reg_weight=1.5e-3,
+    )
+
+
+NAMED_LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
+    "n_pairs": n_pairs,
+    "contrastive": lambda num_classes, size: losses.ContrastiveLoss(),
+    "triplet": lambda num_classes, size: losses.TripletMarginLoss(),
+    "multi_similarity": lambda num_classes, size: losses.MultiSimilarityLoss(),
+    "circle": lambda num_classes, size: losses.CircleLoss(),
+    "supcon": lambda num_classes, size: losses.SupConLoss(),
+    "proxy_anchor": lambda num_classes, size: losses.ProxyAnchorLoss(num_classes, size),
+    "arcface": lambda num_classes, size: losses.ArcFaceLoss(num_classes, size),
+}
+"""Each takes ``num_classes`` and ``embedding_size``; PML's defaults where the paper says nothing."""

@@ -1,0 +1,227 @@
+"""Both training schedules, a few steps of a tiny model, against every step written out by hand."""
+
+import copy
+import math
+from functools import partial
+
+import oracle
+import pytest
+import torch
+from pytorch_metric_learning import losses
+from torch import nn
+from torch.nn.utils import clip_grad_value_
+from torch.utils.data import SequentialSampler, TensorDataset
+
+from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.generators import global_correlation_generator as module
+from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
+
+LABELS = [0, 1, 2, 0, 1, 2, 2]
+RATES = {"embedder": 3e-3, "propagation": 2e-3, "auxiliary": 1e-3}
+DECAY, CLIP, EPOCHS, ITERATIONS, BETA = 0.1, 0.02, 3, 2, 20.0
+
+
+def make_models():
+    torch.manual_seed(0)
+    models = {"trunk": nn.Linear(5, 6).double(), "embedder": nn.Linear(6, 8).double()}
+    generator = GlobalCorrelationGenerator(4, 8, num_layers=2, num_heads=2, dropout=0.0, alpha=0.5).double()
+    return models, generator, torch.randn(len(LABELS), 5, dtype=torch.float64)
+
+
+def train(trainer_class, models, generator, images, **kwargs):
+    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator, beta=BETA, level_momentum=None)
+    optimizers = {
+        f"{name}_optimizer": torch.optim.AdamW(model.parameters(), lr=RATES["embedder"], weight_decay=DECAY)
+        for name, model in models.items()
+    }
+    groups = loss.parameter_groups(RATES["propagation"], RATES["auxiliary"])
+    optimizers["metric_loss_optimizer"] = torch.optim.AdamW(groups, weight_decay=DECAY)
+    data = TensorDataset(images, torch.tensor(LABELS))
+    modules = {**models, "metric_loss": loss}
+    trainer = trainer_class(
+        models=models,
+        optimizers=optimizers,
+        loss_funcs={"metric_loss": loss},
+        gradient_clippers={
+            f"{name}_grad_clipper": partial(clip_grad_value_, list(m.parameters()), CLIP) for name, m in modules.items()
+        },
+        dataset=data,
+        sampler=SequentialSampler(data),
+        batch_size=len(LABELS),
+        iterations_per_epoch=ITERATIONS,
+        dataloader_num_workers=0,
+        data_device=torch.device("cpu"),
+        **kwargs,
+    )
+    trainer.train(num_epochs=EPOCHS)
+    return trainer, loss
+
+
+class AdamW:
+    """Of single tensors; one without a gradient is left alone."""
+
+    def __init__(self):
+        self.state = {}
+
+    @torch.no_grad()
+    def step(self, parameters, gradients, rate):
+        for p, g in zip(parameters, gradients, strict=True):
+            if g is None:
+                continue
+            g = g.clamp(-CLIP, CLIP)
+            t, m, v = self.state.get(p, (0, 0.0, 0.0))
+            t, m, v = t + 1, 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            self.state[p] = t, m, v
+            p *= 1 - rate * DECAY
+            p -= rate * (m / (1 - 0.9**t)) / (torch.sqrt(v / (1 - 0.999**t)) + 1e-8)
+
+
+def contrastive(z, negatives):
+    """Distances of real positives, and what real or given negatives lack to a margin of 1; means of what is not 0."""
+    unit = [row / torch.sqrt((row**2).sum()) for row in z]
+    rows = range(len(LABELS))
+    positives = [oracle.distance(unit[i], unit[j]) for i in rows for j in rows if i != j and LABELS[i] == LABELS[j]]
+    if negatives is None:
+        negatives = [(i, None, z[j]) for i in rows for j in rows if LABELS[i] != LABELS[j]]
+    lacking = [1 - oracle.distance(unit[i], row / torch.sqrt((row**2).sum())) for i, _, row in negatives]
+    lacking = [value for value in lacking if value > 0]
+    return oracle.mean(positives) + oracle.mean(lacking)
+
+
+def expected_levels_after_training(models, generator, images, draws, alternating):
+    """Steps ``models`` and ``generator`` in place; none of their code runs, they hold parameters."""
+    embedder = [p for model in models.values() for p in model.parameters()]
+    propagation, auxiliary = (list(m.parameters()) for m in (generator.propagation, generator.auxiliary_classifier))
+    adamw = AdamW()
+    metric_level = generator_level = math.inf
+    for _ in range(EPOCHS):
+        seen_metric, seen_generator = [], []
+        for _ in range(ITERATIONS):
+            rows = [oracle.linear(models["embedder"], oracle.linear(models["trunk"], image)) for image in images]
+            z = torch.stack(rows)
+            terms = oracle.objectives(generator, z, LABELS, draws.pop(0), metric_level)
+            metric = contrastive(z, None)
+            synthetic = (1 - math.exp(-BETA / generator_level)) * contrastive(z, terms.negatives)
+            for_embedder = metric + synthetic + terms.node_classification
+            for_propagation = terms.node_classification + (0 if alternating else terms.generator)
+            grad = partial(torch.autograd.grad, retain_graph=True, allow_unused=True)
+            gradients = grad(for_embedder, embedder), grad(for_propagation, propagation)
+            adamw.step(auxiliary, grad(terms.auxiliary, auxiliary), RATES["auxiliary"])
+            adamw.step(embedder, gradients[0], RATES["embedder"])
+            adamw.step(propagation, gradients[1], RATES["propagation"])
+            if alternating:
+                terms = oracle.objectives(generator, z.detach(), LABELS, draws.pop(0), metric_level)
+                adamw.step(propagation, grad(terms.generator, propagation), RATES["propagation"])
+            seen_metric.append(metric.item())
+            seen_generator.append(terms.generator.item())
+        metric_level, generator_level = oracle.mean(seen_metric), oracle.mean(seen_generator)
+    return metric_level, generator_level
+
+
+@pytest.mark.parametrize("trainer_class", [AlternatingTrainer, AutocastTrainer])
+def test_schedules_step_as_written_out_by_hand(trainer_class, monkeypatch):
+    models, generator, images = make_models()
+    expected_models, expected_generator = copy.deepcopy(models), copy.deepcopy(generator)
+    draws, merging_weights = [], module.merging_weights
+    monkeypatch.setattr(module, "merging_weights", lambda d, plan: (draws.append(d), merging_weights(d, plan))[1])
+    _, loss = train(trainer_class, models, generator, images)
+
+    alternating = trainer_class is AlternatingTrainer
+    assert len(draws) == EPOCHS * ITERATIONS * (2 if alternating else 1)
+    levels = expected_levels_after_training(expected_models, expected_generator, images, draws, alternating)
+    assert (loss.metric_level.item(), loss.generator_level.item()) == pytest.approx(levels, rel=1e-6)
+    pairs = [(models[name], expected_models[name]) for name in models] + [(generator, expected_generator)]
+    for ours, theirs in pairs:
+        for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_second_step_moves_the_propagation_alone():
+    models, generator, images = make_models()
+    trainer, loss = train(AlternatingTrainer, models, generator, images)
+    before = {name: p.clone() for name, p in [*nn.ModuleDict(models).named_parameters(), *loss.named_parameters()]}
+    trainer._batch = (
+        images.new_ones(len(LABELS), 8) * torch.arange(7)[:, None] + torch.randn(7, 8),
+        torch.tensor(LABELS),
+    )
+    trainer.losses = {"metric_loss": torch.zeros(()), "total_loss": torch.zeros(())}
+    trainer.step_generator()
+    after = dict([*nn.ModuleDict(models).named_parameters(), *loss.named_parameters()])
+    moved = {name for name, p in before.items() if not torch.equal(p, after[name])}
+    assert moved
+    assert all(name.startswith("generator.propagation.") for name in moved)
+
+
+def test_records_of_both_steps():
+    models, generator, images = make_models()
+    seen = []
+
+    def look(trainer):
+        loss = trainer.loss_funcs["metric_loss"]
+        seen.append((loss.metric_loss, loss.generator_loss, loss.generator, trainer.losses["total_loss"].item()))
+
+    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator, level_momentum=None, collect_stats=True)
+    data = TensorDataset(images, torch.tensor(LABELS))
+    AlternatingTrainer(
+        models=models,
+        optimizers={"metric_loss_optimizer": torch.optim.AdamW(loss.parameter_groups(lr=1e-3))},
+        loss_funcs={"metric_loss": loss},
+        dataset=data,
+        sampler=SequentialSampler(data),
+        batch_size=len(LABELS),
+        dataloader_num_workers=0,
+        end_of_iteration_hook=look,
+    ).train()
+    ((metric, of_generator, generator, total),) = seen
+    assert metric > 0
+    parts = (
+        generator.node_classification_loss,
+        generator.generation_loss,
+        10 * generator.auxiliary_classification_loss,
+    )
+    assert min(parts) > 0
+    assert of_generator == pytest.approx(sum(parts))
+    assert total == pytest.approx(metric + of_generator)  # the synthetic loss has no weight yet
+
+
+def test_a_phase_ends_where_its_context_does():
+    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), GlobalCorrelationGenerator(4, 8))
+    z, y = torch.randn(6, 8, requires_grad=True), torch.arange(6) % 3
+    with loss.phase("generation"), pytest.raises(ValueError, match="finite"):
+        loss(z * torch.nan, y)
+    assert torch.autograd.grad(loss(z, y), z)[0].any()
+    with pytest.raises(ValueError, match="one of all, embedding, generation, got 'both'"), loss.phase("both"):
+        pass
+
+
+@pytest.mark.parametrize("y", [[0, 0, 0, 0], [0, 1, 2, 3], [1], []])
+def test_degenerate_batches_in_both_phases(y):
+    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), GlobalCorrelationGenerator(4, 8))
+    for phase, requires_grad in (("embedding", True), ("generation", False)):
+        with loss.phase(phase):
+            total = loss(torch.randn(len(y), 8, requires_grad=requires_grad), torch.tensor(y, dtype=torch.long))
+        total.backward()
+        assert torch.isfinite(total)
+
+
+def test_autocast_is_that_of_the_forward_pass():
+    models, generator, images = make_models()
+    models, generator = nn.ModuleDict(models).float(), generator.float()
+    dtypes = []
+    models["embedder"].register_forward_hook(lambda *args: dtypes.append(args[-1].dtype))
+    train(AlternatingTrainer, dict(models), generator, images.float(), autocast_dtype=torch.bfloat16)
+    assert set(dtypes) == {torch.bfloat16}
+    assert all(torch.isfinite(p).all() for p in [*models.parameters(), *generator.parameters()])
+
+
+def test_bad_input():
+    models, generator, images = make_models()
+    with pytest.raises(ValueError, match=r"autocast_dtype must be torch.bfloat16 or None, got torch.float16"):
+        train(AlternatingTrainer, models, generator, images, autocast_dtype=torch.float16)
+    data = TensorDataset(images, torch.tensor(LABELS))
+    common = {"models": models, "batch_size": 7, "dataset": data, "optimizers": {}}
+    with pytest.raises(TypeError, match=r"must be a HardNegativeGenerationLoss.*got ContrastiveLoss"):
+        AlternatingTrainer(**common, loss_funcs={"metric_loss": losses.ContrastiveLoss()})
+    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator)
+    with pytest.raises(ValueError, match=r"must hold 'metric_loss_optimizer'.*found none"):
+        AlternatingTrainer(**common, loss_funcs={"metric_loss": loss})
