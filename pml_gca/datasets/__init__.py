@@ -1,7 +1,34 @@
 """Data sets of (image, label) pairs with class-disjoint train, val and test splits."""
 
+from typing import TYPE_CHECKING, Any
+
+from ..utils.optional import import_pillow
 from .affine import AffineRange
+from .benchmarks import Benchmark, load_benchmark
+from .class_subset import ClassSubset, UnreadableImageError, small_classes
 from .glyphs import Glyphs
 from .image_folder import ClassFolder
 
-__all__ = ["AffineRange", "ClassFolder", "Glyphs"]
+if TYPE_CHECKING:
+    from .in_shop import InShop
+
+__all__ = [
+    "AffineRange",
+    "Benchmark",
+    "ClassFolder",
+    "ClassSubset",
+    "Glyphs",
+    "InShop",
+    "UnreadableImageError",
+    "load_benchmark",
+    "small_classes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "InShop":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_pillow()  # PML's data sets import it when they are imported, which not everyone needs
+    from .in_shop import InShop
+
+    return InShop

@@ -7,6 +7,7 @@ zeros that were never trained.
 
 from collections.abc import Iterator, Mapping
 from os import PathLike, fspath
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ OUTER_MODULES = {
     "propagation.node_classifier": "gnn.cls.0",
     "propagation.edge_coefficients": "gnn.fc.0",
 }
+WRAPPER = "module."  # torch's data-parallel modules put it in front of all names
 NORM_MODULES = {"propagation.node_norm": "gnn.bottleneck2.0", "propagation.edge_norm": "gnn.bottleneck1.0"}
 
 
@@ -58,20 +60,41 @@ def published_names(num_layers: int) -> dict[str, str]:
     return names
 
 
-def read_state_dict(state_dict_or_path: Mapping[str, Tensor] | str | PathLike[str]) -> dict[str, Tensor]:
-    """A checkpoint as tensors on the CPU; files are read with ``weights_only=True``.
+def read_checkpoint(state_dict_or_path: Mapping[str, Any] | str | PathLike[str]) -> dict[str, Any]:
+    """A checkpoint by name, that of a file on the CPU; files are read with ``weights_only=True``.
+
+    A state dict may lie under the key ``"state_dict"``, and its names may all begin with ``"module."``.
 
     Raises:
         TypeError: it is neither a mapping of names to tensors nor a path to one.
+        ValueError: the file cannot be read so.
     """
     state = state_dict_or_path
     if isinstance(state, (str, PathLike)):
-        state = torch.load(fspath(state), map_location="cpu", weights_only=True)
+        path = fspath(state)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # what is no pickle fails in any way
+            raise ValueError(
+                f"{path} is no whole file of torch.save, or holds more than tensors; it is read with weights_only=True"
+            ) from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
     if not isinstance(state, Mapping):
         raise TypeError(
             "state_dict_or_path must be a mapping of parameter names to tensors, or the path of a file holding one, "
             f"got {type(state).__name__}"
         )
+    named = {str(name): value for name, value in state.items()}
+    prefix = WRAPPER if all(name.startswith(WRAPPER) for name in named) else ""
+    return {name.removeprefix(prefix): value for name, value in named.items()}
+
+
+def read_state_dict(state_dict_or_path: Mapping[str, Any] | str | PathLike[str]) -> dict[str, Tensor]:
+    """The generator's part of :func:`read_checkpoint`."""
+    state = read_checkpoint(state_dict_or_path)
     return {name: torch.as_tensor(value) for name, value in state.items() if name.startswith(("gnn.", "softmax_"))}
 
 
@@ -98,3 +121,11 @@ def translate(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
         found += [f"of another shape: {', '.join(misshapen)}"] if misshapen else []
         raise ValueError(f"state_dict_or_path is no published checkpoint of this shape; {'; '.join(found)}")
     return {ours: state[theirs] for ours, theirs in names.items()}
+
+
+def translate_back(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """Our generator's state dict under the published names, but for ``update_node``."""
+    theirs = {theirs: state[ours] for ours, theirs in published_names(num_layers).items()}
+    for module in NORM_MODULES.values():
+        theirs[f"{module}.bias"] = torch.zeros_like(theirs[f"{module}.weight"])
+    return theirs

@@ -198,7 +198,8 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
             self._check = None
         if first_half:
             first_half["generator_loss"] += self.generator_loss
-            vars(self).update(first_half)
+            for name, value in first_half.items():
+                setattr(self, name, value)
         return total
 
     @property

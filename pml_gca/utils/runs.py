@@ -84,7 +84,7 @@ def claim_folder(
         for run in runs:
             shutil.rmtree(folder / run, ignore_errors=True)
         file.unlink()
-    if file.exists():
+    if file.exists() and any(entry != file for entry in folder.iterdir()):  # else nothing has come of it
         before = json.loads(file.read_text())
         names = [*text, *(name for name in before if name not in text)]
         changed = [f"{n} is {text.get(n)}, was {before.get(n)}" for n in names if text.get(n) != before.get(n)]

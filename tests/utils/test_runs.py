@@ -37,15 +37,14 @@ def test_each_epoch_has_a_seed_of_its_own():
 
 def test_a_folder_is_for_runs_of_one_setting(tmp_path):
     folder = tmp_path / "new" / "runs"
-    runs.claim_folder(folder, {"a": 1, "b": None})
+    runs.claim_folder(folder, {"a": 7})
+    runs.claim_folder(folder, {"a": 1, "b": None})  # nothing came of the first
     (folder / "seed0").mkdir()
     (folder / "kept").mkdir()
     with pytest.raises(ValueError, match="holds runs already; give --resume"):
         runs.claim_folder(folder, {"a": 1, "b": None})
     runs.claim_folder(folder, {"a": 1, "b": None}, resume=True)
-    with pytest.raises(
-        ValueError, match=r"other settings \(a is 2, was 1; c is 3, was None; b is None, was None\)|a is 2"
-    ):
+    with pytest.raises(ValueError, match=r"other settings \(a is 2, was 1; c is 3, was None; b is None, was None\)"):
         runs.claim_folder(folder, {"a": 2, "c": 3}, resume=True)
     runs.claim_folder(folder, {"a": 2}, overwrite=True, runs=["seed0"])
     assert not (folder / "seed0").exists()

@@ -1,0 +1,99 @@
+"""Evaluate one of the authors' published checkpoints on the test classes of its data set."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from pml_gca.checkpoints import load_published_checkpoint
+from pml_gca.datasets import UnreadableImageError, load_benchmark
+from pml_gca.protocol import evaluate
+from pml_gca.protocol.report import metrics_table, percent
+from pml_gca.recipes import RECIPES, find_recipe
+from pml_gca.utils.runs import write_json
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Evaluate one of the authors' published checkpoints on the test classes of its data set, by PML's "
+        "tester, and print Recall@K, MAP@R and R-precision in percent as a Markdown table.",
+        epilog="Example: evaluate_checkpoint.py --checkpoint bestR_1.pth --recipe resnet50_cub --data-root data/cub",
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, type=Path, metavar="FILE", help="a .pth file of the method's authors")
+    add(
+        "--recipe",
+        required=True,
+        metavar="NAME",
+        help=f"what it was trained by, which also names the data set: one of {', '.join(RECIPES)}",
+    )
+    add("--data-root", required=True, type=Path, metavar="DIR", help="where the data set lies")
+    add("--batch-size", type=int, default=256, metavar="N", help="images at a time (default: %(default)s)")
+    add("--workers", type=int, default=0, metavar="N", help="processes that load images (default: %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one (default: auto)")
+    add("--image-size", type=int, default=224, metavar="S", help="side of the crops in pixels (default: %(default)s)")
+    add("--out", type=Path, metavar="FILE.json", help="also write the figures here, as shares of 1")
+    return parser
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Check what argparse cannot, and put recipe and device in place of their names."""
+    for name, least in (("batch_size", 1), ("workers", 0), ("image_size", 32)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        args.recipe = find_recipe(args.recipe)
+    except ValueError as error:
+        parser.error(f"--recipe: {error}")
+    if not args.checkpoint.is_file():
+        parser.error(f"--checkpoint: there is no file {args.checkpoint}")
+    if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):
+        parser.error(f"--out must name a file in a folder that exists, got {args.out}")
+
+
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Load, evaluate, print and write."""
+    recipe = args.recipe
+    try:
+        benchmark = load_benchmark(recipe.dataset, args.data_root, image_size=args.image_size, val_fraction=0.0)
+    except (OSError, ValueError) as error:
+        parser.error(f"--data-root: {error}")
+    try:
+        trunk, embedder, _ = load_published_checkpoint(args.checkpoint, recipe, image_size=args.image_size)
+    except (OSError, TypeError, ValueError) as error:
+        parser.error(f"--checkpoint {args.checkpoint}: {error}")
+    metrics = evaluate(
+        trunk,
+        embedder,
+        benchmark,
+        "test",
+        batch_size=args.batch_size,
+        workers=args.workers,
+        device=torch.device(args.device),
+    )
+    parts = {name: len(dataset) for name, dataset in benchmark.test.items()}
+    row = {args.checkpoint.name: {name: percent([value]) for name, value in metrics.items()}}
+    sizes = ", ".join(f"{count} images to {name}" for name, count in parts.items())
+    print(f"{recipe.name}, unseen classes ({sizes}), in percent\n\n{metrics_table(row, list(metrics))}")
+    if args.out is not None:
+        about = {"checkpoint": args.checkpoint.name, "recipe": recipe.name, "image_size": args.image_size}
+        write_json(args.out, {**about, "images": parts, "metrics": metrics})
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    check_arguments(parser, args)
+    try:
+        run(parser, args)
+    except (ImportError, UnreadableImageError) as error:
+        sys.exit(f"evaluate_checkpoint.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

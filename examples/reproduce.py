@@ -1,0 +1,252 @@
+"""The paper's experiments, one command each: a recipe, a data root, and any loss."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pml_gca import visualize
+from pml_gca.datasets import Benchmark, load_benchmark, small_classes
+from pml_gca.losses import NAMED_LOSSES
+from pml_gca.protocol import Experiment, Options, dry_run
+from pml_gca.protocol.report import seeds_table
+from pml_gca.recipes import RECIPES, Recipe, find_recipe
+from pml_gca.utils import runs
+
+ONE_OF = ", ".join(RECIPES)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train and evaluate as the paper does, by PML's trainer and tester, and print a table over seeds "
+        "beside the paper's figures where they are known. A run that is killed goes on with --resume.",
+        epilog="Example: reproduce.py --recipe resnet50_cub --data-root data/cub --loss proxy_anchor --seeds 5 --amp",
+    )
+    add = parser.add_argument
+    what = parser.add_argument_group("what")
+    what.add_argument("--recipe", required=True, metavar="NAME", help=f"one of {ONE_OF}")
+    what.add_argument("--data-root", required=True, type=Path, metavar="DIR", help="where the data set lies")
+    what.add_argument(
+        "--loss",
+        default="n_pairs",
+        metavar="NAME",
+        help=f"one of {', '.join(NAMED_LOSSES)}, or your own as module:function, which is given num_classes and "
+        "embedding_size (default: %(default)s)",
+    )
+    what.add_argument(
+        "--generator", choices=("gca", "none"), default="gca", help="none: the loss alone (default: %(default)s)"
+    )
+    what.add_argument("--epochs", type=int, help="other than the recipe's")
+    what.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change the recipe: backbone=mobilenetv3_small_100 (any model of timm), dataset=folder (your own folder "
+        "of class folders), alpha=3, ...",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--seeds", type=int, default=1, metavar="N", help="runs, of seeds 0 to N - 1 (default: 1)")
+    how.add_argument("--first-seed", type=int, default=0, metavar="S", help="count seeds from here (default: 0)")
+    how.add_argument(
+        "--schedule",
+        choices=("alternating", "one_backward"),
+        default="alternating",
+        help="as published, or everything in one backward pass, which is faster (default: %(default)s)",
+    )
+    how.add_argument(
+        "--select-on",
+        choices=("val", "test", "last"),
+        default="val",
+        help="report the epoch that is best on held-out training classes; on the test classes, as the published code "
+        "does; or the last (default: %(default)s)",
+    )
+    how.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="F",
+        help="share of the training classes held out (default: 0.1 with --select-on val, else none)",
+    )
+    how.add_argument("--evaluate-every", type=int, default=1, metavar="N", help="epochs (default: %(default)s)")
+    how.add_argument("--amp", action="store_true", help="bfloat16 autocast in training")
+    how.add_argument("--random-weights", action="store_true", help="do not start from ImageNet's weights")
+    how.add_argument("--image-size", type=int, default=224, metavar="S", help="side of a crop (default: %(default)s)")
+    how.add_argument(
+        "--small-classes",
+        choices=("repeat", "stop"),
+        default="repeat",
+        help="where a class has fewer images than a batch takes of it (default: %(default)s them)",
+    )
+    how.add_argument(
+        "--unreadable",
+        choices=("stop", "skip"),
+        default="stop",
+        help="images that cannot be read: stop at the first, or look for them all beforehand and leave them out "
+        "(default: %(default)s)",
+    )
+    how.add_argument("--download", action="store_true", help="get the data set first, if PML can")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    machine.add_argument(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, 8),
+        metavar="N",
+        help="processes that load images (default: a CPU core each, up to 8; here %(default)s)",
+    )
+    add("--out", type=Path, metavar="DIR", help="folder for results (default: runs/RECIPE-LOSS-GENERATOR)")
+    add("--resume", action="store_true", help="go on with the runs found in --out, to the same end")
+    add("--overwrite", action="store_true", help="delete the runs found in --out")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="one batch of everything, and the hours and memory that the whole will take; writes nothing",
+    )
+    args = parser.parse_args(argv)
+    try:
+        complete(args)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    return args
+
+
+def complete(args: argparse.Namespace) -> None:
+    """Check what argparse cannot, and fill in defaults that depend on other arguments."""
+    for name, least in (("seeds", 1), ("first_seed", 0), ("workers", 0), ("image_size", 16)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+    if args.val_fraction is None:
+        args.val_fraction = 0.1 if args.select_on == "val" else 0.0
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.recipe = changed_recipe(find_recipe(args.recipe), args.set)
+    if args.epochs is not None:
+        args.recipe = changed_recipe(args.recipe, [f"epochs={args.epochs}"])
+    args.options = Options(
+        loss=find_loss(args.loss),
+        generator=args.generator,
+        schedule=args.schedule,
+        select_on=args.select_on,
+        seed=args.first_seed,
+        amp=args.amp,
+        device=args.device,
+        workers=args.workers,
+        pretrained=not args.random_weights,
+        image_size=args.image_size,
+        evaluate_every=args.evaluate_every,
+    )
+    title = f"{args.recipe.name}-{args.loss.replace(':', '.')}-{args.generator}"
+    args.out = args.out or Path("runs") / title
+
+
+def changed_recipe(recipe: Recipe, changes: list[str]) -> Recipe:
+    """The recipe with fields changed, as given on the command line."""
+    kinds = {field.name: field.type for field in fields(recipe) if field.name != "name"}
+    values: dict[str, Any] = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals or name not in kinds:
+            raise ValueError(f"--set takes FIELD=VALUE, with FIELD one of {', '.join(kinds)}; got {change!r}")
+        try:
+            values[name] = int(text) if kinds[name] is int else float(text) if kinds[name] is float else text
+        except ValueError:
+            expected = "a whole number" if kinds[name] is int else "a number"
+            raise ValueError(f"--set {name} takes {expected}, got {text!r}") from None
+    if values.get("frozen") == "none":
+        values["frozen"] = None
+    return replace(recipe, **values)
+
+
+def find_loss(name: str) -> str | Callable[[int, int], nn.Module]:
+    """A loss's name as it is, or the function that ``module:function`` names."""
+    module, colon, function = name.partition(":")
+    if not colon:
+        return name
+    sys.path.insert(0, os.getcwd())
+    try:
+        found: Callable[[int, int], nn.Module] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--loss {name}: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    return found
+
+
+def load(args: argparse.Namespace) -> Benchmark:
+    """The data set of the recipe."""
+    recipe = args.recipe
+    benchmark = load_benchmark(
+        recipe.dataset,
+        args.data_root,
+        image_size=args.image_size,
+        val_fraction=args.val_fraction,
+        unreadable=args.unreadable,
+        download=args.download,
+    )
+    small = small_classes(benchmark.train, recipe.samples_per_class)
+    if small:
+        message = (
+            f"{len(small)} of {benchmark.train.num_classes} training classes have fewer than the "
+            f"{recipe.samples_per_class} images that a batch takes of each: "
+            f"{', '.join(f'{name} has {count}' for name, count in small[:5])}{', ...' if len(small) > 5 else ''}"
+        )
+        if args.small_classes == "stop":
+            raise ValueError(message)
+        print(f"{message}; their images are repeated", file=sys.stderr)
+    return benchmark
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What runs in one folder must have in common."""
+    shared = ("loss", "generator", "schedule", "select_on", "val_fraction", "evaluate_every", "amp", "random_weights")
+    more = ("image_size", "small_classes", "unreadable")
+    return {**asdict(args.recipe), **{name: getattr(args, name) for name in shared + more}}
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    try:
+        benchmark = load(args)
+        if args.dry_run:
+            print(f"{args.recipe.name}: {describe(benchmark)}")
+            print(dry_run(args.recipe, benchmark, args.options))
+            return
+        seeds = range(args.first_seed, args.first_seed + args.seeds)
+        names = [f"seed{seed}" for seed in seeds]
+        old = [path.name for path in args.out.glob("seed*")]
+        runs.claim_folder(args.out, settings(args), resume=args.resume, overwrite=args.overwrite, runs=old)
+        print(f"{args.recipe.name}: {describe(benchmark)}; results in {args.out}")
+        results = {
+            seed: Experiment(args.recipe, benchmark, replace(args.options, seed=seed), args.out / name).train()
+            for seed, name in zip(seeds, names, strict=True)
+        }
+    except (ValueError, ImportError, ConnectionError) as error:
+        sys.exit(f"reproduce.py: {error}")
+    report = seeds_table(results, args.recipe, args.loss, args.generator, benchmark)
+    print(f"\n{report}")
+    (args.out / "table.md").write_text(report)
+    curves = [result["history"] for result in results.values() if result["history"]["recall_at_1"]]
+    if curves:
+        title = f"{args.recipe.name}, {'held-out' if args.select_on == 'val' else 'test'} classes"
+        figure = visualize.plot_curves({f"{args.loss}, {args.generator}": curves}, title=title)
+        figure.savefig(args.out / "curves.png", dpi=150)
+        print(f"Learning curves: {args.out / 'curves.png'}")
+
+
+def describe(benchmark: Benchmark) -> str:
+    """Images and classes of each part."""
+    parts = {"train": benchmark.train, "validation": benchmark.val, **benchmark.test}
+    found = [f"{len(part)} images of {part.num_classes} classes to {name}" for name, part in parts.items() if part]
+    return ", ".join(found).replace("to train", "to train on")
+
+
+if __name__ == "__main__":
+    main()

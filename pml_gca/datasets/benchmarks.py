@@ -1,0 +1,205 @@
+"""The data sets that papers on image retrieval train and test on, read and split as they do."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
+from numbers import Real
+from typing import Any
+
+from tqdm import tqdm
+
+from ..utils.optional import import_pillow
+from . import transforms
+from .class_subset import ClassSubset, ImageSource, Label, UnreadableImageError, raw_labels, read_image
+from .data_root import check_root
+from .image_folder import _first
+from .sources import BENCHMARKS, MIN_CLASSES, find_source, open_splits
+from .splits import check_int, split_classes
+
+__all__ = ["BENCHMARKS", "Benchmark", "load_benchmark"]
+
+UNREADABLE = ("stop", "skip")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A data set, ready to train and test on.
+
+    Attributes:
+        name: e.g. ``"cub"``.
+        train: training images, augmented.
+        val: images of the training classes held out, in the test transform; None if none are.
+        test: ``{"test": ...}``, or ``{"query": ..., "gallery": ...}`` whose labels agree.
+        recall_at: the K of Recall@K that papers report.
+        left_out: paths of the files that could not be read, where they were to be skipped.
+    """
+
+    name: str
+    train: ClassSubset
+    val: ClassSubset | None
+    test: dict[str, ClassSubset]
+    recall_at: tuple[int, ...]
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def splits_to_eval(self) -> list[tuple[str, list[str]]] | None:
+        """For PML's testers: which split is sought in which; None for each in itself. Testers alter it."""
+        query, *gallery = self.test
+        return [(query, gallery)] if gallery else None
+
+
+def load_benchmark(
+    name: str,
+    root: str | os.PathLike[str],
+    *,
+    image_size: int = 224,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    unreadable: str = "stop",
+    download: bool = False,
+    train_transform: Callable[[Any], Any] | None = None,
+    test_transform: Callable[[Any], Any] | None = None,
+    progress: bool = True,
+) -> Benchmark:
+    """Read a benchmark's training and test images, and hold out some training classes for validation.
+
+    The validation classes follow from the raw labels, ``val_fraction`` and ``seed`` alone: the training classes
+    are sorted by the SHA-256 of ``"<seed>:<raw label>"``, and the last are held out. At least 2 classes are, and
+    2 are left.
+
+    Args:
+        name: ``"cub"``, ``"cars196"``, ``"sop"``, ``"inshop"``, or ``"folder"`` for your own images in
+            ``<root>/<class>/<image>``, of whose classes half are trained and half are tested on, whatever the seed.
+        root: the data set's folder.
+        image_size: side of the images in pixels, 8 to 1024.
+        val_fraction: share of the training classes to hold out, in [0, 1); 0 for none.
+        seed: of the classes held out, 0 to 2**63 - 1.
+        unreadable: ``"stop"`` raises an error when a file that cannot be read is met; ``"skip"`` decodes all files
+            up front, leaves those out, and warns.
+        download: have PML download the data set if ``root`` is empty or does not exist. Not for ``"inshop"`` and
+            ``"folder"``.
+        train_transform: of a PIL image of any mode; None for :func:`pml_gca.datasets.transforms.train_transform`.
+        test_transform: the same for validation and test.
+        progress: show a progress bar where 500 files or more are decoded up front.
+
+    Raises:
+        ImportError: pillow is missing, or torchvision where a transform is not given.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, something is missing in ``root``, or there are too few classes.
+    """
+    source = find_source(name)
+    check_int("seed", seed, 0, 2**63 - 1)
+    fraction = _check_fraction(val_fraction)
+    if unreadable not in UNREADABLE:
+        raise ValueError(f"unreadable must be one of {UNREADABLE}, found {unreadable!r}")
+    folder = check_root(root)
+    for argument, transform in (("train_transform", train_transform), ("test_transform", test_transform)):
+        if not (transform is None or callable(transform)):
+            raise TypeError(f"{argument} must be a function or None, found {type(transform).__name__}: {transform!r}")
+    check_int("image_size", image_size, 8, 1024)
+    import_pillow()
+    to_train = transforms.train_transform(image_size) if train_transform is None else train_transform
+    to_test = transforms.test_transform(image_size) if test_transform is None else test_transform
+
+    splits = open_splits(name, folder, download=download)
+    left_out = find_unreadable(list(splits.values()), progress) if unreadable == "skip" else {}
+    if left_out:
+        total = sum(len(dataset.paths) for dataset in splits.values())
+        some = [f"{path} ({reason})" for path, reason in left_out.items()]
+        warnings.warn(
+            f"{len(left_out)} of {total} images of {name} cannot be read and are left out (all are in left_out): "
+            + _first(some, 10),
+            stacklevel=2,
+        )
+
+    training = splits.pop("train")
+    present = {split: _classes_left(dataset, left_out) for split, dataset in splits.items()}
+    testing = sorted(set().union(*present.values()))
+    for split, classes in present.items():
+        _check_classes(len(classes), f"the {split} split of {name} in {folder}")
+    train_classes, val_classes = hold_out_classes(training, fraction, seed, left_out, f"{name} in {folder}")
+    return Benchmark(
+        name=name,
+        train=ClassSubset(training, train_classes, transform=to_train, leave_out=left_out),
+        val=ClassSubset(training, val_classes, transform=to_test, leave_out=left_out) if fraction else None,
+        test={
+            split: ClassSubset(dataset, testing, transform=to_test, leave_out=left_out)
+            for split, dataset in splits.items()
+        },
+        recall_at=source.recall_at,
+        left_out=list(left_out),
+    )
+
+
+def _check_fraction(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"val_fraction must be a number, found {type(value).__name__}: {value!r}")
+    fraction = float(value)
+    if not 0.0 <= fraction < 1.0:  # also catches NaN
+        raise ValueError(f"val_fraction must lie in [0, 1), found {value!r}")
+    return fraction
+
+
+def find_unreadable(splits: Sequence[ImageSource], progress: bool, many: int = 500) -> dict[str, str]:
+    """Decode all files; path and reason of those that fail."""
+    jobs = [(dataset, row) for dataset in splits for row in range(len(dataset.paths))]
+    failed = {}
+    with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
+        reasons = pool.imap(_why_unreadable, jobs, chunksize=32)
+        bar = tqdm(
+            reasons, desc="checking images", unit="image", total=len(jobs), disable=not progress or len(jobs) < many
+        )
+        for (dataset, row), reason in zip(jobs, bar, strict=True):
+            if reason is not None:
+                failed[dataset.paths[row]] = reason
+    return failed
+
+
+def _why_unreadable(job: tuple[ImageSource, int]) -> str | None:
+    try:
+        read_image(*job)
+    except UnreadableImageError as error:
+        return f"{type(error.__cause__).__name__}: {error.__cause__}"
+    return None
+
+
+def _classes_left(dataset: ImageSource, left_out: dict[str, str]) -> set[Label]:
+    pairs = zip(dataset.paths, raw_labels(dataset), strict=True)
+    return {label for path, label in pairs if path not in left_out}
+
+
+def hold_out_classes(
+    dataset: ImageSource, fraction: float, seed: int, left_out: dict[str, str], what: str
+) -> tuple[list[Label], list[Label]]:
+    """Raw labels of the classes to train on, and of those to hold out, in this order.
+
+    Which classes are held out does not depend on which images can be read.
+    """
+    classes: list[Any] = sorted(set(raw_labels(dataset)))
+    left = _classes_left(dataset, left_out)
+    if not fraction:
+        _check_classes(len(left), f"the train split of {what}")
+        return [label for label in classes if label in left], []
+    needed = 2 * MIN_CLASSES
+    if len(classes) < needed:
+        raise ValueError(
+            f"the train split of {what} must have at least {needed} classes, {MIN_CLASSES} to train on and "
+            f"{MIN_CLASSES} to hold out, found {len(classes)}; val_fraction=0 holds none out"
+        )
+    names = [str(label) for label in classes]
+    parts = []
+    for part, title in (("train", "training"), ("test", "validation")):
+        chosen = [classes[i] for i in split_classes(names, part, (1.0 - fraction, 0.0, fraction), seed)]
+        kept = [label for label in chosen if label in left]
+        _check_classes(len(kept), f"the {title} part of the train split of {what}")
+        parts.append(kept)
+    return parts[0], parts[1]
+
+
+def _check_classes(count: int, what: str) -> None:
+    if count < MIN_CLASSES:
+        raise ValueError(f"{what} must have at least {MIN_CLASSES} classes with images, found {count}")

@@ -1,0 +1,126 @@
+"""Chosen classes of a data set made in the manner of PML's, with labels from 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Protocol, SupportsIndex
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+Label = int | str
+"""A class as its data set calls it: a number, or the name of a folder."""
+
+
+class UnreadableImageError(ValueError):
+    """An image file that cannot be read; the message names it and says what is wrong."""
+
+
+class ImageSource(Protocol):
+    """What PML's data sets have: the file and the raw label of each item, and items that start with the image."""
+
+    paths: Any
+    labels: Any
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class LabelledClasses(Protocol):
+    """What this package's data sets have: (N,) labels from 0, and the classes that they index."""
+
+    labels: Tensor
+    classes: list[Any]
+
+
+def raw_labels(dataset: ImageSource) -> list[Label]:
+    """The raw labels as a list, be they a list, an array or a tensor. TypeError, ValueError: see `ClassSubset`."""
+    if not (hasattr(dataset, "paths") and hasattr(dataset, "labels")):
+        raise TypeError(f"dataset must have paths and labels, as PML's have, found {type(dataset).__name__}")
+    found = dataset.labels
+    labels = found.tolist() if hasattr(found, "tolist") else list(found)
+    if len(labels) != len(dataset.paths):
+        raise ValueError(f"dataset must have a label for each path, found {len(labels)} for {len(dataset.paths)}")
+    return labels
+
+
+def read_image(dataset: ImageSource, row: int) -> Any:
+    """The decoded image of one item. UnreadableImageError if its file cannot be read."""
+    image: Any = None
+    try:
+        image = dataset[row][0]
+        if hasattr(image, "load"):  # PIL decodes on first use, which would be in the transform
+            image.load()
+    except Exception as error:  # PIL's plugins raise errors of many kinds on malformed files
+        if hasattr(image, "close"):
+            image.close()
+        raise UnreadableImageError(
+            f"{dataset.paths[row]} cannot be read as an image ({type(error).__name__}: {error}); "
+            "expected a file that Pillow can open: repair or remove it, or leave it out"
+        ) from error
+    return image
+
+
+class ClassSubset(Dataset[tuple[Any, int]]):
+    """The images of some classes of ``dataset``, in its order, with labels from 0.
+
+    Args:
+        dataset: one of PML's data sets, or any with ``paths``, ``labels`` and items that start with an image.
+        classes: raw labels of the classes to take; None takes all that have images. The labels number these in
+            ascending order, also where one of them has no image.
+        transform: applied to each image; None for none.
+        leave_out: paths of images not to take.
+
+    Attributes:
+        labels: (N,) int64, from 0 to ``num_classes - 1``.
+        classes: raw labels, ascending; ``classes[label]`` is the label's.
+        num_classes: number of classes.
+        files: path of each image.
+
+    An item is ``(image, label)``; the label is an int.
+
+    Raises:
+        TypeError: ``dataset`` has no ``paths`` or ``labels``.
+        ValueError: paths and labels differ in number, a class is given twice, or no image is left.
+        UnreadableImageError: on access to an item whose file cannot be read.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageSource,
+        classes: Iterable[Label] | None = None,
+        *,
+        transform: Callable[[Any], Any] | None = None,
+        leave_out: Collection[str] = (),
+    ) -> None:
+        raw = raw_labels(dataset)
+        out = frozenset(leave_out)
+        kept = [row for row, path in enumerate(dataset.paths) if path not in out]
+        chosen: list[Any] = list({raw[row] for row in kept} if classes is None else classes)
+        self.classes = sorted(chosen)
+        numbers = {label: number for number, label in enumerate(self.classes)}
+        if len(numbers) < len(self.classes):
+            raise ValueError(f"classes must differ from each other, found one twice: {self.classes}")
+        self._rows = [row for row in kept if raw[row] in numbers]
+        if not self._rows:
+            raise ValueError(f"no image of the {len(self.classes)} chosen classes is left of {len(raw)} images")
+        self.num_classes = len(self.classes)
+        self.files = [dataset.paths[row] for row in self._rows]
+        self._label_list = [numbers[raw[row]] for row in self._rows]
+        self.labels = torch.tensor(self._label_list)
+        self.transform = transform
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[Any, int]:
+        image = read_image(self._dataset, self._rows[index])
+        return image if self.transform is None else self.transform(image), self._label_list[index]
+
+
+def small_classes(dataset: LabelledClasses, samples_per_class: int) -> list[tuple[str, int]]:
+    """Name and number of images of each class that has fewer than ``samples_per_class``."""
+    counts = torch.bincount(dataset.labels, minlength=len(dataset.classes)).tolist()
+    pairs = zip(dataset.classes, counts, strict=True)
+    return [(str(name), count) for name, count in pairs if count < samples_per_class]

@@ -1,0 +1,48 @@
+"""Whether the folder of a data set holds all that it should, and where else it may lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def check_root(root: object) -> Path:
+    """``root`` as a path; TypeError if it is none."""
+    if not isinstance(root, (str, os.PathLike)):
+        raise TypeError(f"root must be a path, found {type(root).__name__}: {root!r}")
+    return Path(root)
+
+
+def found_at(path: Path) -> str:
+    """What lies at ``path``, in words."""
+    return "a folder" if path.is_dir() else "a file" if path.exists() else "nothing"
+
+
+def nearby_root(root: Path, is_root: Callable[[Path], bool]) -> Path | None:
+    """A folder that ``is_root``: the parent of ``root``, its parent, or a folder in ``root``; None if none is."""
+    with os.scandir(root) as entries:
+        inside = sorted(entry.name for entry in entries if entry.is_dir())
+    candidates = [*root.resolve().parents[:2], *(root / name for name in inside)]
+    return next((folder for folder in candidates if is_root(folder)), None)
+
+
+def missing_images(paths: Sequence[str]) -> list[str]:
+    """Those of ``paths`` that are not on disk. Folders are listed, as asking for each file is slow."""
+    names: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in names:
+            names[folder] = _names_in(folder)
+        if name not in names[folder]:
+            missing.append(path)
+    return missing
+
+
+def _names_in(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()

@@ -1,0 +1,153 @@
+"""DeepFashion's In-shop Clothes Retrieval Benchmark, in the manner of PML's data sets."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pytorch_metric_learning.datasets.base_dataset import BaseDataset
+
+from .data_root import check_root, found_at, nearby_root
+
+STATUSES = {
+    "train": ("train",),
+    "query": ("query",),
+    "gallery": ("gallery",),
+    "test": ("query", "gallery"),
+    "train+test": ("train", "query", "gallery"),
+}
+"""For each split the statuses of its images in the partition file, in the order in which they come."""
+
+PARTITION = "list_eval_partition.txt"
+HEADER = ["image_name", "item_id", "evaluation_status"]
+NESTED = "In-shop Clothes Retrieval Benchmark"
+
+
+class InShop(BaseDataset):
+    """In-shop Clothes Retrieval: each photograph of ``query`` is sought among those of ``gallery``.
+
+    Query and gallery hold the same items, and train holds others. The data set cannot be downloaded
+    automatically; see https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html.
+
+    Args:
+        root: folder with ``list_eval_partition.txt`` (there or in ``Eval``) and the unpacked folder ``img``
+            (there or in ``Img``). All may lie in a folder "In-shop Clothes Retrieval Benchmark" of ``root``.
+        split: ``"train"``, ``"query"``, ``"gallery"``, ``"test"`` (query, then gallery) or ``"train+test"``.
+        transform: applied to the PIL image.
+        target_transform: applied to the label.
+        download: must be False.
+
+    Attributes:
+        paths: file of each image.
+        labels: number of each image's item, 2 for ``id_00000002``.
+
+    An item is ``(image, label)``, as in PML.
+
+    Raises:
+        TypeError: ``root`` is no path.
+        ValueError: ``download`` is true, ``split`` is unknown, something is missing in ``root``, or the
+            partition file is malformed.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: str = "train+test",
+        transform: Callable[[Any], Any] | None = None,
+        target_transform: Callable[[Any], Any] | None = None,
+        download: bool = False,
+    ) -> None:
+        folder = check_root(root)
+        if download:
+            raise ValueError(f"download must be False for In-shop, found {download!r}; {_how_to_get(folder)}")
+        if split not in STATUSES:
+            raise ValueError(f"split must be one of {tuple(STATUSES)}, found {split!r}")
+        if not folder.is_dir():
+            found = f"{found_at(folder)} at {folder}"
+            raise ValueError(f"root must be the folder of In-shop, found {found}; {_how_to_get(folder)}")
+        super().__init__(root, split, transform, target_transform)
+
+    def get_available_splits(self) -> list[str]:
+        """Names of the splits."""
+        return list(STATUSES)
+
+    def generate_split(self) -> None:
+        """Fill ``paths`` and ``labels``; PML calls it once."""
+        root = Path(self.root)
+        partition, base = find_partition(root), find_image_base(root)
+        if partition is None:
+            raise ValueError(f"{PARTITION} is missing in {root}{_hint(root)}; {_how_to_get(root)}")
+        if base is None:
+            raise ValueError(f"the images (folder img) are missing in {root}{_hint(root)}; {_how_to_get(root)}")
+        entries = read_partition(partition)
+        rows = [row for wanted in STATUSES[self.split] for row in entries if row[2] == wanted]
+        self.paths = [os.path.join(base, name) for name, _, _ in rows]
+        self.labels = [item for _, item, _ in rows]
+
+    def download_and_remove(self) -> None:
+        """Refused, as the data set cannot be downloaded automatically."""
+        raise ValueError(_how_to_get(Path(self.root)))
+
+
+def find_partition(root: Path) -> Path | None:
+    """The partition file of ``root``, None if there is none."""
+    folders = (root, root / "Eval", root / NESTED, root / NESTED / "Eval")
+    return next((folder / PARTITION for folder in folders if (folder / PARTITION).is_file()), None)
+
+
+def find_image_base(root: Path) -> Path | None:
+    """The folder that the partition file's image names start from, None if there is none."""
+    # Img first: where case is ignored, Img passes for img, so that root would seem to hold img as well.
+    folders = (root / "Img", root, root / NESTED / "Img", root / NESTED)
+    return next((folder for folder in folders if (folder / "img").is_dir()), None)
+
+
+def read_partition(path: Path) -> list[tuple[str, int, str]]:
+    """Image name, number of the item and status, for each image of a partition file.
+
+    Raises:
+        ValueError: a line is malformed, or the file holds more or fewer images than its first line says.
+    """
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+
+    def malformed(number: int, expected: str) -> ValueError:
+        found = repr(lines[number - 1]) if number <= len(lines) else "the end of the file"
+        return ValueError(f"{path}, line {number}: found {found}, expected {expected}")
+
+    if not lines or not re.fullmatch(r"\s*[0-9]+\s*", lines[0]):
+        raise malformed(1, "the number of images")
+    if len(lines) < 2 or lines[1].split() != HEADER:
+        raise malformed(2, f"the header {' '.join(HEADER)!r}")
+    rows = []
+    for number, line in enumerate(lines[2:], start=3):
+        columns = line.split()
+        if not columns:
+            continue
+        item = re.fullmatch(r"id_([0-9]+)", columns[1]) if len(columns) == 3 else None
+        if item is None or columns[2] not in STATUSES["train+test"]:
+            raise malformed(number, "'<image name> id_<number> <train, query or gallery>'")
+        rows.append((columns[0], int(item[1]), columns[2]))
+    if len(rows) != int(lines[0]):
+        raise ValueError(
+            f"{path}, line 1: found {int(lines[0])} as the number of images, expected {len(rows)}, as many lines "
+            "follow; the file seems to be cut short or altered"
+        )
+    return rows
+
+
+def _hint(root: Path) -> str:
+    better = nearby_root(root, lambda folder: bool(find_partition(folder) and find_image_base(folder)))
+    return "" if better is None else f" (did you mean root={str(better)!r}?)"
+
+
+def _how_to_get(root: Path) -> str:
+    return (
+        "it cannot be downloaded automatically, as it needs an agreement: get img.zip and list_eval_partition.txt of "
+        "DeepFashion: In-shop Clothes Retrieval Benchmark, "
+        "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html, and unpack img.zip; "
+        f"expected {root / PARTITION} (or {root / 'Eval' / PARTITION}) and the folder {root / 'img'} "
+        f"(or {root / 'Img' / 'img'}); all of it may lie in {root / NESTED}"
+    )

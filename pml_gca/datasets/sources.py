@@ -1,0 +1,169 @@
+"""Where each benchmark's images come from, and whether all of them are there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from ..recipes import CARS196, CUB, INSHOP, SOP, suggestion
+from .class_subset import ImageSource
+from .data_root import found_at, missing_images, nearby_root
+from .image_folder import _first, find_images
+from .splits import split_classes
+
+FOLDER = "folder"
+MIN_CLASSES = 2
+"""Classes that a data set needs at least: with one there is nothing to tell apart."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a benchmark's images come from, and how it is scored.
+
+    Attributes:
+        dataset: dotted name of the class that reads it, made in the manner of PML's.
+        recall_at: the K of Recall@K.
+        label_files: what a complete root holds besides the images, for data sets that PML can download; empty for
+            those that check their root themselves.
+        paired: of the label files, those with one line for each image.
+        test_splits: splits of ``dataset`` to test on; the first holds the queries.
+    """
+
+    dataset: str
+    recall_at: tuple[int, ...]
+    label_files: tuple[str, ...] = ()
+    paired: tuple[str, ...] = ()
+    test_splits: tuple[str, ...] = ("test",)
+
+
+BENCHMARKS = {
+    CUB: Source(
+        dataset="pytorch_metric_learning.datasets.CUB",
+        recall_at=(1, 2, 4, 8),
+        label_files=("CUB_200_2011/images.txt", "CUB_200_2011/image_class_labels.txt"),
+        paired=("CUB_200_2011/images.txt", "CUB_200_2011/image_class_labels.txt"),
+    ),
+    CARS196: Source(
+        dataset="pytorch_metric_learning.datasets.Cars196",
+        recall_at=(1, 2, 4, 8),
+        label_files=("names.csv", "anno_train.csv", "anno_test.csv"),
+    ),
+    SOP: Source(
+        dataset="pytorch_metric_learning.datasets.StanfordOnlineProducts",
+        recall_at=(1, 10, 100, 1000),
+        label_files=("Stanford_Online_Products/Ebay_train.txt", "Stanford_Online_Products/Ebay_test.txt"),
+    ),
+    INSHOP: Source(
+        dataset="pml_gca.datasets.in_shop.InShop",
+        recall_at=(1, 10, 20, 30, 40, 50),
+        test_splits=("query", "gallery"),
+    ),
+    FOLDER: Source(dataset="pml_gca.datasets.sources.FolderHalf", recall_at=(1, 2, 4, 8)),
+}
+
+
+class FolderHalf(Dataset[tuple[Any, str]]):
+    """Half of the classes of ``<root>/<class>/<image>``, in the manner of PML; raw labels are the folders' names.
+
+    The halves are those of :func:`~pml_gca.datasets.splits.split_classes` with seed 0.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], split: str) -> None:
+        found = find_images(root)
+        names = list(found)
+        if len(names) < 2 * MIN_CLASSES:
+            raise ValueError(f"root must hold at least {2 * MIN_CLASSES} class folders, found {len(names)} in {root}")
+        chosen = [names[i] for i in split_classes(names, split, (0.5, 0.0, 0.5))]
+        self.paths = [str(path) for name in chosen for path in found[name]]
+        self.labels = [name for name in chosen for _ in found[name]]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, str]:
+        from PIL import Image, ImageOps
+
+        with Image.open(self.paths[index]) as image:  # cameras store photographs as they were held
+            return ImageOps.exif_transpose(image), self.labels[index]
+
+
+def find_source(name: object) -> Source:
+    """The entry of :data:`BENCHMARKS`. TypeError if ``name`` is no str; ValueError if there is none, listing all."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, found {type(name).__name__}: {name!r}")
+    if name not in BENCHMARKS:
+        known = ", ".join(BENCHMARKS)
+        raise ValueError(f"no benchmark is called {name!r}{suggestion(name, BENCHMARKS)}; there are {known}")
+    return BENCHMARKS[name]
+
+
+def open_splits(name: str, root: Path, *, download: bool) -> dict[str, ImageSource]:
+    """The train and test splits of a benchmark, by name, once all images that they list are known to be there.
+
+    Raises:
+        ValueError: something is missing in ``root``, or ``download`` is true where it cannot be.
+    """
+    source = find_source(name)
+    module, _, attribute = source.dataset.rpartition(".")
+    dataset_class = getattr(import_module(module), attribute)
+    if download and name == FOLDER:
+        raise ValueError("download must be False for 'folder', which is your own images, found True")
+    if download and (name == INSHOP or _is_empty(root)):
+        _open(dataset_class, name, source, root, "train", download=True)  # In-shop refuses, and says where to get it
+    if source.label_files:
+        _check_label_files(name, source, root)
+    splits = {split: _open(dataset_class, name, source, root, split) for split in ("train", *source.test_splits)}
+    paths = [path for dataset in splits.values() for path in dataset.paths]
+    missing = missing_images(paths)
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the {len(paths)} images of {name} are not in {root}: {_first(missing)}; expected all "
+            "that its label files list: was the archive unpacked to the end?"
+        )
+    return splits
+
+
+def _is_empty(root: Path) -> bool:
+    return not root.exists() or (root.is_dir() and not os.listdir(root))
+
+
+def _check_label_files(name: str, source: Source, root: Path) -> None:
+    def is_root(folder: Path) -> bool:
+        return all((folder / file).is_file() for file in source.label_files)
+
+    expected = (
+        f"expected the folder that holds {', '.join(source.label_files)}; "
+        "download=True fetches them, but only into a new or empty folder"
+    )
+    if not root.is_dir():
+        raise ValueError(f"root must be the folder of {name}, found {found_at(root)} at {root}; {expected}")
+    if not is_root(root):
+        missing = [file for file in source.label_files if not (root / file).is_file()]
+        better = nearby_root(root, is_root)
+        hint = "" if better is None else f" (did you mean root={str(better)!r}?)"
+        raise ValueError(f"{_first(missing)} of {name} is missing in {root}{hint}; {expected}")
+    counts = {file: _count_lines(root / file) for file in source.paired}
+    if len(set(counts.values())) > 1:  # PML would pass over the surplus without a word
+        found = ", ".join(f"{count} in {file}" for file, count in counts.items())
+        raise ValueError(f"the label files of {name} in {root} must have equally many lines, found {found}")
+
+
+def _count_lines(file: Path) -> int:
+    return sum(bool(line.strip()) for line in file.read_bytes().splitlines())
+
+
+def _open(dataset_class: Any, name: str, source: Source, root: Path, split: str, **options: Any) -> Any:
+    try:
+        return dataset_class(root, split, **options)
+    except (IndexError, ValueError) as error:
+        if not source.label_files:
+            raise  # it says itself what is wrong
+        raise ValueError(
+            f"the label files of {name} in {root} ({', '.join(source.label_files)}) cannot be understood "
+            f"({type(error).__name__}: {error}); expected them as they are distributed"
+        ) from error

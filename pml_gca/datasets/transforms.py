@@ -1,0 +1,59 @@
+"""What happens to an image file on its way into a backbone that was trained on ImageNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..utils.optional import import_torchvision
+from .splits import check_int
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ToRGB:
+    """A PIL image of any mode as RGB. Transparency is dropped."""
+
+    def __call__(self, image: Any) -> Any:
+        return image.convert("RGB")
+
+    def __repr__(self) -> str:
+        return "ToRGB()"
+
+
+def train_transform(image_size: int = 224) -> Callable[[Any], Tensor]:
+    """A random crop, scaled to ``image_size``, mirrored half of the time and normalized.
+
+    Returns:
+        a function of a PIL image of any size and mode to (3, image_size, image_size) float32.
+
+    Raises:
+        ImportError: torchvision is missing or does not match torch.
+        TypeError, ValueError: ``image_size`` is no int in [8, 1024].
+    """
+    size = check_int("image_size", image_size, 8, 1024)
+    tv = import_torchvision().transforms
+    return _compose([tv.RandomResizedCrop(size), tv.RandomHorizontalFlip()])
+
+
+def test_transform(image_size: int = 224) -> Callable[[Any], Tensor]:  # noqa: PT028
+    """The shorter side scaled to 8/7 of ``image_size`` (256 for 224), the centre cut out and normalized.
+
+    Returns, and raises, as :func:`train_transform` does.
+    """
+    size = check_int("image_size", image_size, 8, 1024)
+    tv = import_torchvision().transforms
+    return _compose([tv.Resize(round(size * 8 / 7)), tv.CenterCrop(size)])
+
+
+test_transform.__test__ = False  # type: ignore[attr-defined]  # not a test, though pytest would take it for one
+
+
+def _compose(cuts: list[Any]) -> Callable[[Any], Tensor]:
+    tv = import_torchvision().transforms
+    steps = [ToRGB(), *cuts, tv.ToTensor(), tv.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    composed: Callable[[Any], Tensor] = tv.Compose(steps)
+    return composed

@@ -1,0 +1,9 @@
+"""The paper's experiments: a recipe, a data set and a loss go in, a trained and evaluated model comes out."""
+
+from .dry_run import DryRun, dry_run
+from .evaluation import evaluate, metric_names
+from .experiment import Experiment
+from .options import Options
+from .parts import Parts, build_parts
+
+__all__ = ["DryRun", "Experiment", "Options", "Parts", "build_parts", "dry_run", "evaluate", "metric_names"]

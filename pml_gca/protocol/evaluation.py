@@ -1,0 +1,97 @@
+"""Retrieval as the paper reports it, by PML's tester."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..datasets import Benchmark
+from ..utils import RecallCalculator
+
+
+def metric_names(benchmark: Benchmark) -> list[str]:
+    """What is evaluated: ``recall_at_K`` for the K of the data set, MAP@R and R-precision."""
+    return [*(f"recall_at_{k}" for k in benchmark.recall_at), "mean_average_precision_at_r", "r_precision"]
+
+
+def build_tester(
+    benchmark: Benchmark, *, batch_size: int, workers: int, device: torch.device, **kwargs: Any
+) -> GlobalEmbeddingSpaceTester:
+    """PML's tester on L2-normalised embeddings. It takes N · K values of memory for N images, never N²."""
+    # PML's own metrics need no more neighbours than the largest class has members.
+    calculator = RecallCalculator(
+        recall_at=tuple(benchmark.recall_at), include=metric_names(benchmark), k="max_bin_count", device=device
+    )
+    return GlobalEmbeddingSpaceTester(
+        accuracy_calculator=calculator,
+        batch_size=batch_size,
+        dataloader_num_workers=workers,
+        data_device=device,
+        **kwargs,
+    )
+
+
+def run_tester(
+    tester: GlobalEmbeddingSpaceTester,
+    benchmark: Benchmark,
+    split: str,
+    trunk: nn.Module,
+    embedder: nn.Module,
+    epoch: int = 0,
+    datasets: Mapping[str, Dataset[Any]] | None = None,
+) -> dict[str, float]:
+    """As :func:`evaluate`, by a tester that is at hand; ``datasets`` may take the place of the whole test sets."""
+    splits = None if split == "val" else benchmark.splits_to_eval
+    if split == "val":
+        assert benchmark.val is not None
+        datasets = {"val": benchmark.val}
+    elif datasets is None:
+        datasets = benchmark.test
+    found = tester.test(dict(datasets), epoch, trunk, embedder, splits_to_eval=splits)
+    (accuracies,) = found.values()
+    return {name: float(accuracies[f"{name}_level0"]) for name in metric_names(benchmark)}
+
+
+def evaluate(
+    trunk: nn.Module,
+    embedder: nn.Module,
+    benchmark: Benchmark,
+    split: str = "test",
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    device: torch.device | None = None,
+) -> dict[str, float]:
+    """Recall@K, MAP@R and R-precision of a model on classes it has not seen.
+
+    Queries search the whole split but themselves; those of In-shop search the gallery.
+
+    Args:
+        trunk: images to features.
+        embedder: features to embeddings, which are L2-normalised here.
+        benchmark: of :func:`pml_gca.datasets.load_benchmark`.
+        split: ``"val"`` or ``"test"``.
+        batch_size: images at a time.
+        workers: processes that load images.
+        device: None for a GPU if there is one.
+
+    Returns:
+        Value in [0, 1] of each of :func:`metric_names`.
+
+    Raises:
+        ValueError: ``split`` is neither, or there are no validation classes.
+    """
+    if split not in ("val", "test"):
+        raise ValueError(f"split must be 'val' or 'test', got {split!r}")
+    if split == "val" and benchmark.val is None:
+        raise ValueError("split is 'val', but the benchmark has no validation classes: val_fraction was 0")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tester = build_tester(benchmark, batch_size=batch_size, workers=workers, device=device, end_of_testing_hook=quiet)
+    return run_tester(tester, benchmark, split, trunk.to(device), embedder.to(device))
+
+
+def quiet(tester: Any) -> None:
+    """In place of PML's hook, which logs."""

@@ -1,0 +1,133 @@
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from pml_gca.datasets import ClassSubset, UnreadableImageError, small_classes
+
+
+class Listed:
+    """A PML-style data set without files; its images are the numbers of the items."""
+
+    def __init__(self, labels: Any) -> None:
+        self.labels = labels
+        self.paths = [f"{i}.jpg" for i in range(len(labels))]
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return np.array(index), self.labels[index]
+
+
+class Files:
+    """A PML-style data set of files that are opened, and not yet decoded."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+        self.labels = list(range(len(paths)))
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return Image.open(self.paths[index]), self.labels[index]
+
+
+raw = st.one_of(
+    st.lists(st.integers(-(10**9), 10**9) | st.integers(0, 5), min_size=1, max_size=40),
+    st.lists(st.text(max_size=2), min_size=1, max_size=40),
+)
+
+
+@given(labels=raw, data=st.data())
+def test_labels_number_the_classes_in_order(labels: list[Any], data: st.DataObject) -> None:
+    classes = data.draw(st.none() | st.lists(st.sampled_from(labels), min_size=1, unique=True))
+    left_out = data.draw(st.sets(st.integers(0, len(labels) - 1), max_size=len(labels) // 2))
+    kept = [i for i in range(len(labels)) if i not in left_out and (classes is None or labels[i] in classes)]
+    dataset = Listed(labels)
+    arguments = {"classes": classes, "leave_out": [dataset.paths[i] for i in left_out]}
+    if not kept:
+        with pytest.raises(ValueError, match="no image of the"):
+            ClassSubset(dataset, **arguments)
+        return
+    subset = ClassSubset(dataset, **arguments)
+    assert subset.classes == sorted(set(labels[i] for i in kept) if classes is None else classes)
+    assert subset.num_classes == len(subset.classes)
+    assert subset.labels.dtype == torch.int64
+    assert len(subset) == len(kept)
+    assert subset.files == [dataset.paths[i] for i in kept]
+    assert [subset.classes[k] for k in subset.labels] == [labels[i] for i in kept]
+    assert [(int(image), label) for image, label in subset] == list(zip(kept, subset.labels.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("labels", [[7, 3, 7, 5], np.array([7, 3, 7, 5]), torch.tensor([7, 3, 7, 5])])
+def test_labels_of_any_kind(labels: Any) -> None:
+    subset = ClassSubset(Listed(labels), [7, 5])
+    assert subset.classes == [5, 7]
+    assert subset.labels.tolist() == [1, 1, 0]
+    assert type(subset[-1][1]) is int
+    assert subset[np.int64(2)][0] == 3
+    with pytest.raises(IndexError):
+        subset[3]
+
+
+def test_classes_without_images_count() -> None:
+    subset = ClassSubset(Listed([4, 9, 9]), [9, 6, 4])
+    assert subset.classes == [4, 6, 9]
+    assert subset.labels.tolist() == [0, 2, 2]
+    assert small_classes(subset, 1) == [("6", 0)]
+    assert small_classes(subset, 2) == [("4", 1), ("6", 0)]
+    assert small_classes(subset, 0) == []
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(TypeError, match="dataset must have paths and labels, as PML's have, found list"):
+        ClassSubset([1, 2])  # type: ignore[arg-type]
+    uneven = Listed([1, 2])
+    uneven.paths.append("more")
+    with pytest.raises(ValueError, match="a label for each path, found 2 for 3"):
+        ClassSubset(uneven)
+    with pytest.raises(ValueError, match=r"found one twice: \[1, 1\]"):
+        ClassSubset(Listed([1, 2]), [1, 1])
+    with pytest.raises(ValueError, match="no image of the 1 chosen classes is left of 2 images"):
+        ClassSubset(Listed([1, 2]), [3])
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Files:
+    """Three files that cannot be read, and a whole one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for name in ("cut.jpg", "whole.jpg"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-2000])
+    (tmp_path / "text.jpg").write_text("no image")
+    return Files([str(tmp_path / name) for name in ("cut.jpg", "text.jpg", "gone.jpg", "whole.jpg")])
+
+
+@pytest.mark.filterwarnings("error")  # also of files that are left open
+def test_unreadable_files_are_named(broken: Files) -> None:
+    subset = ClassSubset(broken, transform=lambda image: image.size)
+    assert subset[3] == ((64, 64), 3)
+    for i, reason in enumerate(("truncated", "cannot identify", "No such file")):
+        with pytest.raises(UnreadableImageError, match=reason) as caught:
+            subset[i]
+        assert str(caught.value).startswith(f"{broken.paths[i]} cannot be read as an image (")
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert type(again) is UnreadableImageError
+        assert str(again) == str(caught.value)
+
+
+def test_unreadable_files_are_named_through_workers(broken: Files) -> None:
+    loader = DataLoader(ClassSubset(broken, transform=np.array), num_workers=1)
+    with pytest.raises(UnreadableImageError, match=r"cut\.jpg cannot be read as an image .*truncated"):
+        next(iter(loader))
+
+
+def test_faults_of_the_transform_are_its_own(broken: Files) -> None:
+    def transform(image: Any) -> Any:
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        ClassSubset(broken, transform=transform)[3]

@@ -1,0 +1,190 @@
+import json
+import sys
+from pathlib import Path
+
+import layouts
+import pytest
+import torch
+
+from pml_gca.protocol import Experiment
+from pml_gca.recipes import RECIPES
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+import reproduce  # noqa: E402
+
+WRITERS = {
+    "cub": layouts.write_cub,
+    "cars196": layouts.write_cars196,
+    "sop": layouts.write_sop,
+    "inshop": layouts.write_inshop,
+}
+COMMON = ["--random-weights", "--image-size", "32", "--workers", "0", "--device", "cpu"]
+TINY = ["--set", "backbone=test_resnet", "classes_per_batch=3", "embedding_size=16", "num_heads=2", "num_layers=1"]
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    """Each data set, tiny, as it lies on disk."""
+    found = {name: tmp_path_factory.mktemp(name) for name in WRITERS}
+    for name, root in found.items():
+        WRITERS[name](root)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """Where every sum has one order."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def reproduce_cub(roots, out, *more):
+    reproduce.main(
+        ["--recipe", "resnet50_cub", "--data-root", str(roots["cub"]), "--out", str(out), *COMMON, *TINY, *more]
+    )
+
+
+def results(out, seed=0):
+    """Everything a run leaves but the time it took."""
+    folder = out / f"seed{seed}"
+    found = json.loads((folder / "result.json").read_text())
+    del found["seconds_per_iteration"], found["history"]["seconds"]
+    states = [torch.load(folder / name, weights_only=True)["state"] for name in ("best.pt", "checkpoint.pt")]
+    return found, states
+
+
+def assert_same(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+@pytest.mark.parametrize("loss", ["n_pairs", "proxy_anchor"])
+def test_a_killed_run_resumes_to_the_same_result(loss, roots, tmp_path, monkeypatch, capsys):
+    more = ["--loss", loss, "--epochs", "3", "--val-fraction", "0.4"]
+    reproduce_cub(roots, tmp_path / "unbroken", *more)
+    save = Experiment.save_checkpoint
+
+    def save_and_die(self, epoch):
+        save(self, epoch)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Experiment, "save_checkpoint", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce_cub(roots, tmp_path / "killed", *more)
+    monkeypatch.undo()
+    with pytest.raises(SystemExit, match="holds runs already; give --resume"):
+        reproduce_cub(roots, tmp_path / "killed", *more)
+    capsys.readouterr()
+    reproduce_cub(roots, tmp_path / "killed", *more, "--resume")
+    assert "going on after epoch 2" in capsys.readouterr().out
+    assert_same(results(tmp_path / "killed"), results(tmp_path / "unbroken"))
+
+
+def test_table_over_seeds(roots, tmp_path, capsys):
+    reproduce_cub(roots, tmp_path, "--epochs", "2", "--seeds", "2", "--select-on", "test", "--schedule", "one_backward")
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    for text in ("n_pairs + GCA-HNG", "Recall@8", "MAP@R", "R-precision", "seed 0, epoch", "mean ± standard deviation"):
+        assert text in table
+    assert "chosen on the test classes themselves" in table
+    assert "backbone=test_resnet" in table
+    assert "the paper" not in table  # whose recipe this is not
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    first, second = (results(tmp_path, seed)[0] for seed in (0, 1))
+    assert first["metrics"] != second["metrics"]
+    for result in (first, second):
+        assert result["history"]["recall_at_1"][result["epoch"] - 1] == max(result["history"]["recall_at_1"])
+        assert result["metrics"]["recall_at_1"] == max(result["history"]["recall_at_1"])
+    reproduce_cub(
+        roots,
+        tmp_path,
+        "--epochs",
+        "2",
+        "--seeds",
+        "2",
+        "--select-on",
+        "test",
+        "--schedule",
+        "one_backward",
+        "--resume",
+    )
+    assert "finished before" in capsys.readouterr().out
+
+
+def test_the_loss_alone_and_the_last_epoch(roots, tmp_path, capsys):
+    reproduce_cub(roots, tmp_path, "--generator", "none", "--epochs", "1", "--select-on", "last", "--amp")
+    assert "n_pairs, unseen classes" in capsys.readouterr().out
+    state = torch.load(tmp_path / "seed0" / "checkpoint.pt", weights_only=True)["state"]
+    assert not [name for name in state["metric_loss"] if "generator" in name]
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_loss_and_data_of_ones_own(tmp_path, monkeypatch, capsys):
+    layouts.write_folder(tmp_path / "pictures")
+    (tmp_path / "my_losses.py").write_text(
+        "from pytorch_metric_learning import losses\n\n\ndef make(num_classes, embedding_size):\n"
+        "    assert embedding_size == 16\n    return losses.CosFaceLoss(num_classes, embedding_size)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    data = ["--recipe", "resnet50_cub", "--data-root", "pictures", "--loss", "my_losses:make", "--epochs", "1"]
+    settings = [*TINY, "dataset=folder", "classes_per_batch=2"]
+    reproduce.main([*data, *COMMON, *settings, "--select-on", "last"])
+    assert "my_losses:make + GCA-HNG" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "resnet50_cub-my_losses.make-gca" / "seed0" / "result.json").exists()
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_dry_run_of_every_recipe(recipe, roots, tmp_path, capsys):
+    out = tmp_path / "out"
+    settings = ["--set", "classes_per_batch=2", "--out", str(out), "--val-fraction", "0.4"]
+    reproduce.main(
+        ["--recipe", recipe.name, "--data-root", str(roots[recipe.dataset]), *COMMON, *settings, "--dry-run"]
+    )
+    printed = capsys.readouterr().out
+    assert "all epochs and evaluations of one seed: about" in printed
+    assert "peak memory" in printed
+    assert "of which the generator, batch of" in printed
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "resnet50_cup"], "no recipe is called 'resnet50_cup' (did you mean resnet50_cub?)"),
+        (["--loss", "npairs"], "no loss is called 'npairs' (did you mean n_pairs?); there are n_pairs, contrastive"),
+        (["--loss", "nowhere:loss"], "--loss nowhere:loss: No module named 'nowhere'"),
+        (["--device", "cuda"], "device is 'cuda', but torch finds no GPU"),
+        (["--set", "epoch=3"], "--set takes FIELD=VALUE, with FIELD one of backbone, dataset"),
+        (["--set", "alpha=high"], "--set alpha takes a number, got 'high'"),
+        (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--image-size", "8"], "--image-size must be at least 16, got 8"),
+        (["--evaluate-every", "0"], "evaluate_every must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        reproduce.main(["--recipe", "resnet50_cub", "--data-root", str(tmp_path), *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_bad_data_and_folders(roots, tmp_path):
+    with pytest.raises(SystemExit, match=r"images\.txt"):
+        reproduce_cub({"cub": tmp_path}, tmp_path / "out")
+    with pytest.raises(SystemExit, match="classes_per_batch is 27, but there are"):
+        reproduce_cub(roots, tmp_path / "out", "--set", "classes_per_batch=27")
+    with pytest.raises(SystemExit, match="training classes have fewer than the 9 images that a batch takes"):
+        reproduce_cub(roots, tmp_path / "out", *TINY, "samples_per_class=9", "--small-classes", "stop")
+    reproduce_cub(roots, tmp_path / "out", "--epochs", "1", "--select-on", "last")
+    arguments = ["--recipe", "resnet50_cars196", "--data-root", str(roots["cars196"]), "--epochs", "1", *COMMON, *TINY]
+    with pytest.raises(SystemExit, match=r"runs of other settings.*name is resnet50_cars196, was resnet50_cub"):
+        reproduce.main([*arguments, "--select-on", "last", "--out", str(tmp_path / "out"), "--resume"])

@@ -1,0 +1,111 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from pml_gca import recipes
+from pml_gca.backbones import set_warm_up
+from pml_gca.protocol import Options, build_parts
+from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
+
+RECIPE = replace(
+    recipes.RESNET50_CUB, backbone="test_resnet", embedding_size=16, epochs=30, lr_decay_epochs=10, embedder_lr=1e-3
+)
+
+
+def make(**options):
+    return build_parts(RECIPE, Options(pretrained=False, image_size=32, **options), num_classes=7)
+
+
+def rates(optimizer):
+    return [group["lr"] for group in optimizer.param_groups]
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_learning_rates_over_the_epochs():
+    parts = make(loss="proxy_anchor")
+    for epoch in range(30):
+        halved = 1e-3 * 0.5 ** (epoch // 10)
+        assert rates(parts.optimizers["trunk_optimizer"]) == pytest.approx([halved])
+        assert rates(parts.optimizers["embedder_optimizer"]) == pytest.approx([halved])
+        cosine = 1.5e-4 * (1 + math.cos(math.pi * epoch / 30)) / 2
+        assert rates(parts.optimizers["metric_loss_optimizer"]) == pytest.approx([cosine, 1e-3, 100 * halved])
+        for scheduler in parts.lr_schedulers.values():
+            scheduler.step()
+    assert rates(parts.optimizers["metric_loss_optimizer"])[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_every_parameter_that_learns_is_in_one_optimizer():
+    parts = make(loss="proxy_anchor")
+    held = [p for o in parts.optimizers.values() for group in o.param_groups for p in group["params"]]
+    learn = [p for m in (*parts.models.values(), *parts.loss_funcs.values()) for p in m.parameters() if p.requires_grad]
+    assert len(held) == len(learn)
+    assert {id(p) for p in held} == {id(p) for p in learn}
+    frozen = [p for p in parts.models["trunk"].parameters() if not p.requires_grad]
+    assert frozen  # the recipe's batch normalisation
+    assert all(group["weight_decay"] == 1e-4 for o in parts.optimizers.values() for group in o.param_groups)
+
+
+def test_gradients_are_clipped_by_value():
+    parts = make()
+    for module in (*parts.models.values(), *parts.loss_funcs.values()):
+        for p in module.parameters():
+            p.grad = torch.full_like(p, -25.0)
+    for clip in parts.gradient_clippers.values():
+        clip()
+    everything = nn.ModuleDict({**parts.models, **parts.loss_funcs})
+    assert {p.grad.min().item() for p in everything.parameters()} == {-10.0}
+
+
+def test_the_recipe_reaches_the_generator():
+    parts = make()
+    loss, generator = parts.loss_funcs["metric_loss"], parts.generator
+    assert generator is loss.generator
+    found = (generator.num_classes, generator.embedding_size, generator.alpha, loss.beta, generator.diversity_weight)
+    assert found == (7, 16, RECIPE.alpha, RECIPE.beta, RECIPE.diversity_weight)
+    assert [layer.node.num_heads for layer in generator.propagation.layers] == [4, 4]
+    assert loss.levels["metric"].momentum is None
+
+
+@pytest.mark.parametrize(
+    ("options", "trainer"),
+    [
+        ({}, AlternatingTrainer),
+        ({"schedule": "one_backward"}, AutocastTrainer),
+        ({"generator": "none"}, AutocastTrainer),
+        ({"generator": "none", "loss": "proxy_anchor"}, AutocastTrainer),
+    ],
+)
+def test_the_trainer_of_a_schedule(options, trainer):
+    parts = make(**options)
+    made = parts.trainer(RECIPE, Options(pretrained=False, **options), dataset=[])
+    assert type(made) is trainer
+    assert (parts.generator is None) == (options.get("generator") == "none")
+    assert ("metric_loss_optimizer" in parts.optimizers) == (options != {"generator": "none"})
+
+
+def test_a_backbone_of_ones_own():
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    backbone.num_features = 5
+    parts = build_parts(RECIPE, Options(), 7, backbone)
+    assert parts.models["trunk"] is backbone
+    set_warm_up(backbone, True)
+    assert not any(p.requires_grad for p in backbone.parameters())
+    set_warm_up(backbone, False)
+    assert parts.models["embedder"](backbone(torch.randn(4, 3, 8, 8))).shape == (4, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "arc_face"}, r"no loss is called 'arc_face' \(did you mean arcface\?\)"),
+        ({"generator": "daml"}, "generator must be one of gca, none, got 'daml'"),
+        ({"schedule": "twice"}, "schedule must be one of alternating, one_backward, got 'twice'"),
+        ({"select_on": "train"}, "select_on must be one of val, test, last, got 'train'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**options)
