@@ -5,18 +5,17 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from pml_gca import visualize
 from pml_gca.datasets import Benchmark, load_benchmark, small_classes
 from pml_gca.losses import NAMED_LOSSES
-from pml_gca.protocol import Experiment, Options, dry_run
-from pml_gca.protocol.report import seeds_table
+from pml_gca.protocol import Experiment, Options, dry_run, identity
+from pml_gca.protocol.report import seeds_table, title_of
 from pml_gca.recipes import RECIPES, Recipe, find_recipe
 from pml_gca.utils import runs
 
@@ -76,6 +75,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="share of the training classes held out (default: 0.1 with --select-on val, else none)",
     )
     how.add_argument("--evaluate-every", type=int, default=1, metavar="N", help="epochs (default: %(default)s)")
+    how.add_argument("--eval-batch-size", type=int, default=128, metavar="N", help="images (default: %(default)s)")
     how.add_argument("--amp", action="store_true", help="bfloat16 autocast in training")
     how.add_argument("--random-weights", action="store_true", help="do not start from ImageNet's weights")
     how.add_argument("--image-size", type=int, default=224, metavar="S", help="side of a crop (default: %(default)s)")
@@ -125,8 +125,6 @@ def complete(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
     if args.val_fraction is None:
         args.val_fraction = 0.1 if args.select_on == "val" else 0.0
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
     args.recipe = changed_recipe(find_recipe(args.recipe), args.set)
     if args.epochs is not None:
         args.recipe = changed_recipe(args.recipe, [f"epochs={args.epochs}"])
@@ -137,11 +135,12 @@ def complete(args: argparse.Namespace) -> None:
         select_on=args.select_on,
         seed=args.first_seed,
         amp=args.amp,
-        device=args.device,
+        device=None if args.device == "auto" else args.device,
         workers=args.workers,
         pretrained=not args.random_weights,
         image_size=args.image_size,
         evaluate_every=args.evaluate_every,
+        eval_batch_size=args.eval_batch_size,
     )
     title = f"{args.recipe.name}-{args.loss.replace(':', '.')}-{args.generator}"
     args.out = args.out or Path("runs") / title
@@ -204,13 +203,6 @@ def load(args: argparse.Namespace) -> Benchmark:
     return benchmark
 
 
-def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What runs in one folder must have in common."""
-    shared = ("loss", "generator", "schedule", "select_on", "val_fraction", "evaluate_every", "amp", "random_weights")
-    more = ("image_size", "small_classes", "unreadable")
-    return {**asdict(args.recipe), **{name: getattr(args, name) for name in shared + more}}
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     try:
@@ -221,31 +213,32 @@ def main(argv: list[str] | None = None) -> None:
             return
         seeds = range(args.first_seed, args.first_seed + args.seeds)
         names = [f"seed{seed}" for seed in seeds]
-        old = [path.name for path in args.out.glob("seed*")]
-        runs.claim_folder(args.out, settings(args), resume=args.resume, overwrite=args.overwrite, runs=old)
+        settings = identity(args.recipe, benchmark, args.options)
+        runs.claim_folder(args.out, settings, resume=args.resume, overwrite=args.overwrite, runs=("seed*",))
         print(f"{args.recipe.name}: {describe(benchmark)}; results in {args.out}")
         results = {
             seed: Experiment(args.recipe, benchmark, replace(args.options, seed=seed), args.out / name).train()
             for seed, name in zip(seeds, names, strict=True)
         }
-    except (ValueError, ImportError, ConnectionError) as error:
+    except (TypeError, ValueError, ImportError, OSError) as error:
         sys.exit(f"reproduce.py: {error}")
-    report = seeds_table(results, args.recipe, args.loss, args.generator, benchmark)
+    report = seeds_table(results, args.recipe, args.options, benchmark)
     print(f"\n{report}")
     (args.out / "table.md").write_text(report)
     curves = [result["history"] for result in results.values() if result["history"]["recall_at_1"]]
     if curves:
         title = f"{args.recipe.name}, {'held-out' if args.select_on == 'val' else 'test'} classes"
-        figure = visualize.plot_curves({f"{args.loss}, {args.generator}": curves}, title=title)
+        figure = visualize.plot_curves({title_of(args.options): curves}, title=title)
         figure.savefig(args.out / "curves.png", dpi=150)
         print(f"Learning curves: {args.out / 'curves.png'}")
 
 
 def describe(benchmark: Benchmark) -> str:
     """Images and classes of each part."""
-    parts = {"train": benchmark.train, "validation": benchmark.val, **benchmark.test}
-    found = [f"{len(part)} images of {part.num_classes} classes to {name}" for name, part in parts.items() if part]
-    return ", ".join(found).replace("to train", "to train on")
+    uses = {"test": "to test on", "query": "to query with", "gallery": "to search in"}
+    parts = {"to train on": benchmark.train, "to validate on": benchmark.val}
+    parts |= {uses[name]: part for name, part in benchmark.test.items()}
+    return ", ".join(f"{len(p)} images of {p.num_classes} classes {use}" for use, p in parts.items() if p is not None)
 
 
 if __name__ == "__main__":

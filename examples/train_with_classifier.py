@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"--data: {error}" if args.data else str(error))
     try:
         prepare_folder(args)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
     title = args.loss.replace("_", "-")
     names = {"none": title, "gca": f"{title} + GCA-HNG"}

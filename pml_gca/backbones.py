@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .recipes import BATCH_NORM, PATCH_EMBEDDING, suggestion
+from .recipes import BATCH_NORM, PATCH_EMBEDDING
 from .utils.optional import import_timm, import_torchvision
+from .utils.text import suggestion
 from .utils.validation import check_positive_int
 
 RESNET50, GOOGLENET, DINO_VITS16 = "resnet50", "googlenet", "dino_vits16"
@@ -74,25 +75,30 @@ def build_backbone(
         backbone = _from_torchvision(name, pretrained)
     else:
         backbone = _from_timm(name, pretrained, image_size)
-    backbone.frozen = frozen
-    _freeze(backbone)
+    freeze(backbone, frozen)
     built: nn.Module = backbone
     return built
 
 
-def build_head(num_features: int, embedding_size: int) -> nn.Sequential:
+def build_head(num_features: int, embedding_size: int, orthogonal: bool = False) -> nn.Sequential:
     """The paper's head, batch normalisation and a linear layer: (B, ``num_features``) to (B, ``embedding_size``).
+
+    With ``orthogonal`` the linear layer begins with orthogonal weights and a bias of 0, else as PyTorch's do.
 
     Raises:
         TypeError, ValueError: a size is no positive integer.
     """
     check_positive_int("num_features", num_features)
     check_positive_int("embedding_size", embedding_size)
-    return nn.Sequential(nn.BatchNorm1d(num_features), nn.Linear(num_features, embedding_size))
+    linear = nn.Linear(num_features, embedding_size)
+    if orthogonal:
+        nn.init.orthogonal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.BatchNorm1d(num_features), linear)
 
 
 def set_warm_up(backbone: nn.Module, warming_up: bool) -> None:
-    """Keep all parameters of a backbone from learning, or let all learn that are not frozen.
+    """Keep all parameters of a backbone from learning, or let those learn again that did before.
 
     Statistics of batch normalisation that is not frozen go on following the batches. Parameters without a gradient
     are left alone by optimizers, so one may be given all of them from the start.
@@ -101,9 +107,15 @@ def set_warm_up(backbone: nn.Module, warming_up: bool) -> None:
         backbone: of :func:`build_backbone`, or any module.
         warming_up: whether only the head is to learn.
     """
-    backbone.requires_grad_(not warming_up)
-    if not warming_up:
-        _freeze(backbone)
+    holder: Any = backbone
+    resting = getattr(holder, "resting_parameters", None)
+    if warming_up and resting is None:
+        holder.resting_parameters = [p for p in backbone.parameters() if p.requires_grad]
+        backbone.requires_grad_(False)
+    elif not warming_up and resting is not None:
+        for parameter in resting:
+            parameter.requires_grad_(True)
+        del holder.resting_parameters
 
 
 def _from_torchvision(name: str, pretrained: bool) -> Any:
@@ -160,14 +172,19 @@ def _no_weights(weights: str, error: Exception) -> ConnectionError:
     )
 
 
-def _freeze(backbone: nn.Module) -> None:
-    """Keep from learning what ``backbone.frozen`` names, if it is there.
+def freeze(backbone: nn.Module, frozen: str | None) -> None:
+    """Keep part of a backbone from learning, for good.
+
+    Args:
+        backbone: any module.
+        frozen: see :func:`build_backbone`.
 
     Raises:
-        ValueError: it names nothing that the backbone has.
+        ValueError: it names nothing that there is, or that the backbone has.
     """
-    frozen = getattr(backbone, "frozen", None)
     found: list[nn.Module]
+    if frozen is None:
+        return
     if frozen == BATCH_NORM:
         found = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
         for module in found:
@@ -176,7 +193,7 @@ def _freeze(backbone: nn.Module) -> None:
     elif frozen == PATCH_EMBEDDING:
         found = [module for name, module in backbone.named_children() if name == "patch_embed"]
     else:
-        return
+        raise ValueError(f"frozen must be {BATCH_NORM!r}, {PATCH_EMBEDDING!r} or None, got {frozen!r}")
     if not found:
         raise ValueError(f"frozen is {frozen!r}, but {type(backbone).__name__} has none; None freezes nothing")
     for module in found:

@@ -60,13 +60,7 @@ def load_published_checkpoint(
     trunk = build_backbone(recipe.backbone, pretrained=False, frozen=recipe.frozen, image_size=_image_size(state))
     num_features: Any = trunk.num_features
     embedder = build_head(num_features, recipe.embedding_size)
-    settings: dict[str, Any] = {
-        "num_heads": recipe.num_heads,
-        "alpha": recipe.alpha,
-        "classification_weight": recipe.classification_weight,
-        "similarity_weight": recipe.similarity_weight,
-        "diversity_weight": recipe.diversity_weight,
-    }
+    settings = recipe.generator_settings
     num_classes = max(len(state[CLASSIFIER]), 1) if CLASSIFIER in state and state[CLASSIFIER].ndim else 1
     with torch.device("meta"):  # names and shapes only
         blank = GlobalCorrelationGenerator(num_classes, recipe.embedding_size, num_layers=recipe.num_layers, **settings)

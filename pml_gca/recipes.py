@@ -3,11 +3,11 @@
 A recipe is plain data. Change one with ``dataclasses.replace(recipes.RESNET50_CUB, epochs=20)``.
 """
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from .utils.validation import check_number, check_positive_int
+from .utils.text import suggestion
+from .utils.validation import check_flag, check_number, check_positive_int
 
 CUB, CARS196, SOP, INSHOP = "cub", "cars196", "sop", "inshop"
 BATCH_NORM, PATCH_EMBEDDING = "batch_norm", "patch_embedding"
@@ -35,9 +35,10 @@ class Recipe:
         warmup_epochs: first epochs, in which of the image model only the head learns.
         frozen: what of the backbone never learns: ``"batch_norm"``, ``"patch_embedding"`` or None.
         lr_decay: see ``lr_decay_epochs``.
-        classifier_lr: of the generator's auxiliary classifier.
+        classifier_lr, classifier_weight_decay: of the generator's auxiliary classifier.
         proxy_lr_factor: learning rate of a loss's own parameters, such as proxies, in units of ``embedder_lr``.
-        weight_decay: of all optimizers.
+        weight_decay: of everything else.
+        orthogonal_head: whether the head's linear layer begins with orthogonal weights, and no bias.
         gradient_clip: gradients are clipped to plus or minus this, value by value.
 
     Raises:
@@ -65,9 +66,11 @@ class Recipe:
     frozen: str | None
     lr_decay: float = 0.5
     classifier_lr: float = 1e-3
+    classifier_weight_decay: float = 1e-2
     proxy_lr_factor: float = 100.0
     weight_decay: float = 1e-4
     gradient_clip: float = 10.0
+    orthogonal_head: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -76,6 +79,10 @@ class Recipe:
                 check_number(field.name, value)
             elif field.type is int and (field.name, value) != ("warmup_epochs", 0):
                 check_positive_int(field.name, value)
+        for name in ("classes_per_batch", "samples_per_class"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, or no batch has both positives and negatives, got 1")
+        check_flag("orthogonal_head", self.orthogonal_head)
         if self.frozen not in (BATCH_NORM, PATCH_EMBEDDING, None):
             raise ValueError(f"frozen must be {BATCH_NORM!r}, {PATCH_EMBEDDING!r} or None, got {self.frozen!r}")
 
@@ -83,6 +90,12 @@ class Recipe:
     def batch_size(self) -> int:
         """Images of a training batch."""
         return self.classes_per_batch * self.samples_per_class
+
+    @property
+    def generator_settings(self) -> dict[str, Any]:
+        """Keywords of ``GlobalCorrelationGenerator`` that no parameter tells; ``num_layers`` is the one that does."""
+        names = ("num_heads", "alpha", "classification_weight", "similarity_weight", "diversity_weight")
+        return {name: getattr(self, name) for name in names}
 
 
 RESNET50_CUB = Recipe(
@@ -195,6 +208,7 @@ DINO_CUB = Recipe(
     lr_decay_epochs=20,
     warmup_epochs=2,
     frozen=PATCH_EMBEDDING,
+    orthogonal_head=True,
 )
 DINO_CARS196 = replace(DINO_CUB, name="dino_cars196", dataset=CARS196, embedder_lr=3e-5, epochs=100, lr_decay_epochs=10)
 DINO_SOP = Recipe(
@@ -217,6 +231,7 @@ DINO_SOP = Recipe(
     lr_decay_epochs=20,
     warmup_epochs=1,
     frozen=PATCH_EMBEDDING,
+    orthogonal_head=True,
 )
 DINO_INSHOP = replace(DINO_SOP, name="dino_inshop", dataset=INSHOP, epochs=150)
 
@@ -264,9 +279,3 @@ def changes(recipe: Recipe) -> dict[str, object]:
     paper = RECIPES.get(recipe.name)
     values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
     return {name: value for name, value in values.items() if paper is None or value != getattr(paper, name)}
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """What may have been meant by a name that is not known, for an error message."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -37,6 +37,8 @@ def test_recipes_are_those_of_the_paper(row):
         assert getattr(recipe, column) == (float(value) if value[0].isdigit() else {"None": None}.get(value, value))
     common = (recipe.lr_decay, recipe.classifier_lr, recipe.weight_decay, recipe.gradient_clip)
     assert common == (0.5, 1e-3, 1e-4, 10.0)
+    assert recipe.classifier_weight_decay == 1e-2
+    assert recipe.orthogonal_head == (backbone == "dino")
     assert recipe.batch_size == int(values[10]) * int(values[11])
 
 
@@ -53,6 +55,7 @@ def test_a_name_that_is_not_known():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ({"samples_per_class": 1}, ValueError, "samples_per_class must be at least 2"),
         ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
         ({"epochs": 1.5}, TypeError, "epochs must be an integer, got float"),
         ({"alpha": -1}, ValueError, "alpha must be a finite number of at least 0, got -1"),

@@ -8,12 +8,12 @@ import pytest
 import torch
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import DotProductSimilarity
-from pytorch_metric_learning.regularizers import LpRegularizer
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.generators.published import published_names
 from pml_gca.graph import correlation_edges, edge_pairs, to_dense
 from pml_gca.interpolation import interpolate, merging_weights, plan_candidates, positive_distances
+from pml_gca.losses import PublishedNPairsLoss
 from pml_gca.losses.families import SyntheticBatch, n_pairs_synthetic_loss
 from pml_gca.synthesis import synthesize
 from pml_gca.tiles import edge_tiles
@@ -165,28 +165,16 @@ def check_parameter_gradients(case, loss, tolerance):
 
 
 def test_real_n_pairs_loss(case):
-    """The published loss pairs each class's first sample with every other one; PML's takes one such pair a class."""
-    loss = losses.NPairsLoss(distance=DotProductSimilarity(normalize_embeddings=False))
-    classes, samples = case.meta.num_sampled_classes, case.meta.samples_per_class
-    anchors = torch.arange(classes)
-    values = []
-    for m in range(1, samples):
-        values.append(loss(case.z, case.labels, (anchors, anchors + m * classes, anchors, anchors)))
-    value = torch.stack(values).mean()
+    loss = PublishedNPairsLoss(case.meta.samples_per_class)
+    loss.embedding_regularizer = None
+    value = loss(case.z, case.labels)
     close(value, case.out["n_pairs_loss"], EXACT)
     (gradient,) = torch.autograd.grad(value, case.z)
     close(gradient, case.out["grad_z.n_pairs_loss"], EXACT)
 
 
 def test_real_n_pairs_loss_with_l2(case):
-    """The published L2 term sums over the M samples of a class what PML's regularizer averages over the batch."""
-    loss = losses.NPairsLoss(
-        distance=DotProductSimilarity(normalize_embeddings=False),
-        embedding_regularizer=LpRegularizer(power=2),
-        embedding_reg_weight=L2_WEIGHT * case.meta.samples_per_class,
-    )
-    no_pairs = (torch.tensor([], dtype=torch.long),) * 4
-    value = case.out["n_pairs_loss"] + loss(case.z, case.labels, no_pairs)
+    value = PublishedNPairsLoss(case.meta.samples_per_class)(case.z, case.labels)
     close(value, case.out["n_pairs_loss_with_l2"], EXACT)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def n_pairs(num_classes: int, embedding_size: int) -> losses.NPairsLoss:
-    """N-pairs on embeddings of any length, kept short by the paper's regularizer."""
+    """PML's N-pairs on embeddings of any length, kept short by the paper's penalty for two samples of a class."""
     return losses.NPairsLoss(
         distance=DotProductSimilarity(normalize_embeddings=False),
         embedding_regularizer=LpRegularizer(power=2),

@@ -2,8 +2,8 @@
 
 from .dry_run import DryRun, dry_run
 from .evaluation import evaluate, metric_names
-from .experiment import Experiment
+from .experiment import Experiment, identity
 from .options import Options
 from .parts import Parts, build_parts
 
-__all__ = ["DryRun", "Experiment", "Options", "Parts", "build_parts", "dry_run", "evaluate", "metric_names"]
+__all__ = ["DryRun", "Experiment", "Options", "Parts", "build_parts", "dry_run", "evaluate", "identity", "metric_names"]

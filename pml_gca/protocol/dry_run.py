@@ -3,8 +3,11 @@
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from pytorch_metric_learning.utils.inference import FaissKNN
 from torch import nn
 from torch.utils.data import Subset
 
@@ -14,9 +17,12 @@ from ..datasets import Benchmark
 from ..recipes import Recipe
 from ..utils import runs
 from .evaluation import build_tester, quiet, run_tester
-from .experiment import build_sampler, check_classes
+from .experiment import build_hooks, build_sampler, check_classes
 from .options import Options
 from .parts import Parts, build_parts
+
+SEARCHED = 512  # queries, to time the search
+BYTES_OF_A_NEIGHBOUR = 40  # its distance, index and label, and what they are copied and compared to
 
 
 @dataclass(frozen=True)
@@ -26,27 +32,33 @@ class DryRun:
     Attributes:
         load_seconds: to load a training batch, by one process.
         step_seconds: of a training iteration, the loading not counted.
-        eval_seconds: per image of an evaluation, by one process.
+        embed_seconds: per image, to load and embed it in evaluation.
+        search_seconds: of one search for the neighbours of all test images.
         iterations: of an epoch.
         hours: of all epochs and evaluations, of one seed.
-        peak_bytes: most memory in use up to now; of the GPU, if there is one, else of the process.
+        peak_bytes: most memory in use for a training batch; of the GPU, if there is one, else of the process.
+        search_bytes: that the search for neighbours takes in main memory, estimated.
         step_cost: of the generator, if there is one.
     """
 
     load_seconds: float
     step_seconds: float
-    eval_seconds: float
+    embed_seconds: float
+    search_seconds: float
     iterations: int
     hours: float
     peak_bytes: int
+    search_bytes: int
     step_cost: StepCost | None
 
     def __str__(self) -> str:
+        peak = f"{self.peak_bytes / 1e9:.1f} GB" if self.peak_bytes else "not known here"
         lines = [
             f"an iteration: {self.step_seconds:.2f} s, and {self.load_seconds:.2f} s to load its images in one process",
-            f"an epoch: {self.iterations} iterations; evaluation: {1000 * self.eval_seconds:.0f} ms an image",
+            f"an epoch: {self.iterations} iterations",
+            f"evaluation: {1000 * self.embed_seconds:.0f} ms an image, and {self.search_seconds:.0f} s of search",
             f"all epochs and evaluations of one seed: about {self.hours:.1f} hours",
-            f"peak memory: {self.peak_bytes / 1e9:.1f} GB" if self.peak_bytes else "peak memory: not known here",
+            f"peak memory: {peak} in training, {self.search_bytes / 1e9:.1f} GB for the search in the test set",
         ]
         if self.step_cost is not None:
             lines.append(f"of which the generator, {self.step_cost}")
@@ -54,17 +66,19 @@ class DryRun:
 
 
 def dry_run(recipe: Recipe, benchmark: Benchmark, options: Options, backbone: nn.Module | None = None) -> DryRun:
-    """Load, train on, and evaluate one batch, and predict what the whole takes; nothing is written.
+    """Load, train on, and evaluate one batch, and predict what the whole takes; nothing is kept.
 
-    Of training, an iteration of the warm-up and one after it. The prediction takes the second, on a machine that was
-    idle; first iterations are slow, so it errs on the long side.
+    The prediction is for a machine that is idle. Where processes load images, they are taken to have cores of their
+    own.
 
     Raises:
-        ValueError: as for :class:`Experiment`.
+        ImportError, ValueError: as for :class:`Experiment`.
     """
     check_classes(recipe, benchmark, options)
+    with TemporaryDirectory() as folder:
+        build_hooks(Path(folder))
     runs.set_seed(options.seed)
-    device = torch.device(options.device)
+    device = options.torch_device
     parts = build_parts(recipe, options, benchmark.train.num_classes, backbone)
     iterations = max(len(benchmark.train) // recipe.batch_size, 1)
 
@@ -74,39 +88,67 @@ def dry_run(recipe: Recipe, benchmark: Benchmark, options: Options, backbone: nn
     load_seconds = time.perf_counter() - began
     trainer = parts.trainer(recipe, options, dataset=batch, iterations_per_epoch=1)
     trainer.dataloader_num_workers = 0
-    for warming_up in (True, False):
+    step_cost = None
+    if parts.generator is not None:
+        with trainer.autocast():
+            step_cost = parts.generator.cost(recipe.batch_size, recipe.samples_per_class)
+    # On a GPU the first step in either state also loads and chooses kernels.
+    for warming_up in (True, False, False) if device.type == "cuda" else (True, False):
         set_warm_up(parts.models["trunk"], warming_up)
+        wait_for(device)
         began = time.perf_counter()
         trainer.train(start_epoch=1, num_epochs=1)
         wait_for(device)
         step_seconds = time.perf_counter() - began
+    peak = peak_bytes(device)
 
-    eval_seconds = time_evaluation(parts, benchmark, options)
-    evaluated = sum(len(dataset) for dataset in benchmark.test.values())
-    if options.select_on != "last":
-        each = len(benchmark.val) if options.select_on == "val" and benchmark.val is not None else evaluated
-        evaluated += each * -(-recipe.epochs // options.evaluate_every)
+    embed_seconds = time_embedding(parts, benchmark, options)
+    queries, *others = (len(dataset) for dataset in benchmark.test.values())
+    references = sum(others) or queries
+    neighbours = min(max(benchmark.recall_at), references)
+    search_seconds = time_search(queries, references, recipe.embedding_size, neighbours)
+    evaluations = -(-recipe.epochs // options.evaluate_every) if options.select_on != "last" else 0
+    embedded = queries + sum(others)
+    validated = len(benchmark.val) if options.select_on == "val" and benchmark.val is not None else embedded
+    searches = 1 + (evaluations if options.select_on == "test" else 0)
     iteration = max(step_seconds, load_seconds / options.workers) if options.workers else step_seconds + load_seconds
-    generator = parts.generator
+    seconds = recipe.epochs * iterations * iteration
+    seconds += (embedded + evaluations * validated) * embed_seconds + searches * search_seconds
     return DryRun(
         load_seconds=load_seconds,
         step_seconds=step_seconds,
-        eval_seconds=eval_seconds,
+        embed_seconds=embed_seconds,
+        search_seconds=search_seconds,
         iterations=iterations,
-        hours=(recipe.epochs * iterations * iteration + evaluated * eval_seconds) / 3600,
-        peak_bytes=peak_bytes(device),
-        step_cost=generator.cost(recipe.batch_size, recipe.samples_per_class) if generator is not None else None,
+        hours=seconds / 3600,
+        peak_bytes=peak,
+        search_bytes=queries * neighbours * BYTES_OF_A_NEIGHBOUR,
+        step_cost=step_cost,
     )
 
 
-def time_evaluation(parts: Parts, benchmark: Benchmark, options: Options) -> float:
-    """Seconds per image to embed some of each test set, with the retrieval among them."""
-    device, size = torch.device(options.device), options.eval_batch_size
+def time_embedding(parts: Parts, benchmark: Benchmark, options: Options) -> float:
+    """Seconds per image to evaluate some of each split, their search included."""
+    device, size = options.torch_device, options.eval_batch_size
     tester = build_tester(benchmark, batch_size=size, workers=0, device=device, end_of_testing_hook=quiet)
+    trunk, embedder = parts.models["trunk"], parts.models["embedder"]
     some = {name: Subset(test, range(min(size, len(test)))) for name, test in benchmark.test.items()}
     began = time.perf_counter()
-    run_tester(tester, benchmark, "test", parts.models["trunk"], parts.models["embedder"], datasets=some)
-    return (time.perf_counter() - began) / sum(len(part) for part in some.values())
+    run_tester(tester, benchmark, "test", trunk, embedder, datasets=some)
+    seconds = time.perf_counter() - began
+    if benchmark.val is not None:  # only to see that it runs
+        val = {"val": Subset(benchmark.val, range(min(8, len(benchmark.val))))}
+        run_tester(tester, benchmark, "val", trunk, embedder, datasets=val)
+    return seconds / sum(len(part) for part in some.values())
+
+
+def time_search(queries: int, references: int, size: int, neighbours: int) -> float:
+    """Seconds to find the neighbours of all queries, from a search for some in as many references of random values."""
+    some = min(queries, SEARCHED)
+    found = torch.randn(references, size)
+    began = time.perf_counter()
+    FaissKNN()(found[:some], neighbours, found, False)
+    return (time.perf_counter() - began) * queries / some
 
 
 def wait_for(device: torch.device) -> None:

@@ -20,7 +20,10 @@ def metric_names(benchmark: Benchmark) -> list[str]:
 def build_tester(
     benchmark: Benchmark, *, batch_size: int, workers: int, device: torch.device, **kwargs: Any
 ) -> GlobalEmbeddingSpaceTester:
-    """PML's tester on L2-normalised embeddings. It takes N · K values of memory for N images, never N²."""
+    """PML's tester on L2-normalised embeddings.
+
+    For N images it holds N · K neighbours, K being the largest of ``recall_at`` and of the classes' sizes, never N².
+    """
     # PML's own metrics need no more neighbours than the largest class has members.
     calculator = RecallCalculator(
         recall_at=tuple(benchmark.recall_at), include=metric_names(benchmark), k="max_bin_count", device=device
@@ -43,13 +46,13 @@ def run_tester(
     epoch: int = 0,
     datasets: Mapping[str, Dataset[Any]] | None = None,
 ) -> dict[str, float]:
-    """As :func:`evaluate`, by a tester that is at hand; ``datasets`` may take the place of the whole test sets."""
+    """As :func:`evaluate`, by a tester that is at hand; ``datasets`` may take the place of the split's own."""
     splits = None if split == "val" else benchmark.splits_to_eval
-    if split == "val":
-        assert benchmark.val is not None
-        datasets = {"val": benchmark.val}
-    elif datasets is None:
+    if datasets is None:
         datasets = benchmark.test
+        if split == "val":
+            assert benchmark.val is not None
+            datasets = {"val": benchmark.val}
     found = tester.test(dict(datasets), epoch, trunk, embedder, splits_to_eval=splits)
     (accuracies,) = found.values()
     return {name: float(accuracies[f"{name}_level0"]) for name in metric_names(benchmark)}

@@ -1,12 +1,15 @@
 """One training run of a recipe, in a folder of its own, that goes on where it was stopped."""
 
+import hashlib
 import json
+import math
+import os
 import time
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_metric_learning import samplers
 from torch import nn
 
@@ -14,7 +17,7 @@ from ..backbones import set_warm_up
 from ..datasets import Benchmark
 from ..recipes import Recipe
 from ..utils import runs
-from .evaluation import build_tester, run_tester
+from .evaluation import build_tester, quiet, run_tester
 from .options import Options
 from .parts import build_parts
 
@@ -23,8 +26,9 @@ class Experiment:
     """Train by a recipe, choose an epoch, and evaluate it on unseen classes.
 
     After every epoch everything that has a state is in ``folder/checkpoint.pt``: a run that was killed goes on from
-    there, to the same end. ``folder`` also gets records of PML's hooks (``logs``, ``tensorboard``), the chosen epoch's
-    image model (``best.pt``) and ``result.json``.
+    there, on a CPU to the very same end, on a GPU to the same but for its rounding. ``folder`` also gets records of
+    PML's hooks (``logs``, ``tensorboard``), the image model of the best epoch so far (``best-12.pt``, if that is epoch
+    12) and, in the end, ``result.json``.
 
     Args:
         recipe: the paper's settings, or yours.
@@ -43,42 +47,33 @@ class Experiment:
         recipe: Recipe,
         benchmark: Benchmark,
         options: Options,
-        folder: Path,
+        folder: str | os.PathLike[str],
         backbone: nn.Module | None = None,
     ) -> None:
         check_classes(recipe, benchmark, options)
         self.recipe, self.benchmark, self.options, self.folder = recipe, benchmark, options, Path(folder)
+        self.backbone = backbone
         self.name = f"{recipe.name} seed {options.seed}"
-        runs.set_seed(options.seed)
-        self.parts = build_parts(recipe, options, benchmark.train.num_classes, backbone)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        hooks = build_hooks(self.folder)
-        self.tester = build_tester(
-            benchmark,
-            batch_size=options.eval_batch_size,
-            workers=options.workers,
-            device=torch.device(options.device),
-            end_of_testing_hook=hooks.end_of_testing_hook,
-        )
         self.iterations = max(len(benchmark.train) // recipe.batch_size, 1)
-        self.trainer = self.parts.trainer(
-            recipe,
-            options,
-            dataset=benchmark.train,
-            iterations_per_epoch=self.iterations,
-            end_of_iteration_hook=hooks.end_of_iteration_hook,
-        )
+        self.identity = {**identity(recipe, benchmark, options), "seed": options.seed}
         self.history: dict[str, list[float]] = {"epochs": [], "iterations": [], "seconds": [], "recall_at_1": []}
         self.seconds = 0.0
-        self.best_epoch, self.best_recall = 0, -1.0
+        self.best_epoch, self.best_recall = 0, math.nan
 
     def train(self) -> dict[str, Any]:
-        """Train to the last epoch, evaluate the chosen one, and return (and keep) the result."""
+        """Train to the last epoch, evaluate the chosen one, and return (and keep) the result.
+
+        Raises:
+            ImportError: what keeps the records is missing.
+            ValueError: the folder holds a run of another recipe, data set or option.
+        """
         result_file = self.folder / "result.json"
         if result_file.exists():
-            print(f"{self.name}: finished before")
             result: dict[str, Any] = json.loads(result_file.read_text())
+            self.check_identity(result["identity"], result_file)
+            print(f"{self.name}: finished before")
             return result
+        self.build()
         first = self.load_checkpoint() + 1
         if first > 1:
             print(f"{self.name}: going on after epoch {first - 1}")
@@ -89,71 +84,124 @@ class Experiment:
                 self.choose(epoch)
             self.save_checkpoint(epoch)
         print(f"{self.name}: unseen classes, model of epoch {self.best_epoch}")
-        runs.load_state(self.folder / "best.pt", self.parts.models)
-        metrics = self.evaluate("test", self.recipe.epochs)
+        runs.load_state(self.best_file(self.best_epoch), self.parts.models)
+        self.tester.end_of_testing_hook = quiet  # what was recorded are epochs, and this is none
         result = {
-            "recipe": asdict(self.recipe),
-            "seed": self.options.seed,
-            "select_on": self.options.select_on,
+            "identity": self.identity,
             "epoch": self.best_epoch,
-            "metrics": metrics,
+            "metrics": self.evaluate("test", self.best_epoch),
             "seconds_per_iteration": self.seconds / (self.iterations * self.recipe.epochs),
             "history": self.history,
-            "left_out": [str(path) for path in self.benchmark.left_out],
+            "left_out": list(self.benchmark.left_out),
         }
         runs.write_json(result_file, result)
         return result
 
+    def build(self) -> None:
+        """Models, trainer and tester."""
+        recipe, options, benchmark = self.recipe, self.options, self.benchmark
+        runs.set_seed(options.seed)
+        self.parts = build_parts(recipe, options, benchmark.train.num_classes, self.backbone)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        hooks = build_hooks(self.folder)
+        self.tester = build_tester(
+            benchmark,
+            batch_size=options.eval_batch_size,
+            workers=options.workers,
+            device=options.torch_device,
+            end_of_testing_hook=hooks.end_of_testing_hook,
+        )
+        self.trainer = self.parts.trainer(
+            recipe,
+            options,
+            dataset=benchmark.train,
+            iterations_per_epoch=self.iterations,
+            end_of_iteration_hook=hooks.end_of_iteration_hook,
+        )
+
     def train_epoch(self, epoch: int) -> None:
         """One epoch of PML's trainer."""
-        recipe = self.recipe
-        set_warm_up(self.parts.models["trunk"], epoch <= recipe.warmup_epochs)
+        set_warm_up(self.parts.models["trunk"], epoch <= self.recipe.warmup_epochs)
         # A sampler of each epoch's own, too: PML's shuffles its classes from where it left them.
         runs.set_seed(runs.seed_of_epoch(self.options.seed, epoch))
-        self.trainer.sampler = build_sampler(recipe, self.benchmark, self.iterations)
+        self.trainer.sampler = build_sampler(self.recipe, self.benchmark, self.iterations)
         began = time.perf_counter()
         self.trainer.train(start_epoch=epoch, num_epochs=epoch)
         self.seconds += time.perf_counter() - began
+        self.trainer.dataloader_iter = None  # ends its processes, before those of the evaluation start
 
     def choose(self, epoch: int) -> None:
         """Evaluate, and keep the image model if it is the best yet."""
         select_on = self.options.select_on
         recall = float(epoch)  # of "last": the later the better
         if select_on != "last":
-            found = self.evaluate(select_on, epoch)
-            recall = found["recall_at_1"]
+            recall = self.evaluate(select_on, epoch)["recall_at_1"]
             print(f"{self.name}: {select_on} Recall@1 {100 * recall:.1f}%")
             for key, value in zip(self.history, (epoch, epoch * self.iterations, self.seconds, recall), strict=True):
                 self.history[key].append(value)
-        if recall > self.best_recall or self.best_epoch == 0:  # nan beats nothing, but is better than nothing
+        if not recall <= self.best_recall:  # of nan, which nothing is compared with, the latest
             self.best_epoch, self.best_recall = epoch, recall
-            runs.save_state(self.folder / "best.pt", self.parts.models, epoch=epoch)
+            runs.save_state(self.best_file(epoch), self.parts.models, epoch=epoch)
 
     def evaluate(self, split: str, epoch: int) -> dict[str, float]:
         """The image model as it is, on a split."""
         models = self.parts.models
         return run_tester(self.tester, self.benchmark, split, models["trunk"], models["embedder"], epoch)
 
+    def best_file(self, epoch: int) -> Path:
+        """Where the image model is kept, if this epoch is the best. A killed run may leave that of a later one, too."""
+        return self.folder / f"best-{epoch}.pt"
+
     def save_checkpoint(self, epoch: int) -> None:
         """Everything that the next epoch needs."""
         runs.save_state(
             self.folder / "checkpoint.pt",
             self.parts.with_state(),
+            identity=json.dumps(self.identity),
+            machine=self.machine(),
             epoch=epoch,
             history=self.history,
             seconds=self.seconds,
             best=(self.best_epoch, self.best_recall),
         )
+        for file in self.folder.glob("best-*.pt"):
+            if file != self.best_file(self.best_epoch):
+                file.unlink()
 
     def load_checkpoint(self) -> int:
         """Restore the last whole epoch and return its number; 0 if there is none."""
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return 0
+        self.check_identity(json.loads(runs.read_content(path)["identity"]), path)
         content = runs.load_state(path, self.parts.with_state())
+        if content["machine"] != self.machine():
+            print(
+                f"{self.name}: began with {content['machine']}, goes on with {self.machine()}: random draws will differ"
+            )
         self.history, self.seconds = content["history"], content["seconds"]
         self.best_epoch, self.best_recall = content["best"]
         return int(content["epoch"])
+
+    def machine(self) -> str:
+        """What random draws depend on, beside the seed."""
+        loading = "processes that load" if self.options.workers else "no processes that load"
+        return f"{self.options.torch_device.type}, {self.options.workers or ''} {loading}".replace("  ", " ")
+
+    def check_identity(self, found: dict[str, Any], file: Path) -> None:
+        """Raise ValueError if a file is of another run."""
+        changed = runs.differences(found, self.identity)
+        if changed:
+            raise ValueError(f"{file} is of another run ({changed}); choose another folder")
+
+
+def identity(recipe: Recipe, benchmark: Benchmark, options: Options) -> dict[str, Any]:
+    """What tells apart runs that do not belong in one table: settings, and the images, by their last names."""
+    parts = {"train": benchmark.train, "val": benchmark.val, **benchmark.test}
+    names = ["/".join(Path(file).parts[-2:]) for part in parts.values() if part is not None for file in part.files]
+    counts = {name: len(part) for name, part in parts.items() if part is not None}
+    digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return {**asdict(recipe), **options.identity(), "images": f"{counts}, {digest}"}
 
 
 def check_classes(recipe: Recipe, benchmark: Benchmark, options: Options) -> None:
@@ -175,13 +223,19 @@ def build_sampler(recipe: Recipe, benchmark: Benchmark, iterations: int) -> samp
 
 
 def build_hooks(folder: Path) -> Any:
-    """PML's hooks, with record-keeper and TensorBoard."""
+    """PML's hooks, with record-keeper and TensorBoard.
+
+    Raises:
+        ImportError: one of them is missing.
+    """
     from pytorch_metric_learning.utils import logging_presets
 
-    try:
-        records, _, _ = logging_presets.get_record_keeper(str(folder / "logs"), str(folder / "tensorboard"))
-    except ImportError as error:
-        raise ImportError(
-            f"records of the run need {error.name}, which is missing: pip install 'pml-gca[examples]'"
-        ) from error
+    for module in ("record_keeper", "torch.utils.tensorboard"):  # without them PML records nothing, and does not tell
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise ImportError(
+                f"records of the run need {module}, which fails to load ({error}): pip install 'pml-gca[examples]'"
+            ) from error
+    records, _, _ = logging_presets.get_record_keeper(str(folder / "logs"), str(folder / "tensorboard"))
     return logging_presets.get_hook_container(records, primary_metric="recall_at_1")

@@ -1,17 +1,20 @@
 """What a recipe leaves open."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..losses import NAMED_LOSSES
-from ..recipes import suggestion
+from ..losses import NAMED_LOSSES, PublishedNPairsLoss
+from ..utils.text import suggestion
+from ..utils.validation import check_positive_int
 
 GENERATORS = ("gca", "none")
 SCHEDULES = ("alternating", "one_backward")
 SELECTIONS = ("val", "test", "last")
+OF_THE_MACHINE = ("seed", "device", "workers", "eval_batch_size")  # or of one run; the rest is what an experiment is
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,15 @@ class Options:
     """What a recipe leaves open.
 
     Attributes:
-        loss: a name in ``pml_gca.losses.NAMED_LOSSES``, or a function of ``(num_classes, embedding_size)``.
+        loss: a name in ``pml_gca.losses.NAMED_LOSSES``, of which ``"n_pairs"`` is the published one here, or a function
+            of ``(num_classes, embedding_size)``.
         generator: ``"gca"``, or ``"none"`` for the loss alone.
         schedule: ``"alternating"`` as published, or ``"one_backward"``, which is faster.
         select_on: the epoch that is reported is the best on ``"val"``, held-out training classes; on ``"test"``, as in
             the published code, which flatters; or the ``"last"``.
         seed: of weights, batches and crops.
         amp: bfloat16 autocast in training.
-        device: where to train.
+        device: where to train; None for a GPU if there is one.
         workers: processes that load images.
         pretrained: start from ImageNet's weights.
         image_size: side of the crops, in pixels.
@@ -34,7 +38,7 @@ class Options:
         eval_batch_size: images at a time in evaluation.
 
     Raises:
-        ValueError: a value is not one of those named above, or out of range.
+        TypeError, ValueError: a value is not one of those named above, or out of range.
     """
 
     loss: str | Callable[[int, int], nn.Module] = "n_pairs"
@@ -43,7 +47,7 @@ class Options:
     select_on: str = "val"
     seed: int = 0
     amp: bool = False
-    device: str = "cpu"
+    device: str | None = None
     workers: int = 0
     pretrained: bool = True
     image_size: int = 224
@@ -59,12 +63,51 @@ class Options:
                 f"no loss is called {self.loss!r}{suggestion(self.loss, NAMED_LOSSES)}; there are "
                 f"{', '.join(NAMED_LOSSES)}"
             )
-        if self.evaluate_every < 1:
-            raise ValueError(f"evaluate_every must be at least 1, got {self.evaluate_every}")
-        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {self.device!r}, but torch finds no GPU")
+        for name in ("image_size", "evaluate_every", "eval_batch_size"):
+            check_positive_int(name, getattr(self, name))
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
+        check_device(self.torch_device)
 
-    def build_loss(self, num_classes: int, embedding_size: int) -> nn.Module:
+    @property
+    def torch_device(self) -> torch.device:
+        """Where to train."""
+        chosen = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.device(chosen)
+        except RuntimeError:
+            raise ValueError(f"device must be cpu, cuda, cuda:1 or the like, got {chosen!r}") from None
+
+    @property
+    def loss_name(self) -> str:
+        """The name of the loss, or of the function that makes it."""
+        return self.loss if isinstance(self.loss, str) else f"{self.loss.__module__}:{self.loss.__qualname__}"
+
+    def identity(self) -> dict[str, Any]:
+        """What tells apart runs that do not belong in one table."""
+        told = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in OF_THE_MACHINE}
+        return {**told, "loss": self.loss_name}
+
+    def unlike_the_paper(self) -> dict[str, Any]:
+        """What makes figures incomparable with the paper's, whatever loss, generator and choice of epoch."""
+        paper = {"schedule": "alternating", "amp": False, "pretrained": True, "image_size": 224}
+        return {name: getattr(self, name) for name, value in paper.items() if getattr(self, name) != value}
+
+    def build_loss(self, num_classes: int, embedding_size: int, samples_per_class: int) -> nn.Module:
         """The metric loss, without a generator."""
+        if self.loss == "n_pairs":
+            return PublishedNPairsLoss(samples_per_class)
         make = NAMED_LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
         return make(num_classes, embedding_size)
+
+
+def check_device(device: torch.device) -> None:
+    """Raise ValueError if there is no such device."""
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if found == 0:
+            raise ValueError(f"device is '{device}', but torch finds no GPU")
+        if device.index is not None and device.index >= found:
+            raise ValueError(f"device is '{device}', but torch finds {found} GPU(s), counted from 0")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device is 'mps', but torch finds none")

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_value_
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR, StepLR
+from torch.optim.lr_scheduler import LambdaLR
 
-from ..backbones import build_backbone, build_head
+from ..backbones import build_backbone, build_head, freeze
 from ..generators import GlobalCorrelationGenerator
 from ..losses import HardNegativeGenerationLoss
 from ..recipes import Recipe
@@ -51,25 +51,11 @@ class Parts:
             gradient_clippers=self.gradient_clippers,
             batch_size=recipe.batch_size,
             freeze_trunk_batchnorm=False,  # a backbone keeps frozen what is to be frozen
-            data_device=torch.device(options.device),
+            data_device=options.torch_device,
             dataloader_num_workers=options.workers,
             autocast_dtype=torch.bfloat16 if options.amp else None,
             **kwargs,
         )
-
-
-def build_generator(recipe: Recipe, num_classes: int) -> GlobalCorrelationGenerator:
-    """The generator of a recipe."""
-    return GlobalCorrelationGenerator(
-        num_classes,
-        recipe.embedding_size,
-        num_layers=recipe.num_layers,
-        num_heads=recipe.num_heads,
-        alpha=recipe.alpha,
-        classification_weight=recipe.classification_weight,
-        similarity_weight=recipe.similarity_weight,
-        diversity_weight=recipe.diversity_weight,
-    )
 
 
 def cosine_to_zero(epochs: int, epoch: int) -> float:
@@ -105,31 +91,37 @@ def build_parts(recipe: Recipe, options: Options, num_classes: int, backbone: nn
     Raises:
         ValueError: as for :func:`pml_gca.backbones.build_backbone`, the generator and the loss.
     """
-    device = torch.device(options.device)
+    device = options.torch_device
     if backbone is None:
         backbone = build_backbone(
             recipe.backbone, pretrained=options.pretrained, frozen=recipe.frozen, image_size=options.image_size
         )
+    else:
+        freeze(backbone, recipe.frozen)
     num_features: Any = backbone.num_features
-    models = {"trunk": backbone.to(device), "embedder": build_head(num_features, recipe.embedding_size).to(device)}
+    head = build_head(num_features, recipe.embedding_size, recipe.orthogonal_head)
+    models = {"trunk": backbone.to(device), "embedder": head.to(device)}
     optimizers: dict[str, torch.optim.Optimizer] = {}
     schedulers: dict[str, Any] = {}
     for name, model in models.items():
         learned = [p for p in model.parameters() if p.requires_grad]
-        optimizers[f"{name}_optimizer"] = AdamW(learned, lr=recipe.embedder_lr, weight_decay=recipe.weight_decay)
-        schedulers[f"{name}_scheduler_by_epoch"] = StepLR(
-            optimizers[f"{name}_optimizer"], recipe.lr_decay_epochs, gamma=recipe.lr_decay
-        )
+        if learned:
+            optimizer = AdamW(learned, lr=recipe.embedder_lr, weight_decay=recipe.weight_decay)
+            optimizers[f"{name}_optimizer"] = optimizer
+            schedulers[f"{name}_scheduler_by_epoch"] = LambdaLR(optimizer, partial(halving, recipe))
 
-    loss = options.build_loss(num_classes, recipe.embedding_size)
+    loss = options.build_loss(num_classes, recipe.embedding_size, recipe.samples_per_class)
     own_lr = recipe.proxy_lr_factor * recipe.embedder_lr
     own = list(loss.parameters())
     groups: list[dict[str, Any]] = [{"params": own, "lr": own_lr}] if own else []
     factors: list[Callable[[int], float]] = [partial(halving, recipe)] if own else []
     if options.generator == "gca":
-        generator = build_generator(recipe, num_classes)
+        generator = GlobalCorrelationGenerator(
+            num_classes, recipe.embedding_size, num_layers=recipe.num_layers, **recipe.generator_settings
+        )
         loss = HardNegativeGenerationLoss(loss, generator, recipe.beta, level_momentum=None)
         groups = loss.parameter_groups(recipe.generator_lr, recipe.classifier_lr, own_lr)
+        groups[1]["weight_decay"] = recipe.classifier_weight_decay
         factors = [partial(cosine_to_zero, recipe.epochs), constant, *factors]
     loss = loss.to(device)
     if groups:

@@ -7,11 +7,12 @@ from typing import Any
 from ..datasets import Benchmark
 from ..recipes import PUBLISHED_RECALL_AT_1, Recipe, changes
 from .evaluation import metric_names
+from .options import Options
 
 TITLES = {"mean_average_precision_at_r": "MAP@R", "r_precision": "R-precision"}
 CHOSEN = {
     "val": "The epoch was chosen on held-out training classes.",
-    "test": "The epoch was chosen on the test classes themselves, as in the published code: figures flatter.",
+    "test": "The epoch was chosen on the test classes themselves, as the published code does: figures flatter.",
     "last": "Figures are those of the last epoch.",
 }
 
@@ -36,7 +37,7 @@ def metrics_table(rows: Mapping[str, Mapping[str, str]], metrics: list[str]) -> 
 
 
 def seeds_table(
-    results: Mapping[int, Mapping[str, Any]], recipe: Recipe, loss: str, generator: str, benchmark: Benchmark
+    results: Mapping[int, Mapping[str, Any]], recipe: Recipe, options: Options, benchmark: Benchmark
 ) -> str:
     """Results of :meth:`Experiment.train`, seed by seed and together, in percent, as Markdown."""
     metrics = metric_names(benchmark)
@@ -48,17 +49,25 @@ def seeds_table(
         rows["mean ± standard deviation"] = {
             m: percent([result["metrics"][m] for result in results.values()]) for m in metrics
         }
-    changed = changes(recipe)
-    published = PUBLISHED_RECALL_AT_1.get((recipe.name, loss, generator))
+    changed = {**changes(recipe), **options.unlike_the_paper()}
+    published = PUBLISHED_RECALL_AT_1.get((recipe.name, options.loss_name, options.generator))
     if published and not changed:
-        rows["the paper"] = {"recall_at_1": "{} ± {}".format(*published)}
-    names = {"gca": f"{loss} + GCA-HNG", "none": loss}
-    chosen = CHOSEN[next(iter(results.values()))["select_on"]]
+        rows["the paper, epoch chosen on test classes"] = {"recall_at_1": "{} ± {}".format(*published)}
     seconds = statistics.mean(result["seconds_per_iteration"] for result in results.values())
     tests = ", ".join(f"{len(part)} images to {name}" for name, part in benchmark.test.items())
-    other = f" Changed: {', '.join(f'{name}={value}' for name, value in changed.items())}." if changed else ""
+    held_out = f", {benchmark.val.num_classes} more held out" if benchmark.val is not None else ""
+    lines = [
+        f"{recipe.name}, {title_of(options)}, unseen classes ({tests}), in percent.",
+        f"Trained on {len(benchmark.train)} images of {benchmark.train.num_classes} classes{held_out}.",
+        CHOSEN[options.select_on],
+        f"Unlike the paper: {', '.join(f'{k}={v}' for k, v in changed.items())}." if changed else "",
+    ]
     return (
-        f"{recipe.name}, {names[generator]}, unseen classes ({tests}), in percent. {chosen}{other}\n\n"
-        f"{metrics_table(rows, metrics)}\n\n"
+        f"{' '.join(filter(None, lines))}\n\n{metrics_table(rows, metrics)}\n\n"
         f"{seconds:.2f} s an iteration, {recipe.epochs} epochs.\n"
     )
+
+
+def title_of(options: Options) -> str:
+    """Loss and generator, as a table or a figure calls them."""
+    return f"{options.loss_name}{' + GCA-HNG' if options.generator == 'gca' else ''}"

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses import HardNegativeGenerationLoss
-from .autocast_trainer import AutocastTrainer
+from .autocast_trainer import AutocastTrainer, generation_loss
 
 
 class AlternatingTrainer(AutocastTrainer):
@@ -33,8 +32,8 @@ class AlternatingTrainer(AutocastTrainer):
 
     def __init__(self, *args: Any, autocast_dtype: torch.dtype | None = None, **kwargs: Any) -> None:
         super().__init__(*args, autocast_dtype=autocast_dtype, **kwargs)
-        loss = self.loss_funcs["metric_loss"]
-        if not isinstance(loss, HardNegativeGenerationLoss):
+        loss, found = self.loss_funcs["metric_loss"], generation_loss(self.loss_funcs["metric_loss"])
+        if found is None:
             raise TypeError(
                 "loss_funcs['metric_loss'] must be a HardNegativeGenerationLoss, whose two halves alternate, got "
                 f"{type(loss).__name__}; another loss is trained by PML's MetricLossOnly or TrainWithClassifier"
@@ -44,11 +43,12 @@ class AlternatingTrainer(AutocastTrainer):
                 "optimizers must hold 'metric_loss_optimizer', which steps the generator, e.g. "
                 f"AdamW(loss.parameter_groups(lr=1.5e-4)); found {', '.join(self.optimizers) or 'none'}"
             )
+        self._halves = found
         self._batch: tuple[Tensor, Tensor] | None = None
 
     def forward_and_backward(self) -> None:
         """One iteration: both steps."""
-        with self.loss_funcs["metric_loss"].phase("embedding"):
+        with self._halves.phase("embedding"):
             super().forward_and_backward()
         self.step_generator()
 
@@ -65,9 +65,8 @@ class AlternatingTrainer(AutocastTrainer):
         if weight <= 0 or "metric_loss" in self.freeze_these:
             return
         self.zero_grad()
-        loss_func = self.loss_funcs["metric_loss"]
-        with loss_func.phase("generation"), self.autocast():
-            generation = weight * loss_func(*self._batch)
+        with self._halves.phase("generation"), self.autocast():
+            generation = weight * self.loss_funcs["metric_loss"](*self._batch)
         self._batch = None
         generation.backward()
         clip = (self.gradient_clippers or {}).get("metric_loss_grad_clipper")

@@ -5,12 +5,14 @@ from typing import Any
 import torch
 from pytorch_metric_learning.trainers import TrainWithClassifier
 
+from ..losses import HardNegativeGenerationLoss
+
 
 class AutocastTrainer(TrainWithClassifier):
     """PML's ``TrainWithClassifier`` whose forward passes run under autocast, if asked.
 
-    The classifier is optional, as it is in PML, but not missed: without one this is ``MetricLossOnly``. Epochs end
-    with ``end_epoch()`` of the metric loss, if it has one, as :class:`pml_gca.HardNegativeGenerationLoss` does.
+    The classifier is optional, as it is in PML, but not missed: without one this is ``MetricLossOnly``. If the metric
+    loss is a :class:`pml_gca.HardNegativeGenerationLoss`, every epoch ends with its ``end_epoch()``.
 
     Args:
         *args, **kwargs: as for PML's trainers.
@@ -43,8 +45,13 @@ class AutocastTrainer(TrainWithClassifier):
             super().calculate_loss(curr_batch)
 
     def step_lr_schedulers(self, end_of_epoch: bool = False) -> None:
-        """As in PML; and tell the loss when an epoch ends."""
+        """As in PML; an epoch's end, which PML marks by this call alone, is told to the loss."""
         super().step_lr_schedulers(end_of_epoch=end_of_epoch)
-        loss = self.loss_funcs["metric_loss"]
-        if end_of_epoch and hasattr(loss, "end_epoch"):
+        loss = generation_loss(self.loss_funcs["metric_loss"])
+        if end_of_epoch and loss is not None:
             loss.end_epoch()
+
+
+def generation_loss(loss: torch.nn.Module) -> HardNegativeGenerationLoss | None:
+    """The loss with a generator that ``loss`` is, or wraps, as PML's ``DistributedLossWrapper`` does."""
+    return next((module for module in loss.modules() if isinstance(module, HardNegativeGenerationLoss)), None)

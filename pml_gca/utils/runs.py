@@ -2,8 +2,9 @@
 
 import json
 import os
+import random
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ MAX_SHOWN = 8  # differences in an error message
 
 
 def set_seed(seed: int) -> None:
-    """Seed torch, and NumPy's global generator, from which PML's samplers draw."""
+    """Seed torch, Python, and NumPy's global generator, from which PML's samplers draw."""
     torch.manual_seed(seed)
+    random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - see above
 
 
@@ -42,20 +44,38 @@ def save_state(path: Path, parts: Mapping[str, Any], **content: Any) -> None:
     write_atomically(path, lambda temporary: torch.save({**content, "state": state}, temporary))
 
 
+def read_content(path: Path) -> dict[str, Any]:
+    """What :func:`save_state` wrote, state and all."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return content
+
+
 def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
     """Restore what :func:`save_state` wrote into ``parts``; returns the further content.
 
     Raises:
-        ValueError: the file lacks one of the parts.
+        ValueError: the file lacks one of the parts, or holds another's state under its name.
     """
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    content = read_content(path)
     state = content.pop("state")
     missing = [name for name in parts if name not in state]
     if missing:
         raise ValueError(f"{path} holds no {', '.join(missing)}, only {', '.join(state)}")
     for name, part in parts.items():
-        part.load_state_dict(state[name])
+        try:
+            part.load_state_dict(state[name])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"{path} holds another {name}: {error}") from error
     return content
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """What is not as expected, in words; empty if everything is. Values are compared as JSON has them."""
+    found, expected = (json.loads(json.dumps(settings, default=str)) for settings in (found, expected))
+    names = [*expected, *(name for name in found if name not in expected)]
+    changed = [f"{n} is {expected.get(n)}, was {found.get(n)}" for n in names if expected.get(n) != found.get(n)]
+    more = f"; and {len(changed) - MAX_SHOWN} more" if len(changed) > MAX_SHOWN else ""
+    return "; ".join(changed[:MAX_SHOWN]) + more
 
 
 def claim_folder(
@@ -64,38 +84,39 @@ def claim_folder(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    runs: Iterable[str] = (),
+    runs: Sequence[str] = ("*",),
 ) -> None:
     """Make ``folder`` one for runs of these settings, or find that it is.
 
     Args:
         folder: created if it is not there.
-        settings: compared as text with those that the folder was made for, kept in ``settings.json``.
+        settings: compared with those that the folder was made for, kept in ``settings.json``.
         resume: go on with the runs that it holds.
-        overwrite: delete them, that is, the subfolders ``runs``.
-        runs: see above.
+        overwrite: delete them.
+        runs: what the subfolders of runs are called, as patterns.
 
     Raises:
-        ValueError: the folder holds runs of other settings, or runs though neither ``resume`` nor ``overwrite``.
+        ValueError: the folder holds runs of other or unknown settings, or runs though neither ``resume`` nor
+            ``overwrite``.
+        OSError: it cannot be made, or its runs not be deleted.
     """
-    text = {name: str(value) for name, value in settings.items()}
     file = folder / "settings.json"
-    if overwrite and file.exists():
-        for run in runs:
-            shutil.rmtree(folder / run, ignore_errors=True)
-        file.unlink()
-    if file.exists() and any(entry != file for entry in folder.iterdir()):  # else nothing has come of it
-        before = json.loads(file.read_text())
-        names = [*text, *(name for name in before if name not in text)]
-        changed = [f"{n} is {text.get(n)}, was {before.get(n)}" for n in names if text.get(n) != before.get(n)]
+    held = [path for pattern in runs for path in folder.glob(pattern) if path.is_dir()]
+    if overwrite and held and file.exists():
+        for path in held:
+            shutil.rmtree(path)
+        held = []
+    if held:
+        if not file.exists():
+            raise ValueError(f"{folder} holds {held[0].name}, of unknown settings; choose another --out")
+        changed = differences(json.loads(file.read_text()), settings)
         if changed:
-            shown = "; ".join(changed[:MAX_SHOWN]) + (
-                f"; and {len(changed) - MAX_SHOWN} more" * (len(changed) > MAX_SHOWN)
-            )
-            raise ValueError(f"{folder} holds runs of other settings ({shown}); choose another --out")
+            raise ValueError(f"{folder} holds runs of other settings ({changed}); choose another --out")
         if not resume:
             raise ValueError(
                 f"{folder} holds runs already; give --resume to go on with them, or --overwrite or another --out"
             )
+    elif resume:
+        print(f"Nothing to go on with in {folder}: starting anew")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, text)
+    write_json(file, json.loads(json.dumps(settings, default=str)))

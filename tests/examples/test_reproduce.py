@@ -49,7 +49,9 @@ def results(out, seed=0):
     folder = out / f"seed{seed}"
     found = json.loads((folder / "result.json").read_text())
     del found["seconds_per_iteration"], found["history"]["seconds"]
-    states = [torch.load(folder / name, weights_only=True)["state"] for name in ("best.pt", "checkpoint.pt")]
+    (best,) = folder.glob("best-*.pt")
+    assert best.name == f"best-{found['epoch']}.pt"
+    states = [torch.load(path, weights_only=True)["state"] for path in (best, folder / "checkpoint.pt")]
     return found, states
 
 
@@ -70,23 +72,36 @@ def assert_same(a, b):
 def test_a_killed_run_resumes_to_the_same_result(loss, roots, tmp_path, monkeypatch, capsys):
     more = ["--loss", loss, "--epochs", "3", "--val-fraction", "0.4"]
     reproduce_cub(roots, tmp_path / "unbroken", *more)
-    save = Experiment.save_checkpoint
+    steps = {"save_checkpoint": 2, "choose": 2, "train_epoch": 3} if loss == "n_pairs" else {"evaluate": 4}
+    for name, nth in steps.items():
+        die_after(monkeypatch, name, nth)
+        out = tmp_path / name
+        with pytest.raises(KeyboardInterrupt):
+            reproduce_cub(roots, out, *more)
+        monkeypatch.undo()
+        with pytest.raises(SystemExit, match="holds runs already; give --resume"):
+            reproduce_cub(roots, out, *more)
+        capsys.readouterr()
+        reproduce_cub(roots, out, *more, "--resume")
+        assert (
+            f"going on after epoch {1 if name == 'choose' else 3 if name == 'evaluate' else 2}"
+            in capsys.readouterr().out
+        )
+        assert_same(results(out), results(tmp_path / "unbroken"))
 
-    def save_and_die(self, epoch):
-        save(self, epoch)
-        if epoch == 2:
+
+def die_after(monkeypatch, name, nth):
+    """Kill the run when a method of Experiment has returned for the nth time."""
+    method, calls = getattr(Experiment, name), []
+
+    def call_and_die(self, *args):
+        found = method(self, *args)
+        calls.append(args)
+        if len(calls) == nth:
             raise KeyboardInterrupt
+        return found
 
-    monkeypatch.setattr(Experiment, "save_checkpoint", save_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        reproduce_cub(roots, tmp_path / "killed", *more)
-    monkeypatch.undo()
-    with pytest.raises(SystemExit, match="holds runs already; give --resume"):
-        reproduce_cub(roots, tmp_path / "killed", *more)
-    capsys.readouterr()
-    reproduce_cub(roots, tmp_path / "killed", *more, "--resume")
-    assert "going on after epoch 2" in capsys.readouterr().out
-    assert_same(results(tmp_path / "killed"), results(tmp_path / "unbroken"))
+    monkeypatch.setattr(Experiment, name, call_and_die)
 
 
 def test_table_over_seeds(roots, tmp_path, capsys):
@@ -97,7 +112,7 @@ def test_table_over_seeds(roots, tmp_path, capsys):
         assert text in table
     assert "chosen on the test classes themselves" in table
     assert "backbone=test_resnet" in table
-    assert "the paper" not in table  # whose recipe this is not
+    assert "the paper, epoch" not in table  # whose recipe this is not
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     first, second = (results(tmp_path, seed)[0] for seed in (0, 1))
     assert first["metrics"] != second["metrics"]
@@ -163,6 +178,8 @@ def test_dry_run_of_every_recipe(recipe, roots, tmp_path, capsys):
         (["--loss", "npairs"], "no loss is called 'npairs' (did you mean n_pairs?); there are n_pairs, contrastive"),
         (["--loss", "nowhere:loss"], "--loss nowhere:loss: No module named 'nowhere'"),
         (["--device", "cuda"], "device is 'cuda', but torch finds no GPU"),
+        (["--device", "abacus"], "device must be cpu, cuda, cuda:1 or the like, got 'abacus'"),
+        (["--set", "samples_per_class=1"], "samples_per_class must be at least 2"),
         (["--set", "epoch=3"], "--set takes FIELD=VALUE, with FIELD one of backbone, dataset"),
         (["--set", "alpha=high"], "--set alpha takes a number, got 'high'"),
         (["--epochs", "0"], "epochs must be at least 1, got 0"),

@@ -7,6 +7,7 @@ from torch import nn
 
 from pml_gca import recipes
 from pml_gca.backbones import set_warm_up
+from pml_gca.losses import PublishedNPairsLoss
 from pml_gca.protocol import Options, build_parts
 from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
 
@@ -45,7 +46,8 @@ def test_every_parameter_that_learns_is_in_one_optimizer():
     assert {id(p) for p in held} == {id(p) for p in learn}
     frozen = [p for p in parts.models["trunk"].parameters() if not p.requires_grad]
     assert frozen  # the recipe's batch normalisation
-    assert all(group["weight_decay"] == 1e-4 for o in parts.optimizers.values() for group in o.param_groups)
+    decays = [group["weight_decay"] for o in parts.optimizers.values() for group in o.param_groups]
+    assert decays == [1e-4, 1e-4, 1e-4, 1e-2, 1e-4]  # the fourth is the auxiliary classifier's
 
 
 def test_gradients_are_clipped_by_value():
@@ -87,14 +89,47 @@ def test_the_trainer_of_a_schedule(options, trainer):
 
 
 def test_a_backbone_of_ones_own():
-    backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5), nn.BatchNorm1d(5))
     backbone.num_features = 5
+    backbone[1].bias.requires_grad_(False)
     parts = build_parts(RECIPE, Options(), 7, backbone)
     assert parts.models["trunk"] is backbone
-    set_warm_up(backbone, True)
-    assert not any(p.requires_grad for p in backbone.parameters())
-    set_warm_up(backbone, False)
+    learned = [p.requires_grad for p in backbone.parameters()]
+    assert learned == [True, False, False, False]  # the bias by its owner, batch normalisation by the recipe
+    for _ in range(2):
+        set_warm_up(backbone, True)
+        assert not any(p.requires_grad for p in backbone.parameters())
+    for _ in range(2):
+        set_warm_up(backbone, False)
+        assert [p.requires_grad for p in backbone.parameters()] == learned
     assert parts.models["embedder"](backbone(torch.randn(4, 3, 8, 8))).shape == (4, 16)
+    plain = nn.Flatten()
+    plain.num_features = 5
+    with pytest.raises(ValueError, match="frozen is 'batch_norm', but Flatten has none"):
+        build_parts(RECIPE, Options(), 7, plain)
+
+
+def test_a_backbone_that_does_not_learn_needs_no_optimizer():
+    backbone = nn.Flatten()
+    backbone.num_features = 5
+    parts = build_parts(replace(RECIPE, frozen=None), Options(), 7, backbone)
+    assert "trunk_optimizer" not in parts.optimizers
+    parts.trainer(RECIPE, Options(), dataset=[])
+
+
+def test_the_head_of_dino_begins_orthogonal():
+    backbone = nn.Flatten()
+    backbone.num_features = 24
+    recipe = replace(recipes.DINO_CUB, embedding_size=16, num_heads=2, frozen=None)
+    linear = build_parts(recipe, Options(), 7, backbone).models["embedder"][1]
+    torch.testing.assert_close(linear.weight @ linear.weight.T, torch.eye(16), rtol=0, atol=1e-5)
+    assert not linear.bias.any()
+
+
+def test_n_pairs_is_the_published_one():
+    loss = Options().build_loss(7, 16, samples_per_class=3)
+    assert isinstance(loss, PublishedNPairsLoss)
+    assert loss.embedding_reg_weight == pytest.approx(0.25 * 3e-3 * 3)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +138,9 @@ def test_a_backbone_of_ones_own():
         ({"loss": "arc_face"}, r"no loss is called 'arc_face' \(did you mean arcface\?\)"),
         ({"generator": "daml"}, "generator must be one of gca, none, got 'daml'"),
         ({"schedule": "twice"}, "schedule must be one of alternating, one_backward, got 'twice'"),
+        ({"device": "abacus"}, "device must be cpu, cuda, cuda:1 or the like, got 'abacus'"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be at least 1, got 0"),
         ({"select_on": "train"}, "select_on must be one of val, test, last, got 'train'"),
     ],
 )

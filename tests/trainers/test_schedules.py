@@ -152,6 +152,30 @@ def test_the_second_step_moves_the_propagation_alone():
     assert all(name.startswith("generator.propagation.") for name in moved)
 
 
+def test_a_loss_in_a_wrapper_has_its_epochs_and_halves():
+    class Wrapper(nn.Module):  # as PML's DistributedLossWrapper
+        def __init__(self, loss):
+            super().__init__()
+            self.loss = loss
+
+        def forward(self, *args):
+            return self.loss(*args)
+
+    models, generator, images = make_models()
+    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator, level_momentum=None)
+    data = TensorDataset(images, torch.tensor(LABELS))
+    AlternatingTrainer(
+        models=models,
+        optimizers={"metric_loss_optimizer": torch.optim.AdamW(loss.parameter_groups(lr=1e-3))},
+        loss_funcs={"metric_loss": Wrapper(loss)},
+        dataset=data,
+        batch_size=len(LABELS),
+        dataloader_num_workers=0,
+    ).train()
+    assert torch.isfinite(loss.metric_level)
+    assert torch.isfinite(loss.generator_level)
+
+
 def test_records_of_both_steps():
     models, generator, images = make_models()
     seen = []
@@ -209,8 +233,11 @@ def test_autocast_is_that_of_the_forward_pass():
     models, generator = nn.ModuleDict(models).float(), generator.float()
     dtypes = []
     models["embedder"].register_forward_hook(lambda *args: dtypes.append(args[-1].dtype))
+    of_graph = []
+    generator.propagation.node_classifier.register_forward_hook(lambda *args: of_graph.append(args[-1].dtype))
     train(AlternatingTrainer, dict(models), generator, images.float(), autocast_dtype=torch.bfloat16)
     assert set(dtypes) == {torch.bfloat16}
+    assert of_graph == [torch.bfloat16] * (2 * EPOCHS * ITERATIONS)
     assert all(torch.isfinite(p).all() for p in [*models.parameters(), *generator.parameters()])
 
 

@@ -27,6 +27,8 @@ def test_state_comes_back(tmp_path):
     assert torch.equal(first.weight, second.weight)
     with pytest.raises(ValueError, match="holds no head, only layer"):
         runs.load_state(tmp_path / "state.pt", {"layer": second, "head": second})
+    with pytest.raises(ValueError, match="holds another layer"):
+        runs.load_state(tmp_path / "state.pt", {"layer": nn.Linear(3, 3)})
 
 
 def test_each_epoch_has_a_seed_of_its_own():
@@ -35,18 +37,30 @@ def test_each_epoch_has_a_seed_of_its_own():
     runs.set_seed(-1)  # NumPy takes none below 0
 
 
-def test_a_folder_is_for_runs_of_one_setting(tmp_path):
+def test_a_folder_is_for_runs_of_one_setting(tmp_path, capsys):
     folder = tmp_path / "new" / "runs"
-    runs.claim_folder(folder, {"a": 7})
-    runs.claim_folder(folder, {"a": 1, "b": None})  # nothing came of the first
-    (folder / "seed0").mkdir()
-    (folder / "kept").mkdir()
+    runs.claim_folder(folder, {"a": 7}, runs=["seed*"])
+    runs.claim_folder(folder, {"a": 1, "b": None}, runs=["seed*"])  # nothing came of the first
+    runs.claim_folder(folder, {"a": 1, "b": None}, runs=["seed*"], resume=True)
+    assert "Nothing to go on with" in capsys.readouterr().out
+    for name in ("seed0", "seed1", "kept"):
+        (folder / name).mkdir()
     with pytest.raises(ValueError, match="holds runs already; give --resume"):
-        runs.claim_folder(folder, {"a": 1, "b": None})
-    runs.claim_folder(folder, {"a": 1, "b": None}, resume=True)
-    with pytest.raises(ValueError, match=r"other settings \(a is 2, was 1; c is 3, was None; b is None, was None\)"):
-        runs.claim_folder(folder, {"a": 2, "c": 3}, resume=True)
-    runs.claim_folder(folder, {"a": 2}, overwrite=True, runs=["seed0"])
-    assert not (folder / "seed0").exists()
-    assert (folder / "kept").exists()
-    assert json.loads((folder / "settings.json").read_text()) == {"a": "2"}
+        runs.claim_folder(folder, {"a": 1, "b": None}, runs=["seed*"])
+    runs.claim_folder(folder, {"a": 1, "b": None}, runs=["seed*"], resume=True)
+    with pytest.raises(ValueError, match=r"other settings \(a is 2, was 1; c is 3, was None\)"):
+        runs.claim_folder(folder, {"a": 2, "c": 3}, runs=["seed*"], resume=True)
+    runs.claim_folder(folder, {"a": 2}, overwrite=True, runs=["seed*"])
+    assert [path.name for path in sorted(folder.iterdir())] == ["kept", "settings.json"]
+    assert json.loads((folder / "settings.json").read_text()) == {"a": 2}
+    (folder / "seed0").mkdir()
+    (folder / "settings.json").unlink()
+    for how in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(ValueError, match="holds seed0, of unknown settings"):
+            runs.claim_folder(folder, {"a": 2}, runs=["seed*"], **how)
+
+
+def test_differences_are_named_up_to_a_number():
+    assert runs.differences({"a": (1, 2)}, {"a": [1, 2]}) == ""
+    assert runs.differences({"a": 1}, {"b": 2}) == "b is 2, was None; a is None, was 1"
+    assert runs.differences({}, {f"n{i}": i for i in range(1, 12)}).endswith("n8 is 8, was None; and 3 more")

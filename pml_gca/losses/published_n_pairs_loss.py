@@ -1,0 +1,51 @@
+"""N-pairs as the authors of GCA-HNG compute it; PML's takes two samples of each class, whatever there are."""
+
+from typing import Any
+
+import torch
+from pytorch_metric_learning import losses
+from pytorch_metric_learning.distances import DotProductSimilarity
+from pytorch_metric_learning.regularizers import LpRegularizer
+from torch import Tensor
+
+PENALTY = 0.25 * 3e-3  # of squared lengths, for each sample of a class
+
+
+class PublishedNPairsLoss(losses.NPairsLoss):
+    """N-pairs whose anchors, the first sample of each class, meet every other sample of it in turn.
+
+    The m-th loss is the cross-entropy of each anchor's similarity to the m-th sample of its class, against those to the
+    m-th samples of the others; they are averaged. Similarities are dot products of embeddings of any length, which a
+    penalty keeps short.
+
+    Args:
+        samples_per_class: M of a batch, on which the published penalty depends. Classes may have other numbers.
+    """
+
+    def __init__(self, samples_per_class: int, **kwargs: Any) -> None:
+        super().__init__(
+            distance=DotProductSimilarity(normalize_embeddings=False),
+            embedding_regularizer=LpRegularizer(power=2),
+            embedding_reg_weight=PENALTY * samples_per_class,
+            **kwargs,
+        )
+
+    def compute_loss(
+        self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor
+    ) -> dict[str, Any]:
+        """PML's interface; pairs that a miner gives are taken as PML takes them."""
+        if indices_tuple is not None or len(labels) == 0:
+            found: dict[str, Any] = super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+            return found
+        _, counts = labels.unique(return_counts=True)
+        by_class, first = labels.argsort(stable=True), counts.cumsum(0) - counts
+        parts: list[dict[str, Any]] = []
+        for m in range(1, int(counts.max())):
+            anchors = by_class[first[counts > m]]
+            pairs = (anchors, by_class[first[counts > m] + m], anchors[:0], anchors[:0])
+            parts.append(super().compute_loss(embeddings, labels, pairs, ref_emb, ref_labels)["loss"])
+        if not parts:
+            return dict(self.zero_losses())
+        joined = {key: torch.cat([part[key] for part in parts]) for key in ("losses", "indices")}
+        self.num_pairs = len(joined["indices"])
+        return {"loss": {**joined, "reduction_type": "element"}}

@@ -1,0 +1,128 @@
+from dataclasses import replace
+from pathlib import Path
+
+import layouts
+import pytest
+import torch
+
+from pml_gca import recipes
+from pml_gca.datasets import load_benchmark
+from pml_gca.protocol import Experiment, Options, dry_run
+from pml_gca.protocol.report import seeds_table
+
+RECIPE = replace(
+    recipes.RESNET50_CUB,
+    backbone="test_resnet",
+    classes_per_batch=3,
+    embedding_size=16,
+    num_heads=2,
+    num_layers=1,
+    epochs=2,
+    warmup_epochs=1,
+)
+OPTIONS = Options(pretrained=False, image_size=32, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    return load_benchmark("cub", layouts.write_cub(tmp_path_factory.mktemp("cub")), image_size=32, val_fraction=0.4)
+
+
+def weights(experiment):
+    return {name: p.detach().clone() for name, p in experiment.parts.models["trunk"].named_parameters()}
+
+
+def test_in_the_warm_up_only_the_head_learns(benchmark, tmp_path):
+    experiment = Experiment(RECIPE, benchmark, OPTIONS, tmp_path)
+    experiment.build()
+    head = experiment.parts.models["embedder"][1].weight.clone()
+    before = weights(experiment)
+    experiment.train_epoch(1)
+    assert all(torch.equal(value, before[name]) for name, value in weights(experiment).items())
+    assert not torch.equal(experiment.parts.models["embedder"][1].weight, head)
+    experiment.train_epoch(2)
+    moved = {name for name, value in weights(experiment).items() if not torch.equal(value, before[name])}
+    assert moved
+    assert not [name for name in moved if ".bn" in name]  # which the recipe freezes
+
+
+def test_a_folder_of_another_run_is_refused(benchmark, tmp_path):
+    Experiment(RECIPE, benchmark, OPTIONS, tmp_path).train()
+    others = {
+        "alpha is 1.0, was 5": (replace(RECIPE, alpha=1.0), OPTIONS),
+        "loss is triplet, was n_pairs": (RECIPE, replace(OPTIONS, loss="triplet")),
+        "seed is 3, was 0": (RECIPE, replace(OPTIONS, seed=3)),
+    }
+    for message, (recipe, options) in others.items():
+        with pytest.raises(ValueError, match=f"result.json is of another run .*{message}"):
+            Experiment(recipe, benchmark, options, tmp_path).train()
+    (tmp_path / "result.json").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint.pt is of another run \(alpha is 1"):
+        Experiment(others["alpha is 1.0, was 5"][0], benchmark, OPTIONS, tmp_path).train()
+    fewer = replace(benchmark, test={"test": benchmark.val})
+    with pytest.raises(ValueError, match=r"checkpoint.pt is of another run .*images is"):
+        Experiment(RECIPE, fewer, OPTIONS, tmp_path).train()
+
+
+def test_processes_that_load(benchmark, tmp_path, capfd):
+    result = Experiment(RECIPE, benchmark, replace(OPTIONS, workers=2, select_on="last"), tmp_path).train()
+    assert result["epoch"] == 2
+    assert result["history"]["recall_at_1"] == []
+    (tmp_path / "result.json").unlink()
+    capfd.readouterr()
+    Experiment(RECIPE, benchmark, replace(OPTIONS, select_on="last"), tmp_path).train()
+    assert "random draws will differ" in capfd.readouterr().out
+
+
+def test_of_recalls_that_are_no_numbers_the_latest_is_kept(benchmark, tmp_path, monkeypatch):
+    experiment = Experiment(RECIPE, benchmark, OPTIONS, tmp_path)
+    experiment.build()
+    for epoch, (recall, best) in enumerate(
+        [(float("nan"), 1), (float("nan"), 2), (0.5, 3), (0.4, 3), (0.6, 5)], start=1
+    ):
+        monkeypatch.setattr(experiment, "evaluate", lambda *args, value=recall: {"recall_at_1": value})
+        experiment.choose(epoch)
+        assert experiment.best_epoch == best
+
+
+def test_what_keeps_the_records_is_missed_at_once(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "record_keeper", None)
+    for run in (Experiment(RECIPE, benchmark, OPTIONS, tmp_path).train, lambda: dry_run(RECIPE, benchmark, OPTIONS)):
+        with pytest.raises(
+            ImportError, match=r"records of the run need record_keeper.*pip install 'pml-gca\[examples\]'"
+        ):
+            run()
+
+
+def test_the_paper_stands_beside_its_own_recipe_alone(benchmark):
+    result = {"epoch": 7, "metrics": dict.fromkeys(METRICS, 0.5), "seconds_per_iteration": 1.0}
+    options = Options(loss="proxy_anchor", select_on="test", device="cpu")
+    table = seeds_table({0: result}, recipes.RESNET50_CUB, options, benchmark)
+    assert "| the paper, epoch chosen on test classes | 72.3 ± 0.3 |" in table
+    assert "Unlike the paper" not in table
+    assert "classes, 2 more held out" in table
+    for other in (
+        (replace(recipes.RESNET50_CUB, alpha=3), options),
+        (recipes.RESNET50_CUB, replace(options, amp=True)),
+        (recipes.RESNET50_CUB, replace(options, schedule="one_backward")),
+    ):
+        table = seeds_table({0: result}, *other, benchmark)
+        assert "72.3" not in table
+        assert "Unlike the paper: " in table
+    alone = seeds_table({0: result}, recipes.RESNET50_CUB, replace(options, generator="none"), benchmark)
+    assert "| the paper, epoch chosen on test classes | 68.5 ± 0.3 |" in alone
+
+
+METRICS = [*(f"recall_at_{k}" for k in (1, 2, 4, 8)), "mean_average_precision_at_r", "r_precision"]
+
+
+def test_a_backbone_of_ones_own_and_the_whole_precision(benchmark, tmp_path):
+    class Colours(torch.nn.Module):
+        num_features = 3
+
+        def forward(self, images):
+            return images.mean(dim=(2, 3))
+
+    recipe = replace(RECIPE, frozen=None)
+    result = Experiment(recipe, benchmark, replace(OPTIONS, amp=True), Path(tmp_path), backbone=Colours()).train()
+    assert 0 < result["metrics"]["recall_at_8"] <= 1
