@@ -1,14 +1,13 @@
 """Evaluate one of the authors' published checkpoints on the test classes of its data set."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-import torch
-
 from pml_gca.checkpoints import load_published_checkpoint
 from pml_gca.datasets import UnreadableImageError, load_benchmark
-from pml_gca.protocol import evaluate
+from pml_gca.protocol import Options, evaluate
 from pml_gca.protocol.report import metrics_table, percent
 from pml_gca.recipes import RECIPES, find_recipe
 from pml_gca.utils.runs import write_json
@@ -30,9 +29,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--data-root", required=True, type=Path, metavar="DIR", help="where the data set lies")
     add("--batch-size", type=int, default=256, metavar="N", help="images at a time (default: %(default)s)")
-    add("--workers", type=int, default=0, metavar="N", help="processes that load images (default: %(default)s)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one (default: auto)")
+    add(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, 8),
+        metavar="N",
+        help="processes that load images (default: a CPU core each, up to 8; here %(default)s)",
+    )
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     add("--image-size", type=int, default=224, metavar="S", help="side of the crops in pixels (default: %(default)s)")
+    add(
+        "--unreadable",
+        choices=("stop", "skip"),
+        default="stop",
+        help="images that cannot be read: stop at the first, or look for them all beforehand and leave them out "
+        "(default: %(default)s)",
+    )
     add("--out", type=Path, metavar="FILE.json", help="also write the figures here, as shares of 1")
     return parser
 
@@ -42,10 +54,12 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     for name, least in (("batch_size", 1), ("workers", 0), ("image_size", 32)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.image_size > 1024:
+        parser.error(f"--image-size must be at most 1024, got {args.image_size}")
+    try:
+        args.device = Options(device=None if args.device == "auto" else args.device).torch_device
+    except ValueError as error:
+        parser.error(f"--device: {error}")
     try:
         args.recipe = find_recipe(args.recipe)
     except ValueError as error:
@@ -60,8 +74,15 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Load, evaluate, print and write."""
     recipe = args.recipe
     try:
-        benchmark = load_benchmark(recipe.dataset, args.data_root, image_size=args.image_size, val_fraction=0.0)
-    except (OSError, ValueError) as error:
+        benchmark = load_benchmark(
+            recipe.dataset,
+            args.data_root,
+            image_size=args.image_size,
+            val_fraction=0.0,
+            unreadable=args.unreadable,
+            check_train=False,
+        )
+    except (OSError, TypeError, ValueError) as error:
         parser.error(f"--data-root: {error}")
     try:
         trunk, embedder, _ = load_published_checkpoint(args.checkpoint, recipe, image_size=args.image_size)
@@ -74,24 +95,25 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         "test",
         batch_size=args.batch_size,
         workers=args.workers,
-        device=torch.device(args.device),
+        device=args.device,
     )
     parts = {name: len(dataset) for name, dataset in benchmark.test.items()}
     row = {args.checkpoint.name: {name: percent([value]) for name, value in metrics.items()}}
     sizes = ", ".join(f"{count} images to {name}" for name, count in parts.items())
-    print(f"{recipe.name}, unseen classes ({sizes}), in percent\n\n{metrics_table(row, list(metrics))}")
+    skipped = f"; {len(benchmark.left_out)} that cannot be read are left out" if benchmark.left_out else ""
+    print(f"{recipe.name}, unseen classes ({sizes}{skipped}), in percent\n\n{metrics_table(row, list(metrics))}")
     if args.out is not None:
         about = {"checkpoint": args.checkpoint.name, "recipe": recipe.name, "image_size": args.image_size}
-        write_json(args.out, {**about, "images": parts, "metrics": metrics})
+        write_json(args.out, {**about, "images": parts, "left_out": benchmark.left_out, "metrics": metrics})
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
-    check_arguments(parser, args)
     try:
+        check_arguments(parser, args)
         run(parser, args)
-    except (ImportError, UnreadableImageError) as error:
+    except (ImportError, OSError, UnreadableImageError) as error:
         sys.exit(f"evaluate_checkpoint.py: {error}")
 
 

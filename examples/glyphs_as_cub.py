@@ -25,6 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     root = args.folder / "CUB_200_2011"
     if root.exists():
         sys.exit(f"{root} is there already")
+    if args.folder.exists() and not args.folder.is_dir():
+        parser.error(f"folder must be one, or nothing yet; {args.folder} is a file")
 
     names, labels = [], []
     for split, first in (("train", 1), ("test", FIRST_TEST_CLASS)):

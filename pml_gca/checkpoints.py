@@ -4,7 +4,7 @@ Their files hold ``feature_extractor.backbone.*``, ``feature_extractor.fc.*`` (t
 ``softmax_classifier.*``. In some, the backbone has classification layers that are in no computation.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from math import isqrt
 from os import PathLike
 from typing import Any
@@ -16,6 +16,7 @@ from .backbones import CLASSIFICATION_LAYERS, DINO_VITS16, RESNET50, build_backb
 from .generators import GlobalCorrelationGenerator
 from .generators.published import read_checkpoint, translate_back
 from .recipes import Recipe, find_recipe
+from .utils.text import first_of
 
 BACKBONE, HEAD, CLASSIFIER = "feature_extractor.backbone.", "feature_extractor.fc.", "softmax_classifier.weight"
 PARTS = ("feature_extractor.", "gnn.", "softmax_classifier.")
@@ -136,10 +137,5 @@ def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], recipe: 
         ],
     }
     if any(found.values()):
-        problems = "; ".join(f"{kind}: {_some(names)}" for kind, names in found.items() if names)
+        problems = "; ".join(f"{kind}: {first_of(names, SHOWN)}" for kind, names in found.items() if names)
         raise ValueError(f"this is no published checkpoint of the recipe {recipe.name}; {problems}")
-
-
-def _some(names: Collection[str]) -> str:
-    shown = ", ".join(list(names)[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

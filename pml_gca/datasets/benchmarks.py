@@ -13,11 +13,11 @@ from typing import Any
 from tqdm import tqdm
 
 from ..utils.optional import import_pillow
+from ..utils.text import first_of
 from . import transforms
 from .class_subset import ClassSubset, ImageSource, Label, UnreadableImageError, raw_labels, read_image
 from .data_root import check_root
-from .image_folder import _first
-from .sources import BENCHMARKS, MIN_CLASSES, find_source, open_splits
+from .sources import BENCHMARKS, MIN_CLASSES, checked, find_source, open_splits
 from .splits import check_int, split_classes
 
 __all__ = ["BENCHMARKS", "Benchmark", "load_benchmark"]
@@ -60,6 +60,7 @@ def load_benchmark(
     val_fraction: float = 0.1,
     seed: int = 0,
     unreadable: str = "stop",
+    check_train: bool = True,
     download: bool = False,
     train_transform: Callable[[Any], Any] | None = None,
     test_transform: Callable[[Any], Any] | None = None,
@@ -80,6 +81,8 @@ def load_benchmark(
         seed: of the classes held out, 0 to 2**63 - 1.
         unreadable: ``"stop"`` raises an error when a file that cannot be read is met; ``"skip"`` decodes all files
             up front, leaves those out, and warns.
+        check_train: whether to look at the files to train and validate on. False is for testing alone: these files
+            may be missing, which shows only where one is accessed, and ``unreadable="skip"`` leaves none of them out.
         download: have PML download the data set if ``root`` is empty or does not exist. Not for ``"inshop"`` and
             ``"folder"``.
         train_transform: of a PIL image of any mode; None for :func:`pml_gca.datasets.transforms.train_transform`.
@@ -105,14 +108,14 @@ def load_benchmark(
     to_train = transforms.train_transform(image_size) if train_transform is None else train_transform
     to_test = transforms.test_transform(image_size) if test_transform is None else test_transform
 
-    splits = open_splits(name, folder, download=download)
-    left_out = find_unreadable(list(splits.values()), progress) if unreadable == "skip" else {}
+    splits = open_splits(name, folder, download=download, check_train=check_train)
+    looked_at = checked(splits, check_train)
+    left_out = find_unreadable(looked_at, progress) if unreadable == "skip" else {}
     if left_out:
-        total = sum(len(dataset.paths) for dataset in splits.values())
+        total = sum(len(dataset.paths) for dataset in looked_at)
         some = [f"{path} ({reason})" for path, reason in left_out.items()]
         warnings.warn(
-            f"{len(left_out)} of {total} images of {name} cannot be read and are left out (all are in left_out): "
-            + _first(some, 10),
+            f"{len(left_out)} of {total} images of {name} cannot be read and are left out: " + first_of(some, 10),
             stacklevel=2,
         )
 
@@ -188,7 +191,7 @@ def hold_out_classes(
     if len(classes) < needed:
         raise ValueError(
             f"the train split of {what} must have at least {needed} classes, {MIN_CLASSES} to train on and "
-            f"{MIN_CLASSES} to hold out, found {len(classes)}; val_fraction=0 holds none out"
+            f"{MIN_CLASSES} to hold out, found {len(classes)}; with none held out, {MIN_CLASSES} are enough"
         )
     names = [str(label) for label in classes]
     parts = []

@@ -56,7 +56,7 @@ def read_image(dataset: ImageSource, row: int) -> Any:
             image.close()
         raise UnreadableImageError(
             f"{dataset.paths[row]} cannot be read as an image ({type(error).__name__}: {error}); "
-            "expected a file that Pillow can open: repair or remove it, or leave it out"
+            "expected a file that Pillow can open: repair it, or have files that cannot be read skipped"
         ) from error
     return image
 

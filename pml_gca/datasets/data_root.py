@@ -27,6 +27,12 @@ def nearby_root(root: Path, is_root: Callable[[Path], bool]) -> Path | None:
     return next((folder for folder in candidates if is_root(folder)), None)
 
 
+def other_root(root: Path, is_root: Callable[[Path], bool]) -> str:
+    """:func:`nearby_root` as a question, for an error message; empty if there is none."""
+    found = nearby_root(root, is_root)
+    return "" if found is None else f" (did you mean {found}?)"
+
+
 def missing_images(paths: Sequence[str]) -> list[str]:
     """Those of ``paths`` that are not on disk. Folders are listed, as asking for each file is slow."""
     names: dict[str, set[str]] = {}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..utils.text import first_of
 from .affine import AffineRange, check_range, draw_affines, to_unit, warp
 from .splits import (
     DEFAULT_FRACTIONS,
@@ -62,7 +63,7 @@ def find_images(root: str | os.PathLike[str]) -> dict[str, list[Path]]:
         raise ValueError(f"{folder} holds no class folder, only {len(entries)} other entries; {_LAYOUT}")
     empty = [name for name, files in classes.items() if not files]
     if empty:
-        raise ValueError(f"{len(empty)} class folders of {folder} hold no image: {_first(empty)}; {_LAYOUT}")
+        raise ValueError(f"{len(empty)} class folders of {folder} hold no image: {first_of(empty)}; {_LAYOUT}")
     return classes
 
 
@@ -72,11 +73,6 @@ def _images_in(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix.lower() in EXTENSIONS and path.is_file() and not path.name.startswith(".")
     )
-
-
-def _first(names: Sequence[object], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(str(name) for name in names[:limit]) + more
 
 
 def read_image(path: Path, size: int) -> Tensor:
@@ -123,7 +119,7 @@ def load_images(root: Path, files: Sequence[Path], size: int, *, progress: bool 
 def _unreadable(root: Path, broken: Sequence[Path], total: int) -> ValueError:
     names = [path.relative_to(root) for path in broken]
     return ValueError(
-        f"{len(broken)} of {total} images in {root} cannot be read: {_first(names)}; "
+        f"{len(broken)} of {total} images in {root} cannot be read: {first_of(names)}; "
         "expected image files that Pillow can open: repair or remove them"
     )
 
@@ -200,7 +196,7 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         try:
             split_sizes(len(names), self.fractions)
         except ValueError as error:
-            message = f"{self.root} holds {len(names)} class folder(s) ({_first(names)}): {error}; {_LAYOUT}"
+            message = f"{self.root} holds {len(names)} class folder(s) ({first_of(names)}): {error}; {_LAYOUT}"
             raise ValueError(message) from None
         self.classes = [names[i] for i in split_classes(names, self.split, self.fractions, self.seed)]
         if not self.classes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pytorch_metric_learning.datasets.base_dataset import BaseDataset
 
-from .data_root import check_root, found_at, nearby_root
+from .data_root import check_root, found_at, other_root
 
 STATUSES = {
     "train": ("train",),
@@ -62,7 +62,7 @@ class InShop(BaseDataset):
     ) -> None:
         folder = check_root(root)
         if download:
-            raise ValueError(f"download must be False for In-shop, found {download!r}; {_how_to_get(folder)}")
+            raise ValueError(_how_to_get(folder))
         if split not in STATUSES:
             raise ValueError(f"split must be one of {tuple(STATUSES)}, found {split!r}")
         if not folder.is_dir():
@@ -139,14 +139,13 @@ def read_partition(path: Path) -> list[tuple[str, int, str]]:
 
 
 def _hint(root: Path) -> str:
-    better = nearby_root(root, lambda folder: bool(find_partition(folder) and find_image_base(folder)))
-    return "" if better is None else f" (did you mean root={str(better)!r}?)"
+    return other_root(root, lambda folder: bool(find_partition(folder) and find_image_base(folder)))
 
 
 def _how_to_get(root: Path) -> str:
     return (
-        "it cannot be downloaded automatically, as it needs an agreement: get img.zip and list_eval_partition.txt of "
-        "DeepFashion: In-shop Clothes Retrieval Benchmark, "
+        "In-shop cannot be downloaded automatically, as it needs an agreement: get img.zip and "
+        "list_eval_partition.txt of DeepFashion: In-shop Clothes Retrieval Benchmark, "
         "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html, and unpack img.zip; "
         f"expected {root / PARTITION} (or {root / 'Eval' / PARTITION}) and the folder {root / 'img'} "
         f"(or {root / 'Img' / 'img'}); all of it may lie in {root / NESTED}"

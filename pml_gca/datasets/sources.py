@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ..recipes import CARS196, CUB, INSHOP, SOP, suggestion
+from ..recipes import CARS196, CUB, INSHOP, SOP
+from ..utils.text import first_of, suggestion
 from .class_subset import ImageSource
-from .data_root import found_at, missing_images, nearby_root
-from .image_folder import _first, find_images
+from .data_root import found_at, missing_images, other_root
+from .image_folder import find_images
 from .splits import split_classes
 
 FOLDER = "folder"
@@ -77,7 +79,7 @@ class FolderHalf(Dataset[tuple[Any, str]]):
         found = find_images(root)
         names = list(found)
         if len(names) < 2 * MIN_CLASSES:
-            raise ValueError(f"root must hold at least {2 * MIN_CLASSES} class folders, found {len(names)} in {root}")
+            raise ValueError(f"{root} must hold at least {2 * MIN_CLASSES} class folders, found {len(names)}")
         chosen = [names[i] for i in split_classes(names, split, (0.5, 0.0, 0.5))]
         self.paths = [str(path) for name in chosen for path in found[name]]
         self.labels = [name for name in chosen for _ in found[name]]
@@ -102,8 +104,10 @@ def find_source(name: object) -> Source:
     return BENCHMARKS[name]
 
 
-def open_splits(name: str, root: Path, *, download: bool) -> dict[str, ImageSource]:
+def open_splits(name: str, root: Path, *, download: bool, check_train: bool = True) -> dict[str, ImageSource]:
     """The train and test splits of a benchmark, by name, once all images that they list are known to be there.
+
+    Those to train on are looked for only with ``check_train``.
 
     Raises:
         ValueError: something is missing in ``root``, or ``download`` is true where it cannot be.
@@ -112,20 +116,25 @@ def open_splits(name: str, root: Path, *, download: bool) -> dict[str, ImageSour
     module, _, attribute = source.dataset.rpartition(".")
     dataset_class = getattr(import_module(module), attribute)
     if download and name == FOLDER:
-        raise ValueError("download must be False for 'folder', which is your own images, found True")
+        raise ValueError(f"{FOLDER!r} stands for your own images, which cannot be downloaded")
     if download and (name == INSHOP or _is_empty(root)):
         _open(dataset_class, name, source, root, "train", download=True)  # In-shop refuses, and says where to get it
     if source.label_files:
         _check_label_files(name, source, root)
     splits = {split: _open(dataset_class, name, source, root, split) for split in ("train", *source.test_splits)}
-    paths = [path for dataset in splits.values() for path in dataset.paths]
+    paths = [path for dataset in checked(splits, check_train) for path in dataset.paths]
     missing = missing_images(paths)
     if missing:
         raise ValueError(
-            f"{len(missing)} of the {len(paths)} images of {name} are not in {root}: {_first(missing)}; expected all "
+            f"{len(missing)} of the {len(paths)} images of {name} are not in {root}: {first_of(missing)}; expected all "
             "that its label files list: was the archive unpacked to the end?"
         )
     return splits
+
+
+def checked(splits: Mapping[str, ImageSource], check_train: bool) -> list[ImageSource]:
+    """Those of a benchmark's splits whose files are to be looked at."""
+    return [dataset for split, dataset in splits.items() if check_train or split != "train"]
 
 
 def _is_empty(root: Path) -> bool:
@@ -138,15 +147,14 @@ def _check_label_files(name: str, source: Source, root: Path) -> None:
 
     expected = (
         f"expected the folder that holds {', '.join(source.label_files)}; "
-        "download=True fetches them, but only into a new or empty folder"
+        "pytorch-metric-learning can download them, but only into a new or empty folder"
     )
     if not root.is_dir():
         raise ValueError(f"root must be the folder of {name}, found {found_at(root)} at {root}; {expected}")
     if not is_root(root):
         missing = [file for file in source.label_files if not (root / file).is_file()]
-        better = nearby_root(root, is_root)
-        hint = "" if better is None else f" (did you mean root={str(better)!r}?)"
-        raise ValueError(f"{_first(missing)} of {name} is missing in {root}{hint}; {expected}")
+        hint = other_root(root, is_root)
+        raise ValueError(f"{first_of(missing)} of {name} is missing in {root}{hint}; {expected}")
     counts = {file: _count_lines(root / file) for file in source.paired}
     if len(set(counts.values())) > 1:  # PML would pass over the surplus without a word
         found = ", ".join(f"{count} in {file}" for file, count in counts.items())

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..datasets import Benchmark
@@ -17,6 +17,11 @@ def metric_names(benchmark: Benchmark) -> list[str]:
     return [*(f"recall_at_{k}" for k in benchmark.recall_at), "mean_average_precision_at_r", "r_precision"]
 
 
+def same_label(a: Tensor, b: Tensor) -> Tensor:
+    """Whether labels agree. Given a function PML counts class by class; of its own accord, all classes times images."""
+    return a == b
+
+
 def build_tester(
     benchmark: Benchmark, *, batch_size: int, workers: int, device: torch.device, **kwargs: Any
 ) -> GlobalEmbeddingSpaceTester:
@@ -26,7 +31,11 @@ def build_tester(
     """
     # PML's own metrics need no more neighbours than the largest class has members.
     calculator = RecallCalculator(
-        recall_at=tuple(benchmark.recall_at), include=metric_names(benchmark), k="max_bin_count", device=device
+        recall_at=tuple(benchmark.recall_at),
+        include=metric_names(benchmark),
+        k="max_bin_count",
+        label_comparison_fn=same_label,
+        device=device,
     )
     return GlobalEmbeddingSpaceTester(
         accuracy_calculator=calculator,

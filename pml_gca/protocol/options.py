@@ -109,5 +109,7 @@ def check_device(device: torch.device) -> None:
             raise ValueError(f"device is '{device}', but torch finds no GPU")
         if device.index is not None and device.index >= found:
             raise ValueError(f"device is '{device}', but torch finds {found} GPU(s), counted from 0")
+    elif device.type == "meta":
+        raise ValueError("device is 'meta', which computes nothing")
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device is 'mps', but torch finds none")

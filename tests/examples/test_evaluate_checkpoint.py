@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +46,14 @@ def tiny_recipe(monkeypatch):
 
 
 def arguments(root, **changed):
-    given = {"checkpoint": root / "tiny.pth", "recipe": "tiny", "data-root": root / "cub", "image-size": 32, **changed}
+    given = {
+        "checkpoint": root / "tiny.pth",
+        "recipe": "tiny",
+        "data-root": root / "cub",
+        "image-size": 32,
+        "workers": 0,
+    }
+    given |= changed
     return [str(part) for name, value in given.items() for part in (f"--{name}", value)]
 
 
@@ -91,6 +100,7 @@ def test_table_and_file_of_a_checkpoint(files, tmp_path, capsys):
     assert list(written["metrics"].values()) == pytest.approx(expected)
     assert (written["recipe"], written["checkpoint"], written["image_size"]) == ("tiny", "tiny.pth", 32)
     assert written["images"] == {"test": 24}
+    assert written["left_out"] == []
 
 
 def test_queries_of_in_shop_search_the_gallery(files, capsys):
@@ -113,11 +123,15 @@ def test_queries_of_in_shop_search_the_gallery(files, capsys):
         ({"checkpoint": "nowhere.pth"}, "--checkpoint: there is no file nowhere.pth"),
         ({"checkpoint": __file__}, "test_evaluate_checkpoint.py is no whole file of torch.save"),
         ({"data-root": "nowhere"}, "--data-root: "),
-        ({"device": "cuda"}, "--device cuda: torch finds no GPU"),
-        ({"device": "abacus"}, "invalid choice: 'abacus'"),
+        ({"data-root": "d" * 300}, "--data-root: "),
+        ({"device": "cuda"}, "--device: device is 'cuda', but torch finds no GPU"),
+        ({"device": "cuda:1"}, "--device: device is 'cuda:1', but torch finds no GPU"),
+        ({"device": "abacus"}, "--device: device must be cpu, cuda, cuda:1 or the like, got 'abacus'"),
+        ({"unreadable": "ignore"}, "argument --unreadable: invalid choice: 'ignore'"),
         ({"batch-size": 0}, "--batch-size must be at least 1, got 0"),
         ({"workers": -1}, "--workers must be at least 0, got -1"),
         ({"image-size": 8}, "--image-size must be at least 32, got 8"),
+        ({"image-size": 1025}, "--image-size must be at most 1024, got 1025"),
         ({"out": "nowhere/figures.json"}, "--out must name a file in a folder that exists"),
     ],
 )
@@ -128,6 +142,70 @@ def test_wrong_arguments_are_explained(files, changed, message, capsys):
     error = capsys.readouterr().err
     assert error.startswith("usage: ")
     assert message in error
+
+
+@pytest.mark.parametrize(("name", "training"), [("cub", "00?.Some_Bird"), ("inshop", "id_*[13579]")])
+def test_training_images_are_not_needed(name, training, files, tmp_path, capsys):
+    root = shutil.copytree(files[0] / name, tmp_path / name)
+    folders = list(root.rglob(training))
+    assert len(folders) == 6
+    for folder in folders:
+        shutil.rmtree(folder)
+    recipe = {"cub": "tiny", "inshop": "tiny_inshop"}[name]
+    printed = set()
+    for data_root in (files[0] / name, root):
+        for unreadable in ("stop", "skip"):
+            given = {"recipe": recipe, "data-root": data_root, "unreadable": unreadable}
+            evaluate_checkpoint.main(arguments(files[0], **given))
+            printed.add(capsys.readouterr().out)
+    assert len(printed) == 1
+    assert "Recall@1" in printed.pop()
+
+
+def test_images_that_cannot_be_read(files, tmp_path, capsys):
+    root = shutil.copytree(files[0] / "cub", tmp_path / "cub")
+    train, *test = (str(min(root.rglob(f"{label}.Some_Bird/*"))) for label in ("001", "101", "102"))
+    for file in (train, *test):
+        os.truncate(file, 300)
+    given = arguments(files[0], **{"data-root": root})
+    with pytest.raises(SystemExit, match=f"^evaluate_checkpoint.py: {test[0]} cannot be read as an image"):
+        evaluate_checkpoint.main(given)
+    out = tmp_path / "figures.json"
+    with pytest.warns(UserWarning, match="2 of 24 images of cub cannot be read and are left out"):
+        evaluate_checkpoint.main([*given, "--unreadable", "skip", "--out", str(out)])
+    assert "(22 images to test; 2 that cannot be read are left out)" in capsys.readouterr().out
+    written = json.loads(out.read_text())
+    assert (written["images"], written["left_out"]) == ({"test": 22}, test)
+
+
+def test_workers_and_devices_by_their_names(files, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(evaluate_checkpoint, "evaluate", lambda *parts, **named: given.append(named) or {"r": 0.5})
+    plain = arguments(files[0])
+    where = plain.index("--workers")
+    evaluate_checkpoint.main(plain[:where] + plain[where + 2 :])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("auto", "cpu", "cuda", "cuda:1"):
+        evaluate_checkpoint.main([*plain, "--device", name])
+    assert given[0]["workers"] == min(os.cpu_count(), 8)
+    assert [str(named["device"]) for named in given] == ["cpu", "cuda", "cpu", "cuda", "cuda:1"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        evaluate_checkpoint.main([*plain, "--device", "cuda:2"])
+    assert "--device: device is 'cuda:2', but torch finds 2 GPU(s), counted from 0" in capsys.readouterr().err
+
+
+def test_files_that_the_system_refuses(files, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(evaluate_checkpoint, "write_json", full)
+    with pytest.raises(SystemExit, match=r"^evaluate_checkpoint\.py: .*No space left on device: '.*figures\.json'"):
+        evaluate_checkpoint.main(arguments(files[0], out=tmp_path / "figures.json"))
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_checkpoint.main(arguments(files[0], checkpoint="c" * 300))
+    assert stopped.value.code not in (0, None)
 
 
 def test_help_names_recipes_and_defaults(capsys):

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import layouts
 import numpy as np
 import pytest
@@ -53,6 +57,43 @@ def test_metrics_are_those_of_a_slow_search(name, split, tmp_path):
     expected = slow_metrics(*queries, *references, benchmark.recall_at, among_themselves=alone)
     assert found == pytest.approx(expected)
     assert 0 < found["recall_at_1"] <= 1
+
+
+PEAKS = """
+import re, sys, torch
+from pathlib import Path
+from pml_gca.datasets import Benchmark
+from pml_gca.protocol import evaluate
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, size):
+        self.labels = torch.arange(size) // 2
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, row):
+        return torch.rand(4), int(self.labels[row])
+
+
+for size in map(int, sys.argv[1:]):
+    benchmark = Benchmark("sop", None, None, {"test": Pairs(size)}, recall_at=(1, 10))
+    evaluate(torch.nn.Identity(), torch.nn.Identity(), benchmark, batch_size=500, device=torch.device("cpu"))
+    print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells a process's peak of memory")
+def test_memory_does_not_grow_with_the_square_of_the_images():
+    sizes = 2000, 8000
+    # A process of its own, for a peak of its own, of torch's memory, faiss's and all else. (A new process inherits
+    # getrusage's peak from the one that starts it.)
+    command = [sys.executable, "-c", PEAKS, *map(str, sizes)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    few, many = (1024 * int(line) for line in done.stdout.split())
+    # It grows by 5 MB. A byte for each image and class would be 32 MB, for each pair of images 64 MB.
+    assert 0 < many - few < sizes[1] ** 2 / 4
 
 
 def test_bad_split(tmp_path):

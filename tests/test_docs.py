@@ -1,0 +1,97 @@
+"""What the pages in docs name is there, and their commands, and the README's, are such as the scripts take."""
+
+import importlib
+import re
+import shlex
+from importlib.metadata import metadata
+from pathlib import Path
+
+import pytest
+
+from pml_gca.losses import NAMED_LOSSES
+from pml_gca.recipes import RECIPES
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*DOCS, ROOT / "README.md"]
+EACH_OF_DOCS, EACH_PAGE = (
+    pytest.mark.parametrize("page", pages, ids=[page.name for page in pages]) for pages in (DOCS, PAGES)
+)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Each ``python examples/...`` of a page, as the shell's words from the script on."""
+    text = page.read_text().replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in re.findall(r"\bpython (examples/[^\n`&|;]*)", text)]
+
+
+def options_of(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """The options that a script's help lists."""
+    path = ROOT / script
+    monkeypatch.syspath_prepend(str(path.parent))
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(path.stem).main(["--help"])
+    assert stopped.value.code == 0
+    return set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", capsys.readouterr().out, flags=re.MULTILINE))
+
+
+def test_there_are_pages_with_commands() -> None:
+    assert {"performance.md", "reproducing.md"} <= {page.name for page in DOCS}
+    found = {command[0] for page in PAGES for command in commands(page)}
+    assert {f"examples/{name}.py" for name in ("reproduce", "evaluate_checkpoint", "train_with_classifier")} <= found
+
+
+@EACH_OF_DOCS
+def test_links_and_pictures_are_there(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    assert targets
+    for target in targets:
+        path = target.partition("#")[0]
+        assert target.startswith("https://") or (page.parent / path).exists(), target
+
+
+@EACH_PAGE
+def test_commands_are_such_as_the_scripts_take(
+    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for script, *words in commands(page):
+        assert (ROOT / script).is_file(), script
+        known = options_of(script, monkeypatch, capsys)
+        assert "--help" in known
+        unknown = {word.partition("=")[0] for word in words if word.startswith("--")} - known
+        assert not unknown, f"{script} has no {', '.join(unknown)}"
+
+
+@EACH_PAGE
+def test_options_in_the_text_are_some_scripts(
+    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripts = {command[0] for command in commands(page)}
+    known = set().union(*(options_of(script, monkeypatch, capsys) for script in scripts))
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    named = {word for code in re.findall(r"`(--[^`]+)`", text) for word in code.split() if word.startswith("--")}
+    assert named <= known, f"no script has {', '.join(named - known)}"
+
+
+@EACH_PAGE
+def test_recipes_and_losses_in_commands(page: Path) -> None:
+    text = page.read_text()
+    recipes = set(re.findall(r"--recipe (\w+)", text))
+    assert recipes <= set(RECIPES)
+    if page.name == "reproducing.md":
+        assert recipes == set(RECIPES)
+    losses = set(re.findall(r"--loss ([\w:]+)", text))
+    assert {loss for loss in losses if ":" not in loss} <= set(NAMED_LOSSES)
+
+
+@EACH_OF_DOCS
+def test_extras_are_there(page: Path) -> None:
+    extras = metadata("pml-gca").get_all("Provides-Extra")
+    for found in re.findall(r"pip install .*?\[([\w,-]+)\]", page.read_text()):
+        assert set(found.split(",")) <= set(extras), found
+
+
+@EACH_OF_DOCS
+def test_python_compiles(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        compile(block, page.name, "exec")
