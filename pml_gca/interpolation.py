@@ -115,6 +115,12 @@ def merging_weights(draws: Tensor, plan: CandidatePlan) -> Tensor:
     return torch.empty_like(draws).index_copy(1, order, weights.to(draws.dtype))
 
 
+def pull_strength(alpha: float, metric_level: Tensor | float) -> Tensor:
+    """s = e^{-α/L}, 0-dimensional in float64: 1 for an infinite level L, 0 for a level of 0 or below unless α is 0."""
+    level = torch.as_tensor(metric_level, dtype=torch.float64)
+    return torch.exp(-alpha / level.clamp_min(torch.finfo(level.dtype).tiny))
+
+
 def pull_ratio(near: Tensor, far: Tensor, strength: Tensor | float) -> tuple[Tensor, Tensor]:
     r"""How the coefficients make the ratio :math:`r_{ij} = a + b\,\lambda_{ij}` of :func:`interpolate`.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..cost import StepCost, choose_memory, step_bytes, step_multiply_adds
 from ..graph import compute_dtype
-from ..interpolation import CandidatePlan, merging_weights, plan_candidates
+from ..interpolation import CandidatePlan, merging_weights, plan_candidates, pull_strength
 from ..propagation import CorrelationPropagation, Correlations
 from ..synthesis import synthesize
 from ..tiles import Tile
@@ -193,8 +193,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
 
     def interpolation_strength(self, metric_level: Tensor | float) -> Tensor:
         """e^{-α/L}: 1 for an infinite level, 0 for a level of 0 or below."""
-        level = torch.as_tensor(metric_level, dtype=torch.float64)
-        return torch.exp(-self.alpha / level.clamp_min(torch.finfo(level.dtype).tiny))
+        return pull_strength(self.alpha, metric_level)
 
     def _objectives(
         self,
