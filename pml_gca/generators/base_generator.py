@@ -147,6 +147,15 @@ class BaseGenerator(ModuleWithRecords):
         return [{"params": parameters, "lr": lr}] if parameters else []
 
     @property
+    def learns(self) -> bool:
+        """Whether it has parameters. The negatives of a generator that has none count fully, from the start.
+
+        One that learns is to return ``generation_loss`` among its objectives, as its level decides how much its
+        negatives count.
+        """
+        return next(self.parameters(), None) is not None
+
+    @property
     def gradient_norm(self) -> float:
         """Euclidean norm of the gradient that the parameters hold now; 0 where there is none."""
         norms = [torch.linalg.vector_norm(p.grad.float()) for p in self.parameters() if p.grad is not None]

@@ -41,7 +41,8 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
     with J_m the wrapped loss as it was called, J_syn the wrapped loss with each anchor's synthetic negatives
     (:mod:`pml_gca.losses.families` says how), G a running mean of J_gen, and the last three the generator's own
     terms, which together are the sub-loss ``generator_loss``. J_m, J_syn and J_gce train the embeddings; J_gce and
-    J_gen the generator; J_aux its auxiliary classifier.
+    J_gen the generator; J_aux its auxiliary classifier. Of a generator that does not learn, J_syn has the weight 1, and
+    the last three are absent.
     In evaluation it is the wrapped loss alone. Of PML's records, ``synthetic_loss`` includes its weight.
 
     References (``ref_emb``, ``ref_labels``) join the graph as nodes without gradient, and are positives and negatives
@@ -52,7 +53,8 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
     Args:
         loss: a loss of ``pytorch_metric_learning.losses``, or one registered with ``synthetic_loss``.
         generator: e.g. :class:`pml_gca.GlobalCorrelationGenerator`.
-        beta: β: how far the generator's loss must have fallen before synthetic negatives count.
+        beta: β: how far the generator's loss must have fallen before synthetic negatives count; without effect where
+            the generator does not learn.
         level_momentum: of the running means L and G, in [0, 1); ``None`` for the published schedule, the mean of the
             epoch before: then call :meth:`end_epoch` after every epoch.
         **kwargs: ``collect_stats``, ``embedding_regularizer`` and the like, as for any PML loss; but no ``distance``,
@@ -154,6 +156,9 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
             lr: of the generator.
             classifier_lr: of its auxiliary classifier.
             loss_lr: of the wrapped loss's own parameters, such as proxies; ``lr`` if None.
+
+        Returns:
+            No groups where neither the generator nor the wrapped loss has parameters: it then needs no optimizer.
         """
         groups = self.generator.parameter_groups(lr, classifier_lr)
         own = list(self.loss.parameters())
@@ -270,7 +275,9 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         return metric
 
     def synthetic_weight_at(self, generator_level: Tensor) -> Tensor:
-        """1 − e^{−β/G}: 0 for an infinite level, 1 for a level of 0 or below."""
+        """1 − e^{−β/G}: 0 for an infinite level, 1 for a level of 0 or below, or if the generator does not learn."""
+        if not self.generator.learns:
+            return torch.ones_like(generator_level, dtype=torch.float64)
         level = generator_level.double().clamp_min(torch.finfo(torch.float64).tiny)
         return -torch.expm1(-self.beta / level)
 
