@@ -24,6 +24,13 @@ def check_positive_int(name: str, value: object) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def check_share(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number in [0, 1]."""
+    check_number(name, value)
+    if value > 1:  # type: ignore[operator]
+        raise ValueError(f"{name} must be at most 1, got {value}")
+
+
 def check_flag(name: str, value: object) -> None:
     """Raise unless ``value`` is True or False."""
     if not isinstance(value, bool):
