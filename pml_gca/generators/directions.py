@@ -1,0 +1,54 @@
+"""Points made of two embeddings: mixed by direction and length, or mirrored."""
+
+import torch
+from torch import Tensor
+
+ROUNDING = 8  # in units of the dtype's resolution: a sum of two unit vectors that is no longer has no direction
+
+
+def unit(rows: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Directions and lengths of rows.
+
+    Args:
+        rows: (R, D), in float32 or wider.
+        floor: a row that is no longer than this has no direction: it becomes the zero vector, and gets no gradient
+            from it.
+
+    Returns:
+        ``(directions, lengths)``: (R, D) and (R, 1).
+    """
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    none = length <= floor
+    return torch.where(none, 0.0, rows / length.masked_fill(none, 1.0)), length
+
+
+def mix(first: Tensor, second: Tensor, share: Tensor, normalize: bool) -> Tensor:
+    r"""Points between two rows, t being the share of the first: :math:`v = t\,a + (1 - t)\,b`.
+
+    With ``normalize`` rows are brought to unit length first and the mixture again, which is then scaled to the length
+    :math:`t \lVert a \rVert + (1 - t) \lVert b \rVert`, so that it is about as long as what it is compared with.
+    Opposite directions that cancel give the zero vector.
+
+    Args:
+        first, second: (R, D), in float32 or wider.
+        share: t, (R, 1) or what broadcasts to it, in [0, 1].
+        normalize: mix directions and lengths, else the rows as they are.
+    """
+    if not normalize:
+        return torch.lerp(second, first, share)
+    (a, a_length), (b, b_length) = unit(first), unit(second)
+    direction, _ = unit(torch.lerp(b, a, share), ROUNDING * torch.finfo(a.dtype).eps)
+    return direction * torch.lerp(b_length, a_length, share)
+
+
+def reflect(points: Tensor, axes: Tensor) -> Tensor:
+    r"""Points mirrored about the lines through 0 and other points: :math:`q = 2 (p \cdot u) u - p`, with u = a/‖a‖.
+
+    The length of a point stays, and its angle with the axis. The zero vector is no axis: the point then stays itself.
+
+    Args:
+        points, axes: (R, D), in float32 or wider: p and a.
+    """
+    u, length = unit(axes)
+    mirrored = 2 * (points * u).sum(dim=1, keepdim=True) * u - points
+    return torch.where(length > 0, mirrored, points)
