@@ -1,0 +1,152 @@
+"""HDML's generator: Zheng et al., CVPR 2019, https://arxiv.org/abs/1903.05503"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..interpolation import interpolate, pull_strength
+from ..utils.host import HostCopy, to_device
+from ..utils.records import hide_modules_from_records
+from ..utils.validation import check_flag, check_number
+from .base_generator import BaseGenerator, SyntheticNegatives
+from .objective import classification_loss, frozen_classification_loss, mean_or_zero
+from .planning import detach_references, on_device, plan_negative_pairs
+
+TERMS = ("reconstruction_loss", "softmax_loss", "auxiliary_classification_loss", "generation_loss")
+
+
+class HardnessAwareGenerator(BaseGenerator):
+    r"""Hardness-aware negatives (HDML): every negative of the batch, pulled toward the anchor by one shared amount.
+
+    .. math::
+        \hat{z}_{ij} = z_i + \frac{d^+ + (d^- - d^+)\,e^{-\alpha/L}}{d^-}\,(z_j - z_i) \text{ if } d^+ < d^-,
+        \text{ else } z_j
+
+    with d⁺ the distance of the anchor's next positive, d⁻ that of the negative, and L the level of the metric loss:
+    all negatives of a batch are pulled alike, straight, and never nearer than the positive. There is one synthetic
+    negative per anchor and negative sample, B² of them rather than one per class: with proxy and classification losses
+    of many classes they take memory. Anchors without a positive have no d⁺; they generate nothing, and are counted.
+
+    With ``reembed`` a network i, D → 2D → D, maps ẑ to z̃ = i(ẑ), which is to be an embedding of the negative's class
+    again. It is trained by
+
+    .. math:: J_{gen} = \frac{1}{B} \sum_b \lVert i(z_b) - z_b \rVert^2 + w\,J_{soft}
+
+    where J_soft is the cross-entropy of z̃ and the negatives' labels under an auxiliary linear classifier, which is held
+    fixed in it and learns from the real embeddings. Both terms see detached embeddings. The wrapped loss sees z̃ with a
+    gradient to the embeddings, through the network, but not to it.
+
+    What differs from the paper: there, i maps to features of the backbone, whose embedding is z̃, so that the embedding
+    layer also learns from the synthetic features; here no more is known than embeddings. The paper has one negative
+    per other class in an N-pair tuple; it reduces the weight of the metric loss as that of J_syn grows, and its β is
+    10⁴ for a J_gen of another scale.
+
+    Args:
+        num_classes: training classes N.
+        embedding_size: channels D.
+        alpha: α: how far the metric loss must have fallen before negatives are pulled in. The paper takes 90 for
+            N-pairs.
+        reembed: whether to map the pulled negatives through the network.
+        softmax_weight: w of J_soft; only with ``reembed``.
+        collect_stats: record statistics for PML's hooks; PML's global default if None.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range.
+
+    Example:
+        >>> import torch
+        >>> generator = HardnessAwareGenerator(num_classes=10, embedding_size=8)
+        >>> negatives = generator(torch.randn(6, 8), torch.tensor([0, 0, 4, 4, 7, 7]))
+        >>> negatives.embeddings.shape  # 6 anchors, 4 negatives each
+        torch.Size([24, 8])
+    """
+
+    stat_names = (*BaseGenerator.stat_names, *TERMS)
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        *,
+        alpha: float = 90.0,
+        reembed: bool = False,
+        softmax_weight: float = 0.5,
+        collect_stats: bool | None = None,
+    ) -> None:
+        super().__init__(num_classes, embedding_size, collect_stats)
+        check_number("alpha", alpha)
+        check_flag("reembed", reembed)
+        check_number("softmax_weight", softmax_weight)
+        self.alpha = alpha
+        self.reembed = reembed
+        self.softmax_weight = softmax_weight
+        if reembed:
+            hidden = 2 * embedding_size
+            self.network = nn.Sequential(
+                nn.Linear(embedding_size, hidden), nn.ReLU(), nn.Linear(hidden, embedding_size)
+            )
+            self.auxiliary_classifier = nn.Linear(embedding_size, num_classes)
+            hide_modules_from_records(self)
+
+    def generate(
+        self, embeddings: Tensor, labels: Tensor, num_anchors: int, metric_level: Tensor | float = math.inf
+    ) -> SyntheticNegatives:
+        """As :meth:`forward`, on input already checked."""
+        self.reset_stats()
+        self.follow_device(embeddings.device)
+        nodes = detach_references(embeddings, num_anchors)
+        plan = on_device(plan_negative_pairs(self.labels_on_host(HostCopy(labels)), num_anchors), nodes.device)
+        near = torch.linalg.vector_norm(nodes[:num_anchors] - nodes.index_select(0, plan.positives), dim=1)
+        synthetic = interpolate(
+            nodes.index_select(0, plan.anchors),
+            nodes.index_select(0, plan.negatives),
+            nodes.new_ones(1, 1),
+            near.index_select(0, plan.anchors),
+            pull_strength(self.alpha, metric_level),
+        )
+        objectives: dict[str, Tensor] = {}
+        if self.reembed:
+            with torch.autocast(nodes.device.type, enabled=False):
+                if self.training and torch.is_grad_enabled():
+                    anchor_labels = to_device(labels[:num_anchors].long(), nodes.device)
+                    objectives = self._objectives(nodes[:num_anchors], anchor_labels, synthetic, plan.labels)
+                synthetic = self._reembed_without_learning(synthetic)
+        if self.collect_stats:
+            self.num_negatives, self.num_skipped_anchors = len(synthetic), plan.num_skipped_anchors
+        return SyntheticNegatives(
+            synthetic.to(embeddings.dtype), plan.labels, plan.anchors, objectives, plan.num_skipped_anchors
+        )
+
+    def parameter_groups(self, lr: float, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
+        """Optimizer groups: the network at ``lr``, the classifier at ``classifier_lr``; none without ``reembed``."""
+        if not self.reembed:
+            return []
+        return [
+            {"params": list(self.network.parameters()), "lr": lr},
+            {"params": list(self.auxiliary_classifier.parameters()), "lr": classifier_lr},
+        ]
+
+    def _reembed_without_learning(self, rows: Tensor) -> Tensor:
+        """i of (S, D) rows; the gradient passes through the network, and leaves its parameters alone."""
+        frozen = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+        out: Tensor = functional_call(self.network, frozen, (rows.to(self.auxiliary_classifier.weight.dtype),))
+        return out.to(rows.dtype)
+
+    def _objectives(
+        self, anchors: Tensor, anchor_labels: Tensor, candidates: Tensor, candidate_labels: Tensor
+    ) -> dict[str, Tensor]:
+        """The terms to add to the loss; none reaches the embeddings."""
+        classifier = self.auxiliary_classifier
+        real, pulled = (x.detach().to(classifier.weight.dtype) for x in (anchors, candidates))
+        made = self.network(torch.cat([real, pulled])).to(candidates.dtype)
+        reconstruction = mean_or_zero((made[: len(real)] - anchors.detach()).square().sum(dim=1))
+        soft = frozen_classification_loss(made[len(real) :], classifier.weight, classifier.bias, candidate_labels)
+        auxiliary = classification_loss(classifier(real), anchor_labels)
+        generation = reconstruction + self.softmax_weight * soft
+        if self.collect_stats:
+            for name, term in zip(TERMS, (reconstruction, soft, auxiliary, generation), strict=True):
+                setattr(self, name, term.item())
+        return {"generation_loss": generation, "auxiliary_classification_loss": auxiliary}
