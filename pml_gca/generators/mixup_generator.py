@@ -1,0 +1,120 @@
+"""Mixed negatives after Metrix: Venkataramanan et al., ICLR 2022, https://arxiv.org/abs/2106.04990"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..utils.host import HostCopy
+from ..utils.validation import check_flag, check_number
+from .base_generator import BaseGenerator, SyntheticNegatives
+from .directions import mix
+from .planning import NegativePairs, detach_references, on_device, plan_negative_pairs
+
+
+class MixupGenerator(BaseGenerator):
+    r"""Negatives mixed with positives, after Metrix: the half of it that negatives alone can carry.
+
+    In Metrix an anchor meets mixtures of a positive p and a negative n,
+
+    .. math:: v = \lambda\,p + (1 - \lambda)\,n, \quad \lambda \sim \text{Beta}(a, a), \quad a = 2
+
+    each counted as a negative with weight 1 − λ and as a positive with weight λ. A synthetic negative here has no
+    weight, and is no positive. The draw carries the weight instead: λ ~ Beta(a, a + 1), whose density is that of
+    Beta(a, a) times 2 (1 − λ). There is one mixture for every anchor and negative sample, with a positive drawn at
+    random. Where a loss adds up a function of each negative, as those do that Metrix is written for, the sum over these
+    mixtures has the expectation of Metrix's weighted one over negatives, times 2 over the number of positives.
+
+    This is the negative half of Metrix on embeddings, and no more. Mixtures are no positives; pairs of other kinds, and
+    inputs or hidden features, are not mixed; none are chosen by hardness; and the term has the weight 1 beside the
+    metric loss. For proxy and classification losses a mixture is one more sample of n's class, although p has the
+    larger share in 5 of 16 draws.
+
+    Anchors without a positive generate nothing, and are counted.
+
+    Args:
+        num_classes: training classes N.
+        embedding_size: channels D.
+        concentration: a > 0. Large values draw λ near ½, small ones near 0 and 1.
+        normalize: mix directions: p and n are normalised to unit length first, and the mixture again, which is then
+            scaled to λ ‖p‖ + (1 − λ) ‖n‖, so that losses on embeddings that are not normalised meet a negative of
+            their scale. Else mix the embeddings as they are.
+        collect_stats: record statistics for PML's hooks; PML's global default if None.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range.
+
+    Example:
+        >>> import torch
+        >>> generator = MixupGenerator(num_classes=10, embedding_size=8)
+        >>> negatives = generator(torch.randn(6, 8), torch.tensor([0, 0, 4, 4, 7, 7]))
+        >>> negatives.embeddings.shape  # 6 anchors, 4 negatives each
+        torch.Size([24, 8])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        *,
+        concentration: float = 2.0,
+        normalize: bool = True,
+        collect_stats: bool | None = None,
+    ) -> None:
+        super().__init__(num_classes, embedding_size, collect_stats)
+        check_number("concentration", concentration)
+        check_flag("normalize", normalize)
+        if concentration == 0:
+            raise ValueError(f"concentration must be above 0, got {concentration}")
+        self.concentration = float(concentration)
+        self.normalize = normalize
+
+    def generate(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        num_anchors: int,
+        metric_level: Tensor | float = math.inf,
+        shares: Tensor | None = None,
+        steps: Tensor | None = None,
+    ) -> SyntheticNegatives:
+        """As :meth:`forward`, on input already checked; the metric level has no influence.
+
+        For P pairs of an anchor and a negative, in order of anchor and then of negative, ``shares`` (P,) in [0, 1] take
+        the place of the λ drawn, and ``steps`` (P,) long, from 0 to the number of positives − 1, that of the positives:
+        how far they are behind the anchor's next positive.
+        """
+        self.reset_stats()
+        nodes = detach_references(embeddings, num_anchors)
+        plan = on_device(plan_negative_pairs(self.labels_on_host(HostCopy(labels)), num_anchors), nodes.device)
+        if shares is None:
+            shares = self._draw_shares(nodes, plan)
+        if steps is None:
+            steps = draw_steps(plan)
+        synthetic = mix(
+            nodes.index_select(0, plan.positives_after(steps)),
+            nodes.index_select(0, plan.negatives),
+            shares.to(nodes.dtype)[:, None],
+            self.normalize,
+        )
+        if self.collect_stats:
+            self.num_negatives, self.num_skipped_anchors = len(synthetic), plan.num_skipped_anchors
+        return SyntheticNegatives(
+            synthetic.to(embeddings.dtype),
+            plan.labels,
+            plan.anchors,
+            num_skipped_anchors=plan.num_skipped_anchors,
+        )
+
+    def _draw_shares(self, nodes: Tensor, plan: NegativePairs) -> Tensor:
+        """λ of each pair: (P,)."""
+        a = nodes.new_full((len(plan.anchors),), self.concentration)
+        # Its own check of arguments would wait for the device.
+        return torch.distributions.Beta(a, a + 1, validate_args=False).sample()
+
+
+def draw_steps(plan: NegativePairs) -> Tensor:
+    """A positive of each pair's anchor, all being equally likely: (P,) long, as ``positives_after`` takes them."""
+    count = plan.num_positives[plan.anchors]
+    draws = torch.rand(len(count), dtype=torch.float64, device=count.device)
+    return torch.minimum((draws * count).long(), count - 1)  # rounding may reach the count itself
