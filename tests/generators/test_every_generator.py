@@ -1,0 +1,358 @@
+"""What the generators that GCA-HNG is compared with have in common, whatever their equations."""
+
+import contextlib
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from compared import GENERATORS, LEARNING, NUM_CLASSES, PER_CLASS, SIZE, random_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_metric_learning import losses
+from pytorch_metric_learning.distances import DotProductSimilarity, LpDistance
+from strategies import DEVICES, labels
+
+from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.generators import (
+    BaseGenerator,
+    ConstantGenerator,
+    EmbeddingExpansionGenerator,
+    HardnessAwareGenerator,
+    MixupGenerator,
+    RandomGenerator,
+    SymmetricalSynthesisGenerator,
+    SyntheticNegatives,
+)
+from pml_gca.losses import synthetic_loss
+from pml_gca.utils.host import HostCopy
+from pml_gca.utils.validation import check_embeddings
+
+every = pytest.mark.parametrize("name", sorted(GENERATORS))
+
+
+@every
+@settings(max_examples=12)
+@given(
+    labels(),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    st.sampled_from(DEVICES),
+    st.data(),
+)
+def test_any_composition_gives_labelled_finite_negatives(name, y, dtype, device, data):
+    generator, z = GENERATORS[name](), random_rows(len(y), dtype=dtype, device=device)
+    num_anchors = data.draw(st.integers(0, len(y)))
+    negatives = generator(z, y, num_anchors, data.draw(st.sampled_from([0.0, 3.0, math.inf])))
+    names = y.tolist()
+    anchors = [i for i in range(num_anchors) if names.count(names[i]) > 1]
+    others = [len(set(names)) - 1 if name in PER_CLASS else sum(label != names[i] for label in names) for i in anchors]
+    assert negatives.anchors.tolist() == [i for i, count in zip(anchors, others, strict=True) for _ in range(count)]
+    assert negatives.num_skipped_anchors == num_anchors - len(anchors)
+    assert negatives.embeddings.shape == (len(negatives), SIZE)
+    assert negatives.embeddings.dtype == dtype
+    assert negatives.labels.dtype == negatives.anchors.dtype == torch.long
+    assert negatives.labels.device == negatives.anchors.device == negatives.embeddings.device == z.device
+    found, own = negatives.labels.cpu(), y[negatives.anchors.cpu()]
+    assert (found != own).all()
+    assert set(found.tolist()) <= set(names)
+    (negatives.embeddings.float().square().sum() + sum(negatives.objectives.values())).backward()
+    assert z.grad is None or z.grad.isfinite().all()
+    assert z.grad is None or not z.grad[num_anchors:].any()
+    if len(negatives) and dtype == torch.float64:
+        assert z.grad[anchors].any()
+    for parameter in generator.parameters():
+        assert parameter.grad.isfinite().all()
+
+
+TINY = torch.finfo(torch.float16).smallest_normal
+DEGENERATE = {
+    "empty": (torch.randn(0, SIZE), []),
+    "one sample": (torch.randn(1, SIZE), [2]),
+    "one class": (torch.randn(5, SIZE), [3] * 5),
+    "singletons": (torch.randn(4, SIZE), [0, 1, 2, 3]),
+    "duplicates": (torch.randn(1, SIZE).expand(6, SIZE), [0, 0, 1, 1, 2, 2]),
+    "zeros": (torch.zeros(6, SIZE), [0, 0, 1, 1, 2, 2]),
+    "one zero": (torch.eye(6, SIZE) - torch.eye(6, SIZE)[3] * torch.eye(6)[3][:, None], [0, 0, 1, 1, 2, 2]),
+    "opposites": (torch.randn(1, SIZE) * torch.tensor([1.0, -1, 1, -1, 1, -1])[:, None], [0, 0, 1, 1, 2, 2]),
+    "tiny": (torch.randn(6, SIZE) * TINY, [0, 0, 1, 1, 2, 2]),
+    "huge constants": (torch.full((6, SIZE), 1e18), [0, 0, 1, 1, 2, 2]),
+}
+
+
+@every
+@pytest.mark.parametrize("case", sorted(DEGENERATE))
+@pytest.mark.parametrize("level", [1.0, math.inf])
+def test_degenerate_batches_are_finite_with_a_graph(name, case, level):
+    generator, (z, y) = GENERATORS[name](), DEGENERATE[case]
+    z, y = z.clone().requires_grad_(), torch.tensor(y, dtype=torch.long)
+    negatives = generator(z, y, None, level)
+    per_anchor = 2 if name in PER_CLASS else 4
+    assert len(negatives) == (len(y) * per_anchor if len(y.unique()) == 3 else 0)
+    total = negatives.embeddings.sum() + sum(negatives.objectives.values())
+    total.backward()
+    for tensor in (negatives.embeddings, total, z.grad, *(p.grad for p in generator.parameters())):
+        assert torch.isfinite(tensor).all()
+
+
+# In losses.
+
+LOSSES = {
+    "N-pairs": losses.NPairsLoss,
+    "N-pairs, unnormalised": lambda: losses.NPairsLoss(distance=DotProductSimilarity(normalize_embeddings=False)),
+    "multi-similarity": losses.MultiSimilarityLoss,
+    "Proxy Anchor": lambda: losses.ProxyAnchorLoss(NUM_CLASSES, SIZE),
+    "triplet": losses.TripletMarginLoss,
+    "triplet, unnormalised": lambda: losses.TripletMarginLoss(distance=LpDistance(normalize_embeddings=False)),
+    "contrastive": losses.ContrastiveLoss,
+}
+LABELS = torch.tensor([3, 7, 3, 0, 11, 3, 7, 0, 3, 7])  # 4, 3, 2 and 1 samples, shuffled
+
+
+@every
+@pytest.mark.parametrize("loss_name", sorted(LOSSES))
+def test_every_loss_learns_from_every_generator(name, loss_name):
+    torch.manual_seed(0)
+    loss = HardNegativeGenerationLoss(LOSSES[loss_name](), GENERATORS[name](), collect_stats=True)
+    z = random_rows(10, dtype=torch.float32)
+    if name in LEARNING:
+        loss.levels["generator"].value.fill_(1e-3)  # the synthetic term counts fully
+    value = loss(z, LABELS)
+    value.backward()
+    assert value.isfinite()
+    assert loss.synthetic_weight == 1
+    assert loss.synthetic_loss > 0
+    assert value.item() == pytest.approx(loss.metric_loss + loss.synthetic_loss + loss.generator_loss, rel=1e-5)
+    assert z.grad.isfinite().all()
+    assert z.grad.any(dim=1).sum() >= 9  # the lone sample may be in no term
+    assert loss.generator.num_skipped_anchors == 1
+
+    references = torch.cat([z.detach(), torch.randn(5, SIZE)]), torch.cat([LABELS, torch.tensor([11, 3, 2, 2, 0])])
+    if "N-pairs" not in loss_name and "Proxy" not in loss_name:
+        z.grad = None
+        value = loss(z, LABELS, None, *references)
+        value.backward()
+        assert value.isfinite()
+        assert z.grad.any(dim=1).all()
+        assert loss.generator.num_skipped_anchors == 0
+
+    in_evaluation = loss.eval()(z, LABELS)
+    torch.testing.assert_close(in_evaluation, loss.loss(z, LABELS))
+
+
+@pytest.mark.parametrize("name", sorted(GENERATORS.keys() - LEARNING))
+def test_without_parameters_negatives_count_fully_from_the_start(name):
+    class Counts(torch.nn.Module):
+        def forward(self, embeddings, labels):
+            return (embeddings * 0).sum() + 3
+
+    @synthetic_loss.register(Counts)
+    def _(loss, batch):
+        return (batch.negatives.embeddings * 0).sum() + 5
+
+    generator = GENERATORS[name]()
+    loss = HardNegativeGenerationLoss(Counts(), generator)
+    assert not generator.learns
+    assert not list(generator.parameters())
+    assert not generator.state_dict()
+    assert loss.parameter_groups(lr=1.0) == []
+    for _ in range(2):
+        assert loss(random_rows(6), torch.arange(6) % 3) == 8
+    assert loss.generator_level == math.inf
+    assert loss.metric_level == 3
+
+
+def test_who_learns():
+    learning = {name for name, make in GENERATORS.items() if make().learns}
+    assert learning == LEARNING
+    generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE)
+    assert generator.learns
+    assert generator.requires_grad_(False).learns  # frozen, it still has a loss whose level counts
+
+    class Learns(BaseGenerator):
+        learns = True
+
+        def generate(self, embeddings, labels, num_anchors, metric_level):
+            return SyntheticNegatives(embeddings + 1, (labels + 1) % 3, torch.arange(num_anchors))
+
+    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), Learns(3, SIZE), collect_stats=True)
+    loss(random_rows(6), torch.arange(6) % 3)
+    assert loss.synthetic_weight == 0
+
+
+def train_without_an_optimizer_for(generator):
+    model = torch.nn.Linear(4, SIZE)
+    loss = HardNegativeGenerationLoss(losses.TripletMarginLoss(), generator)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss(model(torch.randn(6, 4)), torch.arange(6) % 3).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["hardness-aware", "random"])
+def test_no_alarm_for_what_no_optimizer_needs_to_hold(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        train_without_an_optimizer_for(GENERATORS[name]())
+
+
+def test_an_alarm_where_the_network_is_forgotten():
+    with pytest.warns(UserWarning, match="Optimizers step, but none"):
+        train_without_an_optimizer_for(GENERATORS["hardness-aware, reembedded"]())
+
+
+# In use.
+
+
+@every
+def test_evaluation_generates_without_objectives_and_without_changing_anything(name):
+    generator = GENERATORS[name]().eval()
+    before = copy.deepcopy(generator.state_dict())
+    negatives = generator(torch.randn(6, SIZE), torch.arange(6) % 3)
+    assert len(negatives) == (12 if name in PER_CLASS else 24)
+    assert not negatives.objectives
+    assert all(torch.equal(value, before[key]) for key, value in generator.state_dict().items())
+
+
+@every
+def test_statistics(name):
+    generator = GENERATORS[name]()
+    generator.start_collecting_stats()
+    negatives = generator(random_rows(10, dtype=torch.float32), LABELS)
+    assert generator.num_negatives == len(negatives)
+    assert generator.num_skipped_anchors == 1
+    if name in LEARNING:
+        terms = negatives.objectives
+        assert generator.generation_loss == pytest.approx(terms["generation_loss"].item())
+        assert generator.auxiliary_classification_loss == pytest.approx(terms["auxiliary_classification_loss"].item())
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_leaves_negatives_as_they_are(name, dtype):
+    torch.manual_seed(0)
+    generator, z = GENERATORS[name](), random_rows(12, dtype=torch.float32)
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            negatives = generator(z, torch.arange(12) % 4, None, 5.0)
+        total = negatives.embeddings.square().sum() + sum(negatives.objectives.values())
+        found.append((negatives.embeddings, *torch.autograd.grad(total, z)))
+    torch.testing.assert_close(found[0], found[1])
+
+
+@every
+def test_in_half_precision_negatives_are_nearly_those_of_full(name):
+    torch.manual_seed(0)
+    generator, z = GENERATORS[name](), random_rows(12, dtype=torch.float16)
+    found = []
+    for dtype in (torch.float16, torch.float32):
+        torch.manual_seed(1)
+        found.append(generator(z.to(dtype), torch.arange(12) % 4, None, 5.0).embeddings.float())
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def meta(monkeypatch):
+    """Let a step run on the meta device, which refuses whatever a GPU would have to be waited for, but for labels."""
+    autocast, is_enabled = torch.autocast, torch.is_autocast_enabled
+    monkeypatch.setattr(
+        torch, "autocast", lambda device, *a, **k: contextlib.nullcontext() if device == "meta" else autocast(device)
+    )
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: "meta" not in device and is_enabled(*device))
+    monkeypatch.setattr(torch, "_sample_dirichlet", torch.empty_like)  # which that device lacks, as it does autocast
+    monkeypatch.setattr(BaseGenerator, "start_check", lambda self, *args: HostCopy(torch.zeros(0)))
+    monkeypatch.setattr(HostCopy, "finish", lambda self: None, raising=False)
+    monkeypatch.setattr(HostCopy, "wait", lambda self: LABELS)
+    monkeypatch.setattr(HostCopy, "__init__", lambda self, tensor: None)
+
+
+@every
+def test_a_step_waits_for_no_device(name, meta):
+    generator, z = GENERATORS[name]().to("meta"), torch.empty(10, SIZE, device="meta", requires_grad=True)
+    negatives = generator(z, LABELS.to("meta"), None, torch.empty((), device="meta"))
+    (negatives.embeddings.sum() + sum(negatives.objectives.values())).backward()
+    assert z.grad.is_meta
+    assert all(p.grad.is_meta for p in generator.parameters())
+    assert negatives.labels.is_meta
+    assert negatives.anchors.is_meta
+    assert negatives.num_skipped_anchors == 1
+
+
+@every
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_told_even_if_late(name, bad, monkeypatch):
+    """On a device that is not waited for all is computed first; no index may leave its range then."""
+
+    def start_check(self, embeddings, labels, names=("embeddings", "labels")):
+        return check_embeddings(embeddings, self.embedding_size, names[0])
+
+    monkeypatch.setattr(BaseGenerator, "start_check", start_check)
+    for broken in (slice(2, 3), slice(None)):
+        z = torch.randn(10, SIZE)
+        z[broken, 1] = bad
+        with pytest.raises(ValueError, match="embeddings must be finite"):
+            GENERATORS[name]()(z, LABELS)
+
+
+@every
+def test_bad_batches_are_named(name):
+    generator, z, y = GENERATORS[name](), torch.randn(4, SIZE), torch.tensor([0, 0, 1, 1])
+    for batch, error, message in [
+        ((z[:, 1:], y), ValueError, "embeddings must have 8 channels"),
+        ((z.long(), y), TypeError, "embeddings must be floating point"),
+        ((z / 0, y), ValueError, "embeddings must be finite"),
+        ((z, y.float()), TypeError, "labels must be integers"),
+        ((z, y[1:]), ValueError, "labels must be as many as embeddings"),
+        ((z, y + NUM_CLASSES), ValueError, r"labels must lie in \[0, num_classes\)"),
+        ((z, y, 5), ValueError, "num_anchors must lie in"),
+    ]:
+        with pytest.raises(error, match=message):
+            generator(*batch)
+
+
+AT_LEAST_0 = "must be a finite number of at least 0"
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "error", "message"),
+    [
+        *(
+            (kind, arguments, error, message)
+            for kind in (
+                ConstantGenerator,
+                EmbeddingExpansionGenerator,
+                HardnessAwareGenerator,
+                MixupGenerator,
+                RandomGenerator,
+                SymmetricalSynthesisGenerator,
+            )
+            for arguments, error, message in (
+                ({"num_classes": 0}, ValueError, "num_classes must be at least 1, got 0"),
+                ({"embedding_size": 8.0}, TypeError, "embedding_size must be an integer, got float"),
+            )
+        ),
+        (ConstantGenerator, {"coefficient": 1.1}, ValueError, "coefficient must be at most 1, got 1.1"),
+        (ConstantGenerator, {"coefficient": -0.1}, ValueError, f"coefficient {AT_LEAST_0}, got -0.1"),
+        (ConstantGenerator, {"coefficient": "1"}, TypeError, "coefficient must be a number, got str"),
+        (ConstantGenerator, {"alpha": -1}, ValueError, f"alpha {AT_LEAST_0}, got -1"),
+        (EmbeddingExpansionGenerator, {"num_points": 0}, ValueError, "num_points must be at least 1, got 0"),
+        (EmbeddingExpansionGenerator, {"num_points": 1.5}, TypeError, "num_points must be an integer, got float"),
+        (EmbeddingExpansionGenerator, {"normalize": 1}, TypeError, "normalize must be a bool, got int"),
+        (HardnessAwareGenerator, {"alpha": math.nan}, ValueError, f"alpha {AT_LEAST_0}, got nan"),
+        (HardnessAwareGenerator, {"reembed": None}, TypeError, "reembed must be a bool, got NoneType"),
+        (HardnessAwareGenerator, {"softmax_weight": -1}, ValueError, f"softmax_weight {AT_LEAST_0}, got -1"),
+        (MixupGenerator, {"concentration": 0}, ValueError, "concentration must be above 0, got 0"),
+        (MixupGenerator, {"concentration": math.inf}, ValueError, f"concentration {AT_LEAST_0}, got inf"),
+        (MixupGenerator, {"normalize": "yes"}, TypeError, "normalize must be a bool, got str"),
+        (RandomGenerator, {"probability": 2}, ValueError, "probability must be at most 1, got 2"),
+        (RandomGenerator, {"probability": True}, TypeError, "probability must be a number, got bool"),
+        (RandomGenerator, {"alpha": None}, TypeError, "alpha must be a number, got NoneType"),
+        (SymmetricalSynthesisGenerator, {"normalize": None}, TypeError, "normalize must be a bool, got NoneType"),
+    ],
+)
+def test_bad_arguments(kind, arguments, error, message):
+    with pytest.raises(error, match=message):
+        kind(**{"num_classes": 5, "embedding_size": 8, **arguments})

@@ -1,0 +1,64 @@
+import math
+
+import pytest
+import torch
+from compared import NUM_CLASSES, SIZE, check_against, interpolated, random_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import labels
+
+from pml_gca.generators import ConstantGenerator, RandomGenerator
+from pml_gca.graph import to_dense
+
+
+@settings(max_examples=15)
+@given(labels(max_classes=5, max_samples=4), st.sampled_from([0.5, 5.0, math.inf]), st.integers(0, 99), st.data())
+def test_negatives_agree_with_the_slow_oracle(y, level, seed, data):
+    """Of given coefficients, and of those that it draws."""
+    num_anchors = data.draw(st.integers(0, len(y)))
+    generator, z = RandomGenerator(NUM_CLASSES, SIZE, alpha=4.0), random_rows(len(y), seed)
+    torch.manual_seed(seed)
+    draws = torch.rand(num_anchors, len(y), dtype=torch.float64)
+    num_edges = len(y) * (len(y) + 1) // 2
+    state = torch.random.get_rng_state()
+    drawn = generator.coefficients_of_edges(num_edges, torch.float64, torch.device("cpu"))
+    for given_coefficients in (None, torch.rand(num_edges, SIZE, dtype=torch.float64)):
+        dense = to_dense(drawn.double() if given_coefficients is None else given_coefficients, len(y))
+        expected = interpolated(z, y.tolist(), dense, draws, math.exp(-4.0 / level), num_anchors)
+        torch.random.set_rng_state(state)
+        check_against(generator.generate(z, y, num_anchors, level, draws, given_coefficients), expected, z)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.2, 0.5, 1.0])
+def test_draws_are_zero_or_one_with_the_probability(probability):
+    torch.manual_seed(0)
+    generator = RandomGenerator(NUM_CLASSES, 40, probability)
+    drawn = generator.coefficients_of_edges(2000, torch.float32, torch.device("cpu"))
+    assert drawn.dtype == torch.bool
+    assert drawn.shape == (2000, 40)
+    rate = drawn.double()
+    assert rate.mean().item() == pytest.approx(probability, abs=0.01)
+    assert (rate.mean(dim=0) - probability).abs().max() < 0.05  # in each channel
+    if 0 < probability < 1:
+        assert rate.mean(dim=1).unique().numel() > 5  # and not in all channels alike
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_certain_draws_are_constants(probability):
+    z, y = random_rows(9), torch.arange(9) % 3
+    draws = torch.rand(9, 9, dtype=torch.float64)
+    random, constant = (
+        kind(NUM_CLASSES, SIZE, probability).generate(z, y, 9, 2.0, draws)
+        for kind in (RandomGenerator, ConstantGenerator)
+    )
+    torch.testing.assert_close(random.embeddings, constant.embeddings)
+
+
+def test_each_batch_is_drawn_anew_and_follows_the_seed():
+    z, y, draws = random_rows(9), torch.arange(9) % 3, torch.full((9, 9), 0.5, dtype=torch.float64)
+    generator = RandomGenerator(NUM_CLASSES, SIZE)
+    torch.manual_seed(1)
+    first, second = (generator.generate(z, y, 9, 1.0, draws).embeddings for _ in range(2))
+    torch.manual_seed(1)
+    assert torch.equal(generator.generate(z, y, 9, 1.0, draws).embeddings, first)
+    assert not torch.equal(first, second)
