@@ -77,13 +77,14 @@ def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
     """
     d, k, n, e = sizes.embedding_size, sizes.num_layers, sizes.num_nodes, sizes.num_edges
     per_edge = (9 * k + 1) * 3 - 1  # the first edges need no gradient but for the embeddings
-    per_edge += k + 8 * (k - 1)
+    below = max(k - 1, 0)  # layers whose edge update reaches the node logits
+    per_edge += k + 8 * below
     if not keeps_activations:
-        per_edge += k + 4 * k + k + 4 * (k - 1)
+        per_edge += k + 4 * k + k + 4 * below
     node_layer = 12  # query, key, value, out, and 8 of the feed-forward net
     folding = 4  # of the edge attention: g, key, folded query, value
     per_node = 3 * (k * (node_layer + folding) + 1) + 1  # with the projection of the input, twice for the embeddings
-    per_node += k * node_layer + (k - 1) * folding
+    per_node += k * node_layer + below * folding
     attention = 12 * k * n * (n + 1) * d  # two products forward, five backward, twice
     classifiers = sizes.num_classes * d * (n * 4 + n * 2 + sizes.num_negatives * 2)
     return d * d * (per_edge * e + per_node * n) + attention + classifiers

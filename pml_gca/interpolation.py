@@ -115,6 +115,14 @@ def merging_weights(draws: Tensor, plan: CandidatePlan) -> Tensor:
     return torch.empty_like(draws).index_copy(1, order, weights.to(draws.dtype))
 
 
+def mean_weights(plan: CandidatePlan, like: Tensor) -> Tensor:
+    """Weights by which the candidates of one class merge into their mean: (A, N), with shape and dtype of ``like``."""
+    position = torch.arange(len(plan.by_class), device=like.device)
+    class_start = torch.where(plan.opens_class, position, 0).cummax(0).values
+    share = (plan.closes_class - class_start + 1).to(like.dtype).reciprocal()
+    return torch.empty_like(like).index_copy(1, plan.by_class, share.expand_as(like))
+
+
 def pull_strength(alpha: float, metric_level: Tensor | float) -> Tensor:
     """s = e^{-α/L}, 0-dimensional in float64: 1 for an infinite level L, 0 for a level of 0 or below unless α is 0."""
     level = torch.as_tensor(metric_level, dtype=torch.float64)

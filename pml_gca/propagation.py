@@ -51,22 +51,29 @@ class Correlations:
 
 
 class PropagationLayer(nn.Module):
-    """One round: nodes from nodes and edges, then edges from the new nodes."""
+    """One round: nodes from nodes and, with ``edge_messages``, edges; then edges from the new nodes."""
 
-    def __init__(self, embedding_size: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, embedding_size: int, num_heads: int, dropout: float, edge_messages: bool = True) -> None:
         super().__init__()
+        self.edge_messages = edge_messages
         self.node = NodeBlock(embedding_size, num_heads)
         self.edge = EdgeBlock(embedding_size, dropout)
 
     def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        nodes = self.node(nodes, edges, pairs, labels)
+        if self.edge_messages:
+            nodes = self.node(nodes, edges, pairs, labels)
+        else:
+            nodes = self.node.listen(nodes, labels)
+            nodes = self.node.gather(nodes, torch.zeros_like(nodes))
         return nodes, self.edge(nodes, edges, pairs)
 
     def sweep(self, plan: SweepPlan, nodes: Tensor, edges: EdgeState, labels: Tensor) -> tuple[Tensor, EdgeState]:
         """As :meth:`forward`, tile by tile."""
         to_node, block = self.node.edge_to_node, self.edge
         heard = self.node.listen(nodes, labels)
-        messages = EdgeMessages.apply(plan, len(nodes), *edges, to_node.weight, to_node.bias)
+        messages = torch.zeros_like(heard, dtype=edges[0].dtype)
+        if self.edge_messages:
+            messages = EdgeMessages.apply(plan, len(nodes), *edges, to_node.weight, to_node.bias)
         nodes = self.node.gather(heard, messages)
         dtype = messages.dtype
         ends = [x.to(dtype) for x in block.fold(nodes)]
@@ -82,10 +89,11 @@ class CorrelationPropagation(nn.Module):
     Args:
         num_classes: classes of the node classifier.
         embedding_size: D, divisible by ``num_heads``.
-        num_layers: K, rounds of node and edge updates.
+        num_layers: K, rounds of node and edge updates; with 0 the embeddings are read off as they are.
         num_heads: H, heads of the node attention.
         dropout: probability with which an edge ignores one of its end nodes, in training.
         edge_chunk_size: edges computed at a time, see :class:`pml_gca.GlobalCorrelationGenerator`.
+        edge_messages: whether nodes hear their edges.
     """
 
     def __init__(
@@ -96,12 +104,15 @@ class CorrelationPropagation(nn.Module):
         num_heads: int,
         dropout: float,
         edge_chunk_size: int | None = None,
+        edge_messages: bool = True,
     ) -> None:
         super().__init__()
         self.edge_chunk_size = edge_chunk_size
         self._memory: dict[tuple[object, ...], tuple[bool, int]] = {}
         self.input = nn.Linear(embedding_size, embedding_size)
-        self.layers = nn.ModuleList(PropagationLayer(embedding_size, num_heads, dropout) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            PropagationLayer(embedding_size, num_heads, dropout, edge_messages) for _ in range(num_layers)
+        )
         self.node_norm = ScaleBatchNorm(embedding_size)
         self.node_classifier = nn.Linear(embedding_size, num_classes)
         self.edge_norm = ScaleBatchNorm(embedding_size)
@@ -113,8 +124,9 @@ class CorrelationPropagation(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Correlations:
         """(N, D) embeddings and (N,) long labels, in any order and composition, to :class:`Correlations`."""
-        if torch.compiler.is_compiling():
-            return self.forward_plain(embeddings, labels)  # the compiler fuses, and chooses what to keep, by itself
+        # The compiler fuses, and chooses what to keep, by itself; and without layers there is nothing to sweep.
+        if torch.compiler.is_compiling() or not self.layers:
+            return self.forward_plain(embeddings, labels)
         dtype = self.input.weight.dtype
         plan = self.plan_sweeps(len(embeddings), embeddings.device)
         pairs = edge_pairs(len(embeddings), embeddings.device)

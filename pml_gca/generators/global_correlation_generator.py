@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -10,13 +11,13 @@ from torch import Tensor, nn
 
 from ..cost import StepCost, choose_memory, step_bytes, step_multiply_adds
 from ..graph import compute_dtype
-from ..interpolation import CandidatePlan, merging_weights, plan_candidates, pull_strength
+from ..interpolation import CandidatePlan, mean_weights, merging_weights, plan_candidates, pull_strength
 from ..propagation import CorrelationPropagation, Correlations
 from ..synthesis import synthesize
 from ..tiles import Tile
 from ..utils.host import HostCopy, to_device
 from ..utils.records import hide_modules_from_records
-from ..utils.validation import check_number, check_positive_int
+from ..utils.validation import check_flag, check_number, check_positive_int
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .objective import (
     classification_loss,
@@ -29,6 +30,8 @@ from .published import count_layers, read_state_dict, translate
 
 AUXILIARY_WEIGHT = 10.0  # of the auxiliary classifier's cross-entropy
 DIVERSITY_UNIT = 0.01  # the published diversity weights are given in units of it
+SOURCES = ("learned", "constant", "random")
+CONSTANT = 0.5
 TERMS = (
     "node_classification_loss",
     "generated_classification_loss",
@@ -48,7 +51,8 @@ class GlobalCorrelationGenerator(BaseGenerator):
     Args:
         num_classes: training classes N.
         embedding_size: channels D, divisible by ``num_heads``.
-        num_layers: K rounds of propagation. The paper takes 2 for CUB and Cars196, 1 for SOP and InShop.
+        num_layers: K rounds of propagation. The paper takes 2 for CUB and Cars196, 1 for SOP and InShop; with 0 nothing
+            is propagated.
         num_heads: H heads of the node attention; 4 and 2 likewise.
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
         dropout: of the edge attention, in training.
@@ -59,6 +63,14 @@ class GlobalCorrelationGenerator(BaseGenerator):
             training step then takes little memory, and a fifth more arithmetic. ``None`` does so where the
             activations would fill more than half of the free memory, and else keeps them. See :meth:`cost`.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
+        coefficients: where λ comes from. ``"learned"``: from the graph. For comparison, with the graph's node
+            classification as it is: ``"constant"``, all 0.5; ``"random"``, 0 or 1 for each channel of each pair.
+        channelwise: False: one coefficient for each pair, the mean over its channels.
+        edge_messages: False: nodes hear each other, but not their edges.
+        random_weighting: False: a synthetic negative is the mean of its class's candidates.
+        classify_embeddings: False: node classification trains the generator, and not the embeddings.
+
+    The last five, and ``num_layers=0``, ``alpha=0`` and weights of 0, take the method apart.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type, out of range, or ``embedding_size`` is not divisible
@@ -88,9 +100,14 @@ class GlobalCorrelationGenerator(BaseGenerator):
         diversity_weight: float = 60,
         edge_chunk_size: int | None = None,
         collect_stats: bool | None = None,
+        coefficients: str = "learned",
+        channelwise: bool = True,
+        edge_messages: bool = True,
+        random_weighting: bool = True,
+        classify_embeddings: bool = True,
     ) -> None:
         super().__init__(num_classes, embedding_size, collect_stats)
-        check_positive_int("num_layers", num_layers)
+        check_positive_int("num_layers", num_layers, minimum=0)
         check_positive_int("num_heads", num_heads)
         if embedding_size % num_heads:
             raise ValueError(
@@ -109,8 +126,18 @@ class GlobalCorrelationGenerator(BaseGenerator):
         self.diversity_weight = diversity_weight
         if edge_chunk_size is not None:
             check_positive_int("edge_chunk_size", edge_chunk_size)
+        if coefficients not in SOURCES:
+            raise ValueError(f"coefficients must be one of {', '.join(SOURCES)}, got {coefficients!r}")
+        check_flag("channelwise", channelwise)
+        check_flag("edge_messages", edge_messages)
+        check_flag("random_weighting", random_weighting)
+        check_flag("classify_embeddings", classify_embeddings)
+        self.coefficients = coefficients
+        self.channelwise = channelwise
+        self.random_weighting = random_weighting
+        self.classify_embeddings = classify_embeddings
         self.propagation = CorrelationPropagation(
-            num_classes, embedding_size, num_layers, num_heads, dropout, edge_chunk_size
+            num_classes, embedding_size, num_layers, num_heads, dropout, edge_chunk_size, edge_messages
         )
         self.auxiliary_classifier = nn.Linear(embedding_size, num_classes)
         hide_modules_from_records(self)
@@ -162,7 +189,8 @@ class GlobalCorrelationGenerator(BaseGenerator):
         plan = plan.to(nodes.device)
         if draws is None:
             draws = torch.rand(num_anchors, len(labels), dtype=compute_dtype(nodes), device=nodes.device)
-        weights = merging_weights(draws, plan)
+        weights = merging_weights(draws, plan) if self.random_weighting else mean_weights(plan, draws)
+        correlations = replace(correlations, coefficients=self._chosen(correlations.coefficients))
         tiles = correlations.tiles or self.propagation.plan_sweeps(len(nodes), nodes.device).tiles
         strength = self.interpolation_strength(metric_level)
         synthetic, own = synthesize(nodes, correlations.coefficients, tiles, plan, weights, strength)
@@ -213,11 +241,11 @@ class GlobalCorrelationGenerator(BaseGenerator):
         if self.wants("node_classification_loss"):
             logits = correlations.node_logits[: len(anchors)]
             node_classification = classification_loss(logits, anchor_labels)
-            if leaf.requires_grad:
+            if leaf.requires_grad and self.classify_embeddings:
                 in_half = logits.dtype == torch.float16
                 node_classification = hand_gradient_on(node_classification, leaf, anchors, correlations, in_half)
             terms["node_classification_loss"] = node_classification
-        if self.wants("generation_loss"):
+        if self.wants("generation_loss") and self.learns:
             weight, bias = classifier.weight, classifier.bias
             generated = frozen_classification_loss(synthetic, weight, bias, plan.synthetic_labels)
             similarity = similarity_loss(real, plan.synthetic_anchors, synthetic)
@@ -237,6 +265,19 @@ class GlobalCorrelationGenerator(BaseGenerator):
             for name, term in terms.items():
                 setattr(self, name, term.item() / (AUXILIARY_WEIGHT if name.startswith("auxiliary") else 1))
         return terms
+
+    def _chosen(self, learned: Tensor) -> Tensor:
+        """The coefficients to generate with: (E, D)."""
+        if self.coefficients == "constant":
+            return learned.new_full((1, 1), CONSTANT).expand_as(learned)
+        if self.coefficients == "random":
+            return torch.rand_like(learned).round()
+        return learned if self.channelwise else learned.mean(dim=1, keepdim=True).expand_as(learned)
+
+    @property
+    def learns(self) -> bool:
+        """Whether J_gen is there to be followed."""
+        return self.coefficients == "learned"
 
     def wants(self, objective: str) -> bool:
         """Whether an objective term is to be computed."""

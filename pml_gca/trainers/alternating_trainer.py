@@ -27,7 +27,7 @@ class AlternatingTrainer(AutocastTrainer):
 
     Raises:
         TypeError: the metric loss is no ``HardNegativeGenerationLoss``.
-        ValueError: its optimizer is missing; or as for :class:`AutocastTrainer`.
+        ValueError: its optimizer is missing; its generator does not learn; or as for :class:`AutocastTrainer`.
     """
 
     def __init__(self, *args: Any, autocast_dtype: torch.dtype | None = None, **kwargs: Any) -> None:
@@ -37,6 +37,11 @@ class AlternatingTrainer(AutocastTrainer):
             raise TypeError(
                 "loss_funcs['metric_loss'] must be a HardNegativeGenerationLoss, whose two halves alternate, got "
                 f"{type(loss).__name__}; another loss is trained by PML's MetricLossOnly or TrainWithClassifier"
+            )
+        if not loss.generator.learns:
+            raise ValueError(
+                f"the generator, a {type(loss.generator).__name__}, has no objective of its own to alternate with; use "
+                "PML's MetricLossOnly or TrainWithClassifier"
             )
         if "metric_loss_optimizer" not in self.optimizers:
             raise ValueError(

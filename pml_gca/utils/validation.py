@@ -16,12 +16,12 @@ def check_number(name: str, value: object, *, minimum: float = 0.0) -> None:
         raise ValueError(f"{name} must be a finite number of at least {minimum:g}, got {value}")
 
 
-def check_positive_int(name: str, value: object) -> None:
-    """Raise unless ``value`` is an integer of at least 1."""
+def check_positive_int(name: str, value: object, *, minimum: int = 1) -> None:
+    """Raise unless ``value`` is an integer of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
 def check_share(name: str, value: object) -> None:

@@ -158,7 +158,7 @@ def test_evaluation_generates_without_objectives_and_without_changing_anything()
         ({"embedding_size": 10}, ValueError, "embedding_size must be divisible by num_heads, got 10 channels for 4"),
         ({"num_classes": 0}, ValueError, "num_classes must be at least 1, got 0"),
         ({"num_classes": 2.0}, TypeError, "num_classes must be an integer, got float"),
-        ({"num_layers": 0}, ValueError, "num_layers must be at least 1, got 0"),
+        ({"num_layers": -1}, ValueError, "num_layers must be at least 0, got -1"),
         ({"num_heads": True}, TypeError, "num_heads must be an integer, got bool"),
         ({"alpha": -1}, ValueError, "alpha must be a finite number of at least 0, got -1"),
         ({"alpha": math.nan}, ValueError, "alpha must be a finite number of at least 0, got nan"),

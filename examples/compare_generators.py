@@ -1,0 +1,163 @@
+"""Generators of hard negatives against each other: equal networks, data and iterations, tuned alike, several seeds."""
+
+import argparse
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from comparison.cells import Cell, read, trial_options, write
+from comparison.contenders import ABLATIONS, CONTENDERS, LEARNING_RATES, Contender
+from comparison.tables import chosen_table, loss_table
+from comparison.training import train
+from tqdm import tqdm
+
+from pml_gca.losses import NAMED_LOSSES
+
+ALL = {**CONTENDERS, **ABLATIONS}
+TITLES = {name: contender.title for name, contender in ALL.items()}
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a small network on characters in 16 fonts with each generator and loss. Hyperparameters are "
+        "chosen on validation classes, with equally many trials for each; then the chosen ones are trained anew, over "
+        "several seeds, and tested once. A cell that is done is not done again: kill it, and run it anew.",
+    )
+    add = parser.add_argument
+    add("--losses", nargs="+", choices=NAMED_LOSSES, default=["n_pairs", "multi_similarity", "proxy_anchor"])
+    add("--generators", nargs="+", choices=ALL, default=list(CONTENDERS), metavar="NAME", help=", ".join(ALL))
+    add("--trials", type=int, default=6, help="for each generator and loss (default: %(default)s)")
+    add("--trial-iterations", type=int, default=600, help="of a trial (default: %(default)s)")
+    add("--seeds", type=int, default=5, help="0 to N - 1 (default: %(default)s)")
+    add("--iterations", type=int, default=2000, help="of a run (default: %(default)s)")
+    add("--embedding-size", type=int, default=64, help="channels (default: %(default)s)")
+    add("--evaluate-every", type=int, default=100, help="iterations (default: %(default)s)")
+    add(
+        "--processes",
+        type=int,
+        default=max((os.cpu_count() or 2) // 2, 1),
+        help="with a thread each (default: %(default)s)",
+    )
+    add("--out", type=Path, default=Path("docs/evidence"), metavar="DIR", help="(default: %(default)s)")
+    add("--report", action="store_true", help="print the tables of what is there, and train nothing")
+    args = parser.parse_args(argv)
+    for name in ("trials", "trial_iterations", "seeds", "iterations", "embedding_size", "evaluate_every", "processes"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.embedding_size % 2:
+        parser.error(f"--embedding-size must be divisible by the 2 heads of the graph, got {args.embedding_size}")
+    return args
+
+
+def settings(args: argparse.Namespace, iterations: int) -> dict[str, Any]:
+    """What all cells of a stage have in common."""
+    return {
+        "iterations": iterations,
+        "embedding_size": args.embedding_size,
+        "image_size": 32,
+        "classes_per_batch": 27,
+        "samples_per_class": 3,
+        "evaluate_every": args.evaluate_every,
+    }
+
+
+def trials(args: argparse.Namespace, loss: str, name: str) -> list[Cell]:
+    """Cells by which hyperparameters are chosen."""
+    contender: Contender = ALL[name]
+    tuned = {"lr": LEARNING_RATES, **contender.tuned}
+    chosen = trial_options(name, loss, tuned, args.trials)
+    common = settings(args, args.trial_iterations)
+    return [Cell("tune", loss, name, i, options, common) for i, options in enumerate(chosen)]
+
+
+def best_options(args: argparse.Namespace, loss: str, name: str) -> tuple[dict[str, Any], float] | None:
+    """The options with the best Recall@1 on validation classes; None while trials are missing."""
+    cells = trials(args, loss, name)
+    found = [read(cell, args.out) for cell in cells]
+    if any(result is None for result in found):
+        return None
+    recalls = [result["val_recall_at_1"] for result in found if result is not None]
+    best = max(range(len(cells)), key=recalls.__getitem__)
+    return dict(cells[best].options), recalls[best]
+
+
+def seeds(args: argparse.Namespace, loss: str, name: str, options: dict[str, Any]) -> list[Cell]:
+    """Cells that are tested, seed by seed."""
+    common = settings(args, args.iterations)
+    return [Cell("run", loss, name, seed, options, common) for seed in range(args.seeds)]
+
+
+def work(cell: Cell, folder: Path) -> None:
+    """Train a cell and keep what came of it."""
+    torch.set_num_threads(1)
+    write(cell, folder, train(cell))
+
+
+def do(cells: Iterable[Cell], args: argparse.Namespace, what: str) -> None:
+    """Train the cells that are not done yet."""
+    waiting = [cell for cell in cells if read(cell, args.out) is None]
+    if not waiting:
+        return
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(args.processes, mp_context=context) as pool,
+        tqdm(total=len(waiting), desc=what, unit="cell") as bar,
+    ):
+        running = [pool.submit(work, cell, args.out) for cell in waiting]
+        try:
+            for done in as_completed(running):
+                done.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def report(args: argparse.Namespace) -> str:
+    """All tables, as Markdown."""
+    parts = []
+    for loss in args.losses:
+        chosen, results = {}, {}
+        for name in args.generators:
+            best = best_options(args, loss, name)
+            if best is None:
+                continue
+            chosen[name] = best
+            found = {cell.number: read(cell, args.out) for cell in seeds(args, loss, name, best[0])}
+            done = {seed: result for seed, result in found.items() if result is not None}
+            if done:
+                results[name] = done
+        if chosen:
+            tables = loss_table(results, TITLES), chosen_table(chosen, TITLES)
+            parts.append("## {}\n\n{}\n\nChosen on validation classes:\n\n{}\n".format(loss, *tables))
+    return "\n".join(parts)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    pairs = [(loss, name) for loss in args.losses for name in args.generators]
+    try:
+        if not args.report:
+            do((cell for pair in pairs for cell in trials(args, *pair)), args, "tuning")
+            runs = []
+            for loss, name in pairs:
+                best = best_options(args, loss, name)
+                assert best is not None
+                runs += seeds(args, loss, name, best[0])
+            # Seed by seed, so that what is there at any time can be compared.
+            do(sorted(runs, key=lambda cell: cell.number), args, "runs")
+        tables = report(args)
+    except (OSError, ValueError) as error:
+        sys.exit(f"compare_generators.py: {error}")
+    print(tables or f"nothing in {args.out} yet")
+    if tables:
+        (args.out / "tables.md").write_text(tables)
+
+
+if __name__ == "__main__":
+    main()

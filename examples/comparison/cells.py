@@ -1,0 +1,93 @@
+"""Cells of the comparison: what one training run is, and the file that holds what came of it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pml_gca
+from pml_gca.utils import runs
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run.
+
+    Attributes:
+        stage: ``"tune"``, judged on validation classes, or ``"run"``, on test classes.
+        loss: name in ``pml_gca.losses.NAMED_LOSSES``.
+        contender: name in ``contenders``.
+        number: of the trial, or the seed.
+        options: what is tuned of the contender, and ``lr``.
+        settings: what all cells have in common.
+    """
+
+    stage: str
+    loss: str
+    contender: str
+    number: int
+    options: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """Of weights, batches and distortions. All trials have one seed, which no run has."""
+        return self.number if self.stage == "run" else 1000
+
+    def file(self, folder: Path) -> Path:
+        """Where its result is kept."""
+        return folder / self.stage / self.loss / self.contender / f"{self.number}.json"
+
+
+def read(cell: Cell, folder: Path) -> dict[str, Any] | None:
+    """What came of a cell; None if it has not been run.
+
+    Raises:
+        ValueError: the file is of another version or setting.
+    """
+    file = cell.file(folder)
+    if not file.exists():
+        return None
+    content: dict[str, Any] = json.loads(file.read_text())
+    expected = json.loads(json.dumps({"version": pml_gca.__version__, **asdict(cell)}))
+    changed = [
+        f"{k} is {v!r}, was {content['cell'].get(k)!r}" for k, v in expected.items() if content["cell"].get(k) != v
+    ]
+    if changed:
+        raise ValueError(f"{file} is of another version or setting ({'; '.join(changed)}); choose another --out")
+    result: dict[str, Any] = content["result"]
+    return result
+
+
+def write(cell: Cell, folder: Path, result: Mapping[str, Any]) -> None:
+    """Keep what came of a cell."""
+    file = cell.file(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    runs.write_json(
+        file, {"cell": {"version": pml_gca.__version__, **asdict(cell)}, "machine": machine, "result": result}
+    )
+
+
+def trial_options(contender: str, loss: str, tuned: Mapping[str, tuple[Any, ...]], count: int) -> list[dict[str, Any]]:
+    """``count`` different choices of what is tuned, or all there are, drawn by the names alone."""
+    names = sorted(tuned)
+    total = 1
+    for name in names:
+        total *= len(tuned[name])
+
+    def digest(index: int) -> bytes:
+        return hashlib.sha256(f"{loss}:{contender}:{index}".encode()).digest()
+
+    chosen = []
+    for index in sorted(range(total), key=digest)[:count]:
+        options = {}
+        for name in names:
+            index, place = divmod(index, len(tuned[name]))
+            options[name] = tuned[name][place]
+        chosen.append(options)
+    return chosen

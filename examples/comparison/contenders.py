@@ -1,0 +1,83 @@
+"""What is compared: generators, parts of ours taken away, and the loss alone; with what may be tuned of each."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from pml_gca import GlobalCorrelationGenerator
+from pml_gca.generators import (
+    BaseGenerator,
+    ConstantGenerator,
+    EmbeddingExpansionGenerator,
+    HardnessAwareGenerator,
+    MixupGenerator,
+    RandomGenerator,
+    SymmetricalSynthesisGenerator,
+)
+
+LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)  # of the network, for all alike
+ALPHAS = (0.0, 2.0, 5.0, 15.0)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the tables.
+
+    Attributes:
+        title: its name there.
+        make: from ``num_classes``, ``embedding_size`` and what is tuned, to a generator; None for the loss alone.
+        tuned: values to choose from, beside the learning rate.
+        schedule: ``"one_backward"`` or ``"alternating"``.
+    """
+
+    title: str
+    make: Callable[..., BaseGenerator] | None
+    tuned: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    schedule: str = "one_backward"
+
+
+def ours(title: str, schedule: str = "one_backward", **options: Any) -> Contender:
+    """GCA-HNG, or what is left of it; tuned as the whole is."""
+    settings = {"num_layers": 1, "num_heads": 2, **options}
+    tuned = {"alpha": ALPHAS, "generator_lr": (1.5e-4, 1e-3)}
+    return Contender(
+        title,
+        partial(GlobalCorrelationGenerator, **settings),
+        {name: values for name, values in tuned.items() if name not in options},
+        schedule,
+    )
+
+
+CONTENDERS = {
+    "none": Contender("the loss alone", None),
+    "gca": ours("GCA-HNG"),
+    "constant": Contender(
+        "constant λ, no graph", ConstantGenerator, {"alpha": ALPHAS, "coefficient": (0.25, 0.5, 0.75)}
+    ),
+    "random": Contender("random λ, no graph", RandomGenerator, {"alpha": ALPHAS, "probability": (0.25, 0.5, 0.75)}),
+    "graph_constant": ours("constant λ, node classification through the graph", coefficients="constant"),
+    "graph_random": ours("random λ, node classification through the graph", coefficients="random"),
+    "hdml": Contender("HDML", HardnessAwareGenerator, {"alpha": (5.0, 20.0, 90.0)}),
+    "hdml_reembed": Contender(
+        "HDML, re-embedded",
+        partial(HardnessAwareGenerator, reembed=True),
+        {"alpha": (5.0, 20.0, 90.0), "generator_lr": (1.5e-4, 1e-3)},
+    ),
+    "embedding_expansion": Contender("embedding expansion", EmbeddingExpansionGenerator, {"num_points": (2, 4)}),
+    "symmetrical_synthesis": Contender("symmetrical synthesis", SymmetricalSynthesisGenerator),
+    "mixup": Contender("mixup, after Metrix", MixupGenerator, {"concentration": (1.0, 2.0)}),
+}
+
+ABLATIONS = {
+    "no_propagation": ours("no propagation", num_layers=0),
+    "no_edge_messages": ours("no edge messages", edge_messages=False),
+    "scalar": ours("one coefficient for each pair", channelwise=False),
+    "no_random_weighting": ours("no random weighting", random_weighting=False),
+    "no_classification_term": ours("without J_soft", classification_weight=0),
+    "no_similarity_term": ours("without J_sim", similarity_weight=0),
+    "no_diversity_term": ours("without J_div", diversity_weight=0),
+    "no_strength": ours("without e^(-α/L)", alpha=0.0),
+    "detached": ours("node classification kept out of the embeddings", classify_embeddings=False),
+    "alternating": ours("alternating schedule", schedule="alternating"),
+}

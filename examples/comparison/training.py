@@ -1,0 +1,128 @@
+"""One training run on Glyphs: a small network, one loss, one generator or none."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.optim.lr_scheduler import LambdaLR
+from train_with_classifier import convolutional_trunk
+
+from pml_gca import HardNegativeGenerationLoss
+from pml_gca.datasets import Glyphs
+from pml_gca.losses import NAMED_LOSSES
+from pml_gca.protocol.parts import cosine_to_zero
+from pml_gca.utils import RecallCalculator, runs
+
+from .cells import Cell
+from .contenders import ABLATIONS, CONTENDERS, Contender
+
+METRICS = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "mean_average_precision_at_r", "r_precision")
+PROXY_LR_FACTOR = 10.0  # learning rate of proxies, in units of the network's
+
+
+class Run:
+    """A cell while it is trained."""
+
+    def __init__(self, cell: Cell) -> None:
+        settings, options = cell.settings, dict(cell.options)
+        self.settings = settings
+        self.data = {
+            split: Glyphs(split, image_size=settings["image_size"], progress=False) for split in ("train", "val")
+        }
+        runs.set_seed(cell.seed)
+        train, size = self.data["train"], settings["embedding_size"]
+        trunk, features = convolutional_trunk(1)
+        self.network = nn.Sequential(trunk, nn.Linear(features, size))
+        loss = NAMED_LOSSES[cell.loss](train.num_classes, size)
+        lr, generator_lr = options.pop("lr"), options.pop("generator_lr", 1e-3)
+        groups: list[dict[str, Any]] = [{"params": list(self.network.parameters()), "lr": lr}]
+        self.contender: Contender = {**CONTENDERS, **ABLATIONS}[cell.contender]
+        self.generator = None
+        if self.contender.make is not None:
+            self.generator = self.contender.make(train.num_classes, size, **options)
+            loss = HardNegativeGenerationLoss(loss, self.generator)
+            groups += loss.parameter_groups(generator_lr, loss_lr=PROXY_LR_FACTOR * lr)
+        elif own := list(loss.parameters()):
+            groups.append({"params": own, "lr": PROXY_LR_FACTOR * lr})
+        self.loss = loss
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+        iterations = settings["iterations"]
+        self.scheduler = LambdaLR(self.optimizer, lambda step: cosine_to_zero(iterations, step))
+        self.source = torch.Generator().manual_seed(cell.seed)
+        self.members = train.labels.argsort(stable=True).view(train.num_classes, -1)  # as many of each class
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Images and labels: some samples of each of some classes."""
+        settings, (num_classes, per_class) = self.settings, self.members.shape
+        classes = torch.randperm(num_classes, generator=self.source)[: settings["classes_per_batch"]]
+        order = torch.rand(len(classes), per_class, generator=self.source).argsort(dim=1)
+        rows = self.members[classes].gather(1, order[:, : settings["samples_per_class"]]).flatten()
+        images, labels = zip(*self.data["train"].__getitems__(rows.tolist()), strict=True)
+        return torch.stack(images), torch.tensor(labels)
+
+    def step(self) -> None:
+        """One iteration."""
+        images, labels = self.batch()
+        embeddings = self.network(images)
+        if self.contender.schedule == "alternating":
+            with self.loss.phase("embedding"):
+                self.descend(self.loss(embeddings, labels))
+            with self.loss.phase("generation"):
+                self.descend(self.loss(embeddings.detach(), labels))
+        else:
+            self.descend(self.loss(embeddings, labels))
+        self.scheduler.step()
+
+    def descend(self, total: Tensor) -> None:
+        """Step the optimizer down a loss; parameters without gradient stay."""
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def embed(self, split: str) -> tuple[Tensor, Tensor]:
+        """Normalised embeddings and labels of a split."""
+        if split not in self.data:
+            self.data[split] = Glyphs(split, image_size=self.settings["image_size"], progress=False)
+        data = self.data[split]
+        self.network.eval()
+        rows = torch.arange(len(data)).split(512)
+        images = (torch.stack([image for image, _ in data.__getitems__(part.tolist())]) for part in rows)
+        embeddings = torch.cat([normalize(self.network(part)) for part in images])
+        self.network.train()
+        return embeddings, data.labels
+
+    def recall(self, split: str) -> float:
+        """Recall@1."""
+        embeddings, labels = self.embed(split)
+        similarity = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf)
+        return (labels[similarity.argmax(dim=1)] == labels).double().mean().item()
+
+
+def train(cell: Cell, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Train a cell; its metrics and history.
+
+    Args:
+        cell: which.
+        tick: called after every iteration.
+    """
+    run = Run(cell)
+    every = cell.settings["evaluate_every"]
+    history: dict[str, list[float]] = {"iterations": [0], "seconds": [0.0], "recall_at_1": [run.recall("val")]}
+    seconds = 0.0
+    for iteration in range(1, cell.settings["iterations"] + 1):
+        began = time.perf_counter()
+        run.step()
+        seconds += time.perf_counter() - began
+        if iteration % every == 0 or iteration == cell.settings["iterations"]:
+            for name, value in zip(history, (iteration, seconds, run.recall("val")), strict=True):
+                history[name].append(value)
+        tick()
+    result = {"val_recall_at_1": history["recall_at_1"][-1], "seconds": seconds, "history": history}
+    if cell.stage == "run":
+        calculator = RecallCalculator((1, 2, 4, 8), include=METRICS, k="max_bin_count", device=torch.device("cpu"))
+        result["metrics"] = calculator.get_accuracy(*run.embed("test"))
+    return result
