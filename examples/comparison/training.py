@@ -52,14 +52,14 @@ class Run:
         iterations = settings["iterations"]
         self.scheduler = LambdaLR(self.optimizer, lambda step: cosine_to_zero(iterations, step))
         self.source = torch.Generator().manual_seed(cell.seed)
-        self.members = train.labels.argsort(stable=True).view(train.num_classes, -1)  # as many of each class
+        self.members = train.labels.argsort(stable=True).split(train.labels.bincount().tolist())
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Images and labels: some samples of each of some classes."""
-        settings, (num_classes, per_class) = self.settings, self.members.shape
-        classes = torch.randperm(num_classes, generator=self.source)[: settings["classes_per_batch"]]
-        order = torch.rand(len(classes), per_class, generator=self.source).argsort(dim=1)
-        rows = self.members[classes].gather(1, order[:, : settings["samples_per_class"]]).flatten()
+        classes = torch.randperm(len(self.members), generator=self.source)[: self.settings["classes_per_batch"]]
+        wanted = self.settings["samples_per_class"]
+        of_classes = (self.members[c] for c in classes.tolist())
+        rows = torch.cat([m[torch.randperm(len(m), generator=self.source)[:wanted]] for m in of_classes])
         images, labels = zip(*self.data["train"].__getitems__(rows.tolist()), strict=True)
         return torch.stack(images), torch.tensor(labels)
 
