@@ -36,6 +36,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=5, help="0 to N - 1 (default: %(default)s)")
     add("--iterations", type=int, default=2000, help="of a run (default: %(default)s)")
     add("--embedding-size", type=int, default=64, help="channels (default: %(default)s)")
+    add("--image-size", type=int, default=32, help="side of the images, in pixels (default: %(default)s)")
     add("--evaluate-every", type=int, default=100, help="iterations (default: %(default)s)")
     add(
         "--processes",
@@ -49,6 +50,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("trials", "trial_iterations", "seeds", "iterations", "embedding_size", "evaluate_every", "processes"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.image_size < 16:
+        parser.error(f"--image-size must be at least 16, which the network halves four times, got {args.image_size}")
     if args.embedding_size % 2:
         parser.error(f"--embedding-size must be divisible by the 2 heads of the graph, got {args.embedding_size}")
     return args
@@ -59,7 +62,7 @@ def settings(args: argparse.Namespace, iterations: int) -> dict[str, Any]:
     return {
         "iterations": iterations,
         "embedding_size": args.embedding_size,
-        "image_size": 32,
+        "image_size": args.image_size,
         "classes_per_batch": 27,
         "samples_per_class": 3,
         "evaluate_every": args.evaluate_every,
@@ -101,7 +104,10 @@ def work(cell: Cell, folder: Path) -> None:
 def do(cells: Iterable[Cell], args: argparse.Namespace, what: str) -> None:
     """Train the cells that are not done yet."""
     waiting = [cell for cell in cells if read(cell, args.out) is None]
-    if not waiting:
+    if args.processes == 1 or len(waiting) < 2:
+        for cell in waiting:
+            with tqdm(total=cell.settings["iterations"], desc=f"{what}: {cell.loss}, {cell.contender}") as bar:
+                write(cell, args.out, train(cell, bar.update))
         return
     context = multiprocessing.get_context("spawn")
     with (

@@ -68,6 +68,7 @@ class Run:
         images, labels = self.batch()
         embeddings = self.network(images)
         if self.contender.schedule == "alternating":
+            assert isinstance(self.loss, HardNegativeGenerationLoss)
             with self.loss.phase("embedding"):
                 self.descend(self.loss(embeddings, labels))
             with self.loss.phase("generation"):

@@ -91,8 +91,8 @@ def test_a_killed_run_resumes_to_the_same_result(pictures, tmp_path, capsys, mon
         train_with_classifier.main([*common, "--lr", "0.1", "--out", str(tmp_path / "broken"), "--resume"])
 
 
-@pytest.mark.parametrize("loss", train_with_classifier.NAMED_LOSSES)
-def test_every_loss_on_offer_trains_with_the_generator(loss, pictures, tmp_path):
+@pytest.mark.parametrize("loss", ["triplet", "proxy_anchor", "arcface"])
+def test_losses_on_offer_train_with_the_generator(loss, pictures, tmp_path):
     train_with_classifier.main(
         [
             "--data",

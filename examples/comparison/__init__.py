@@ -1,0 +1,1 @@
+"""Cells, contenders, training and tables of compare_generators.py."""

@@ -1,0 +1,106 @@
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+import compare_generators  # noqa: E402
+from comparison import cells, tables, training  # noqa: E402
+from comparison.contenders import ABLATIONS, CONTENDERS  # noqa: E402
+
+SMALL = ["--losses", "n_pairs", "--generators", "none", "constant", "--processes", "1", "--embedding-size", "8"]
+SMALL += ["--image-size", "16"]
+SMALL += ["--trials", "2", "--trial-iterations", "2", "--iterations", "3", "--evaluate-every", "2", "--seeds", "1"]
+COMMON = {
+    "iterations": 2,
+    "embedding_size": 8,
+    "image_size": 16,
+    "classes_per_batch": 4,
+    "samples_per_class": 3,
+    "evaluate_every": 2,
+}
+
+
+def cell(contender="none", **changes):
+    return replace(cells.Cell("tune", "proxy_anchor", contender, 0, {"lr": 1e-3}, COMMON), **changes)
+
+
+def test_done_cells_are_kept_and_others_made(tmp_path, capsys):
+    compare_generators.main([*SMALL, "--out", str(tmp_path)])
+    table = capsys.readouterr().out
+    assert "| the loss alone | 1 |" in table
+    assert "| constant λ, no graph | 1 |" in table
+    files = sorted(tmp_path.rglob("*.json"))
+    assert len(files) == 2 * 2 + 2  # trials and seeds
+    before = {file: file.stat().st_mtime_ns for file in files}
+    files[0].unlink()
+    compare_generators.main([*SMALL, "--out", str(tmp_path)])
+    after = {file: file.stat().st_mtime_ns for file in sorted(tmp_path.rglob("*.json"))}
+    assert after.keys() == before.keys()
+    assert [file for file in files if after[file] != before[file]] == [files[0]]
+    capsys.readouterr()
+    compare_generators.main([*SMALL, "--out", str(tmp_path), "--report"])
+    assert capsys.readouterr().out == (tmp_path / "tables.md").read_text() + "\n"
+    with pytest.raises(SystemExit, match=r"of another version or setting \(settings is .*'embedding_size': 16"):
+        compare_generators.main([*SMALL, "--embedding-size", "16", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("contender", [*CONTENDERS, *ABLATIONS])
+def test_every_contender_trains_and_repeats_itself(contender):
+    first, second = (training.train(cell(contender)) for _ in range(2))
+    for result in (first, second):
+        del result["seconds"], result["history"]["seconds"]
+    assert first == second
+    assert 0 < first["val_recall_at_1"] <= 1
+    assert first["history"]["iterations"] == [0, 2]
+
+
+def test_trials_differ_and_are_always_the_same():
+    tuned = {"lr": (1, 2, 3), "alpha": (0.0, 5.0)}
+    found = cells.trial_options("gca", "n_pairs", tuned, 4)
+    assert len({json.dumps(options) for options in found}) == 4
+    assert all(options["lr"] in (1, 2, 3) and options["alpha"] in (0.0, 5.0) for options in found)
+    assert found == cells.trial_options("gca", "n_pairs", tuned, 4)
+    assert len(cells.trial_options("gca", "n_pairs", tuned, 100)) == 6
+
+
+def test_seeds_of_trials_are_no_runs():
+    assert cell(number=3).seed == cell(number=4).seed == 1000
+    assert cell(stage="run", number=3).seed == 3
+
+
+def test_intervals():
+    mean, half = tables.interval([1.0, 2.0, 3.0])
+    assert mean == 2
+    assert half == pytest.approx(4.303 / math.sqrt(3))
+    assert math.isnan(tables.interval([1.0])[1])
+    assert tables.cell_text([0.5, 0.5]) == "50.0 ± 0.0"
+    assert tables.cell_text([0.015], sign=True) == "+1.5"
+
+
+def test_differences_are_paired():
+    def result(recall):
+        metrics = {"recall_at_1": recall, "mean_average_precision_at_r": 0.1}
+        return {"metrics": metrics, "seconds": 10.0, "history": {"iterations": [0, 100]}}
+
+    table = tables.loss_table(
+        {"none": {0: result(0.5), 1: result(0.3)}, "gca": {0: result(0.52), 1: result(0.32), 2: result(0.9)}},
+        {"none": "alone", "gca": "ours"},
+    )
+    assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 0.100 |" in table
+
+
+def test_bad_arguments(capsys):
+    for arguments, message in (
+        (["--generators", "daml"], "invalid choice: 'daml'"),
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--image-size", "8"], "--image-size must be at least 16"),
+        (["--embedding-size", "9"], "--embedding-size must be divisible by the 2 heads"),
+    ):
+        with pytest.raises(SystemExit):
+            compare_generators.main(arguments)
+        assert message in capsys.readouterr().err
