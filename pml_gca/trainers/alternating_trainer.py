@@ -38,10 +38,10 @@ class AlternatingTrainer(AutocastTrainer):
                 "loss_funcs['metric_loss'] must be a HardNegativeGenerationLoss, whose two halves alternate, got "
                 f"{type(loss).__name__}; another loss is trained by PML's MetricLossOnly or TrainWithClassifier"
             )
-        if not loss.generator.learns:
+        if not found.generator.learns:
             raise ValueError(
-                f"the generator, a {type(loss.generator).__name__}, has no objective of its own to alternate with; use "
-                "PML's MetricLossOnly or TrainWithClassifier"
+                f"the generator, a {type(found.generator).__name__}, has no objective of its own to alternate with; "
+                "use PML's MetricLossOnly or TrainWithClassifier"
             )
         if "metric_loss_optimizer" not in self.optimizers:
             raise ValueError(

@@ -3,7 +3,7 @@
 import oracle
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from pytorch_metric_learning import losses
 from strategies import NUM_CLASSES, labels
 
@@ -129,6 +129,7 @@ def test_node_classification_kept_out_of_the_embeddings():
     assert generator.propagation.node_classifier.weight.grad.any()
 
 
+@settings(max_examples=15)
 @given(y=labels(max_classes=4, max_samples=3))
 @pytest.mark.parametrize(
     "options",
