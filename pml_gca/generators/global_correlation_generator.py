@@ -175,7 +175,8 @@ class GlobalCorrelationGenerator(BaseGenerator):
         nodes = torch.cat([anchors, embeddings[num_anchors:].detach()])
         # One propagation, from a leaf copy, serves all terms; what may reach the embeddings is handed on to them.
         learns = self.training and torch.is_grad_enabled()
-        leaf = nodes.detach().to(compute_dtype(nodes)).requires_grad_(learns and embeddings.requires_grad)
+        hands_on = learns and embeddings.requires_grad and self.classify_embeddings
+        leaf = nodes.detach().to(compute_dtype(nodes)).requires_grad_(hands_on)
         statistics = [buffer.clone() for buffer in self.propagation.buffers()] if labels.is_cuda else []
         with torch.set_grad_enabled(learns):
             correlations: Correlations = self.propagation(leaf, labels)
@@ -241,7 +242,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         if self.wants("node_classification_loss"):
             logits = correlations.node_logits[: len(anchors)]
             node_classification = classification_loss(logits, anchor_labels)
-            if leaf.requires_grad and self.classify_embeddings:
+            if leaf.requires_grad:
                 in_half = logits.dtype == torch.float16
                 node_classification = hand_gradient_on(node_classification, leaf, anchors, correlations, in_half)
             terms["node_classification_loss"] = node_classification

@@ -173,10 +173,8 @@ def n_pairs_synthetic_loss(loss: losses.NPairsLoss, batch: SyntheticBatch) -> Te
 def own_similarity(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch) -> Tensor:
     """Similarity of each synthetic negative to its anchor: (S,)."""
     negatives, distance = batch.negatives, loss.distance
-    if type(distance) in (
-        CosineSimilarity,
-        DotProductSimilarity,
-    ):  # with others, PML's pairwise values are not those of its matrix
+    # With other distances PML's pairwise values are not those of its matrix.
+    if type(distance) in (CosineSimilarity, DotProductSimilarity):
         rows = negatives.embeddings.to(compute_dtype(negatives.embeddings))
         values = row_dots(distance.maybe_normalize(batch.embeddings).to(rows.dtype), negatives.anchors, rows)
         if distance.normalize_embeddings:

@@ -81,7 +81,10 @@ class Options:
     @property
     def loss_name(self) -> str:
         """The name of the loss, or of the function that makes it."""
-        return self.loss if isinstance(self.loss, str) else f"{self.loss.__module__}:{self.loss.__qualname__}"
+        if isinstance(self.loss, str):
+            return self.loss
+        made_by = self.loss if hasattr(self.loss, "__qualname__") else type(self.loss)  # such as a partial
+        return f"{made_by.__module__}:{made_by.__qualname__}"
 
     def identity(self) -> dict[str, Any]:
         """What tells apart runs that do not belong in one table."""

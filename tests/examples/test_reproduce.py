@@ -5,6 +5,7 @@ from pathlib import Path
 import layouts
 import pytest
 import torch
+from sameness import assert_same
 
 from pml_gca.protocol import Experiment
 from pml_gca.recipes import RECIPES
@@ -53,19 +54,6 @@ def results(out, seed=0):
     assert best.name == f"best-{found['epoch']}.pt"
     states = [torch.load(path, weights_only=True)["state"] for path in (best, folder / "checkpoint.pt")]
     return found, states
-
-
-def assert_same(a, b):
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
 
 
 @pytest.mark.parametrize("loss", ["n_pairs", "proxy_anchor"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from sameness import assert_same
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -38,19 +39,6 @@ def results(out):
         state = torch.load(out / kind / "checkpoint.pt", weights_only=True)["state"]
         found[kind] = (result["metrics"], result["history"]["recall_at_1"], result["neighbours"], state)
     return found
-
-
-def assert_same(a, b):
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
 
 
 def test_a_killed_run_resumes_to_the_same_result(pictures, tmp_path, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -124,6 +125,11 @@ def test_the_head_of_dino_begins_orthogonal():
     linear = build_parts(recipe, Options(), 7, backbone).models["embedder"][1]
     torch.testing.assert_close(linear.weight @ linear.weight.T, torch.eye(16), rtol=0, atol=1e-5)
     assert not linear.bias.any()
+
+
+def test_losses_of_ones_own_have_a_name():
+    assert Options(loss=recipes.find_recipe).loss_name == "pml_gca.recipes:find_recipe"
+    assert Options(loss=partial(recipes.find_recipe)).loss_name == "functools:partial"
 
 
 def test_n_pairs_is_the_published_one():
