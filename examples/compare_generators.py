@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparison.cells import Cell, read, trial_options, write
-from comparison.contenders import ABLATIONS, CONTENDERS, LEARNING_RATES, Contender
+from comparison.cells import Cell, load, read, trial_options, write
+from comparison.contenders import ABLATIONS, CONTENDERS, LEARNING_RATES
+from comparison.network import WIDTHS
 from comparison.tables import chosen_table, loss_table
 from comparison.training import train
 from tqdm import tqdm
@@ -32,11 +33,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--losses", nargs="+", choices=NAMED_LOSSES, default=["n_pairs", "multi_similarity", "proxy_anchor"])
     add("--generators", nargs="+", choices=ALL, default=list(CONTENDERS), metavar="NAME", help=", ".join(ALL))
     add("--trials", type=int, default=6, help="for each generator and loss (default: %(default)s)")
-    add("--trial-iterations", type=int, default=600, help="of a trial (default: %(default)s)")
+    add("--trial-iterations", type=int, default=800, help="of a trial (default: %(default)s)")
     add("--seeds", type=int, default=5, help="0 to N - 1 (default: %(default)s)")
     add("--iterations", type=int, default=2000, help="of a run (default: %(default)s)")
     add("--embedding-size", type=int, default=64, help="channels (default: %(default)s)")
     add("--image-size", type=int, default=32, help="side of the images, in pixels (default: %(default)s)")
+    add(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="distort every training image afresh each time, or always alike",
+    )
     add("--evaluate-every", type=int, default=100, help="iterations (default: %(default)s)")
     add(
         "--processes",
@@ -46,6 +53,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--out", type=Path, default=Path("docs/evidence"), metavar="DIR", help="(default: %(default)s)")
     add("--report", action="store_true", help="print the tables of what is there, and train nothing")
+    add("--repeat", type=Path, metavar="FILE", help="train the cell of a result file anew, and compare")
     args = parser.parse_args(argv)
     for name in ("trials", "trial_iterations", "seeds", "iterations", "embedding_size", "evaluate_every", "processes"):
         if getattr(args, name) < 1:
@@ -66,13 +74,15 @@ def settings(args: argparse.Namespace, iterations: int) -> dict[str, Any]:
         "classes_per_batch": 27,
         "samples_per_class": 3,
         "evaluate_every": args.evaluate_every,
+        "augment": args.augment,
+        "widths": WIDTHS,
     }
 
 
 def trials(args: argparse.Namespace, loss: str, name: str) -> list[Cell]:
     """Cells by which hyperparameters are chosen."""
-    contender: Contender = ALL[name]
-    tuned = {"lr": LEARNING_RATES, **contender.tuned}
+    name = ALL[name].tuned_as or name
+    tuned = {"lr": LEARNING_RATES, **ALL[name].tuned}
     chosen = trial_options(name, loss, tuned, args.trials)
     common = settings(args, args.trial_iterations)
     return [Cell("tune", loss, name, i, options, common) for i, options in enumerate(chosen)]
@@ -91,7 +101,7 @@ def best_options(args: argparse.Namespace, loss: str, name: str) -> tuple[dict[s
 
 def seeds(args: argparse.Namespace, loss: str, name: str, options: dict[str, Any]) -> list[Cell]:
     """Cells that are tested, seed by seed."""
-    common = settings(args, args.iterations)
+    common = settings(args, args.iterations * ALL[name].length)
     return [Cell("run", loss, name, seed, options, common) for seed in range(args.seeds)]
 
 
@@ -101,13 +111,23 @@ def work(cell: Cell, folder: Path) -> None:
     write(cell, folder, train(cell))
 
 
+def train_here(cell: Cell, what: str) -> dict[str, Any]:
+    """Train a cell with a progress bar, and with one thread, as all are: sums are then rounded alike."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tqdm(total=cell.settings["iterations"], desc=f"{what}: {cell.loss}, {cell.contender}") as bar:
+            return train(cell, bar.update)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def do(cells: Iterable[Cell], args: argparse.Namespace, what: str) -> None:
     """Train the cells that are not done yet."""
     waiting = [cell for cell in cells if read(cell, args.out) is None]
     if args.processes == 1 or len(waiting) < 2:
-        for cell in waiting:
-            with tqdm(total=cell.settings["iterations"], desc=f"{what}: {cell.loss}, {cell.contender}") as bar:
-                write(cell, args.out, train(cell, bar.update))
+        for number, cell in enumerate(waiting, start=1):
+            write(cell, args.out, train_here(cell, f"{what} {number}/{len(waiting)}"))
         return
     context = multiprocessing.get_context("spawn")
     with (
@@ -133,7 +153,8 @@ def report(args: argparse.Namespace) -> str:
             best = best_options(args, loss, name)
             if best is None:
                 continue
-            chosen[name] = best
+            if ALL[name].tuned_as is None:
+                chosen[name] = best
             found = {cell.number: read(cell, args.out) for cell in seeds(args, loss, name, best[0])}
             done = {seed: result for seed, result in found.items() if result is not None}
             if done:
@@ -144,12 +165,34 @@ def report(args: argparse.Namespace) -> str:
     return "\n".join(parts)
 
 
+def repeat(file: Path) -> None:
+    """Train the cell of a file anew, and show both results.
+
+    Raises:
+        SystemExit: they differ.
+    """
+    cell, machine, before = load(file)
+    after = train_here(cell, "again")
+    scores = {name: (before[name], after[name]) for name in ("val_recall_at_1",)}
+    scores |= {name: (value, after["metrics"][name]) for name, value in before.get("metrics", {}).items()}
+    for name, (old, new) in scores.items():
+        print(f"{name:<28} {100 * old:.4f}% {100 * new:.4f}% {'same' if old == new else 'DIFFERENT'}")
+    if any(old != new for old, new in scores.values()):
+        sys.exit(f"differs from {file}, which was made by {machine}; other processors and versions round otherwise")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
+    if args.repeat:
+        try:
+            return repeat(args.repeat)
+        except (OSError, ValueError) as error:
+            sys.exit(f"compare_generators.py: {error}")
     pairs = [(loss, name) for loss in args.losses for name in args.generators]
     try:
         if not args.report:
-            do((cell for pair in pairs for cell in trials(args, *pair)), args, "tuning")
+            cells = {cell.file(args.out): cell for pair in pairs for cell in trials(args, *pair)}
+            do(cells.values(), args, "tuning")
             runs = []
             for loss, name in pairs:
                 best = best_options(args, loss, name)

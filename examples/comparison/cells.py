@@ -1,7 +1,8 @@
 """Cells of the comparison: what one training run is, and the file that holds what came of it."""
 
-import hashlib
 import json
+import math
+import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,31 +64,50 @@ def read(cell: Cell, folder: Path) -> dict[str, Any] | None:
     return result
 
 
+def load(file: Path) -> tuple[Cell, dict[str, Any], dict[str, Any]]:
+    """The cell that a file holds, the machine that trained it, and what came of it.
+
+    Raises:
+        ValueError: it is no such file, or of another version.
+    """
+    try:
+        content = json.loads(file.read_text())
+        version = content["cell"].pop("version")
+        cell, machine, result = Cell(**content["cell"]), content["machine"], content["result"]
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is no result of this comparison: {error!r}") from None
+    if version != pml_gca.__version__:
+        raise ValueError(f"{file} is of version {version}, this is {pml_gca.__version__}")
+    return cell, machine, result
+
+
 def write(cell: Cell, folder: Path, result: Mapping[str, Any]) -> None:
     """Keep what came of a cell."""
     file = cell.file(folder)
     file.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    machine = {"torch": torch.__version__, "processor": torch.backends.cpu.get_cpu_capability()}
     runs.write_json(
         file, {"cell": {"version": pml_gca.__version__, **asdict(cell)}, "machine": machine, "result": result}
     )
 
 
 def trial_options(contender: str, loss: str, tuned: Mapping[str, tuple[Any, ...]], count: int) -> list[dict[str, Any]]:
-    """``count`` different choices of what is tuned, or all there are, drawn by the names alone."""
+    """``count`` different choices of what is tuned, or all there are, drawn by the names alone.
+
+    Each value of a hyperparameter is chosen as often as every other of it, or once more: few trials are not spent on
+    one learning rate.
+    """
     names = sorted(tuned)
-    total = 1
-    for name in names:
-        total *= len(tuned[name])
-
-    def digest(index: int) -> bytes:
-        return hashlib.sha256(f"{loss}:{contender}:{index}".encode()).digest()
-
-    chosen = []
-    for index in sorted(range(total), key=digest)[:count]:
+    count = min(count, math.prod(len(values) for values in tuned.values()))
+    chosen: list[dict[str, Any]] = []
+    drawn = 0
+    while len(chosen) < count:
         options = {}
         for name in names:
-            index, place = divmod(index, len(tuned[name]))
-            options[name] = tuned[name][place]
-        chosen.append(options)
+            cycle, place = divmod(drawn, len(tuned[name]))
+            order = random.Random(f"{loss}:{contender}:{name}:{cycle}").sample(tuned[name], len(tuned[name]))
+            options[name] = order[place]
+        if options not in chosen:
+            chosen.append(options)
+        drawn += 1
     return chosen

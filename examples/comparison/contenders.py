@@ -16,7 +16,7 @@ from pml_gca.generators import (
     SymmetricalSynthesisGenerator,
 )
 
-LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)  # of the network, for all alike
+LEARNING_RATES = (7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3)  # of the network, for all alike
 ALPHAS = (0.0, 2.0, 5.0, 15.0)
 
 
@@ -29,12 +29,16 @@ class Contender:
         make: from ``num_classes``, ``embedding_size`` and what is tuned, to a generator; None for the loss alone.
         tuned: values to choose from, beside the learning rate.
         schedule: ``"one_backward"`` or ``"alternating"``.
+        tuned_as: contender whose trials also choose for this one.
+        length: of its runs, in units of everyone's.
     """
 
     title: str
     make: Callable[..., BaseGenerator] | None
     tuned: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     schedule: str = "one_backward"
+    tuned_as: str | None = None
+    length: int = 1
 
 
 def ours(title: str, schedule: str = "one_backward", **options: Any) -> Contender:
@@ -51,6 +55,7 @@ def ours(title: str, schedule: str = "one_backward", **options: Any) -> Contende
 
 CONTENDERS = {
     "none": Contender("the loss alone", None),
+    "none_longer": Contender("the loss alone, 3 × the iterations", None, tuned_as="none", length=3),
     "gca": ours("GCA-HNG"),
     "constant": Contender(
         "constant λ, no graph", ConstantGenerator, {"alpha": ALPHAS, "coefficient": (0.25, 0.5, 0.75)}

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from torch.optim.lr_scheduler import LambdaLR
-from train_with_classifier import convolutional_trunk
 
 from pml_gca import HardNegativeGenerationLoss
 from pml_gca.datasets import Glyphs
@@ -18,6 +17,7 @@ from pml_gca.utils import RecallCalculator, runs
 
 from .cells import Cell
 from .contenders import ABLATIONS, CONTENDERS, Contender
+from .network import Embedder
 
 METRICS = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "mean_average_precision_at_r", "r_precision")
 PROXY_LR_FACTOR = 10.0  # learning rate of proxies, in units of the network's
@@ -29,26 +29,28 @@ class Run:
     def __init__(self, cell: Cell) -> None:
         settings, options = cell.settings, dict(cell.options)
         self.settings = settings
+        size = settings["image_size"]
         self.data = {
-            split: Glyphs(split, image_size=settings["image_size"], progress=False) for split in ("train", "val")
+            "train": Glyphs("train", image_size=size, augment=settings["augment"], progress=False),
+            "val": Glyphs("val", image_size=size, progress=False),
         }
         runs.set_seed(cell.seed)
         train, size = self.data["train"], settings["embedding_size"]
-        trunk, features = convolutional_trunk(1)
-        self.network = nn.Sequential(trunk, nn.Linear(features, size))
+        self.network = Embedder(settings["image_size"], size)
         loss = NAMED_LOSSES[cell.loss](train.num_classes, size)
         lr, generator_lr = options.pop("lr"), options.pop("generator_lr", 1e-3)
+        beta, classifier_lr = options.pop("beta", 20.0), options.pop("classifier_lr", 1e-3)
         groups: list[dict[str, Any]] = [{"params": list(self.network.parameters()), "lr": lr}]
         self.contender: Contender = {**CONTENDERS, **ABLATIONS}[cell.contender]
         self.generator = None
         if self.contender.make is not None:
             self.generator = self.contender.make(train.num_classes, size, **options)
-            loss = HardNegativeGenerationLoss(loss, self.generator)
-            groups += loss.parameter_groups(generator_lr, loss_lr=PROXY_LR_FACTOR * lr)
+            loss = HardNegativeGenerationLoss(loss, self.generator, beta)
+            groups += loss.parameter_groups(generator_lr, classifier_lr, PROXY_LR_FACTOR * lr)
         elif own := list(loss.parameters()):
             groups.append({"params": own, "lr": PROXY_LR_FACTOR * lr})
         self.loss = loss
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, fused=True)
         iterations = settings["iterations"]
         self.scheduler = LambdaLR(self.optimizer, lambda step: cosine_to_zero(iterations, step))
         self.source = torch.Generator().manual_seed(cell.seed)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -22,6 +23,7 @@ COMMON = {
     "classes_per_batch": 4,
     "samples_per_class": 3,
     "evaluate_every": 2,
+    "augment": True,
 }
 
 
@@ -49,6 +51,28 @@ def test_done_cells_are_kept_and_others_made(tmp_path, capsys):
         compare_generators.main([*SMALL, "--embedding-size", "16", "--out", str(tmp_path)])
 
 
+def test_a_result_is_repeated(tmp_path, capsys):
+    file = tmp_path / "tune" / "proxy_anchor" / "none" / "0.json"
+    cells.write(cell(), tmp_path, training.train(cell()))
+    threads = torch.get_num_threads()
+    compare_generators.main(["--repeat", str(file)])
+    assert torch.get_num_threads() == threads
+    assert capsys.readouterr().out.rstrip().endswith("same")
+    content = json.loads(file.read_text())
+    content["result"]["val_recall_at_1"] += 1
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=r"differs from .*0\.json, which was made by .*torch"):
+        compare_generators.main(["--repeat", str(file)])
+    assert "DIFFERENT" in capsys.readouterr().out
+    content["cell"]["version"] = "0.0.1"
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=r"0\.json is of version 0\.0\.1"):
+        compare_generators.main(["--repeat", str(file)])
+    file.write_text("{}")
+    with pytest.raises(SystemExit, match=r"0\.json is no result of this comparison: KeyError\('cell'\)"):
+        compare_generators.main(["--repeat", str(file)])
+
+
 @pytest.mark.parametrize("contender", [*CONTENDERS, *ABLATIONS])
 def test_every_contender_trains_and_repeats_itself(contender):
     first, second = (training.train(cell(contender)) for _ in range(2))
@@ -66,6 +90,25 @@ def test_trials_differ_and_are_always_the_same():
     assert all(options["lr"] in (1, 2, 3) and options["alpha"] in (0.0, 5.0) for options in found)
     assert found == cells.trial_options("gca", "n_pairs", tuned, 4)
     assert len(cells.trial_options("gca", "n_pairs", tuned, 100)) == 6
+    assert cells.trial_options("none", "n_pairs", {}, 5) == [{}]
+
+
+def test_trials_spread_over_every_hyperparameter():
+    tuned = {"lr": (1, 2, 3, 4, 5, 6), "alpha": (0.0, 5.0, 9.0)}
+    found = cells.trial_options("gca", "n_pairs", tuned, 6)
+    assert sorted(options["lr"] for options in found) == [1, 2, 3, 4, 5, 6]
+    assert sorted(options["alpha"] for options in found) == [0.0, 0.0, 5.0, 5.0, 9.0, 9.0]
+
+
+def test_the_longer_run_has_the_trials_of_the_plain_one():
+    args = compare_generators.parse_arguments(["--iterations", "10", "--seeds", "1"])
+    longer, plain = (compare_generators.trials(args, "n_pairs", name) for name in ("none_longer", "none"))
+    assert longer == plain
+    lengths = [
+        compare_generators.seeds(args, "n_pairs", name, {"lr": 1})[0].settings["iterations"]
+        for name in ("none_longer", "none")
+    ]
+    assert lengths == [30, 10]
 
 
 def test_seeds_of_trials_are_no_runs():
