@@ -30,7 +30,7 @@ class Correlations:
         node_logits: (N, num_classes), class scores of the propagated nodes.
         pairs: (2, E) long, end nodes of the undirected edges, see :func:`pml_gca.graph.edge_pairs`.
         coefficients: (E, D) in (0, 1), channel-wise λ of each edge; 1 keeps a channel of a synthetic negative at
-            the real negative, 0 pulls it to the distance of the positive.
+            the real negative, 0 pulls it to the distance of the positive. (0, D) where they were not asked for.
         tiles: portions of the edges that are best computed at a time; none if the propagation was compiled.
         wanted: what backward passes through the graph are for, where that can be chosen.
     """
@@ -59,15 +59,19 @@ class PropagationLayer(nn.Module):
         self.node = NodeBlock(embedding_size, num_heads)
         self.edge = EdgeBlock(embedding_size, dropout)
 
-    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor, update_edges: bool = True
+    ) -> tuple[Tensor, Tensor]:
         if self.edge_messages:
             nodes = self.node(nodes, edges, pairs, labels)
         else:
             nodes = self.node.listen(nodes, labels)
             nodes = self.node.gather(nodes, torch.zeros_like(nodes))
-        return nodes, self.edge(nodes, edges, pairs)
+        return nodes, self.edge(nodes, edges, pairs) if update_edges else edges
 
-    def sweep(self, plan: SweepPlan, nodes: Tensor, edges: EdgeState, labels: Tensor) -> tuple[Tensor, EdgeState]:
+    def sweep(
+        self, plan: SweepPlan, nodes: Tensor, edges: EdgeState, labels: Tensor, update_edges: bool = True
+    ) -> tuple[Tensor, EdgeState]:
         """As :meth:`forward`, tile by tile."""
         to_node, block = self.node.edge_to_node, self.edge
         heard = self.node.listen(nodes, labels)
@@ -75,6 +79,8 @@ class PropagationLayer(nn.Module):
         if self.edge_messages:
             messages = EdgeMessages.apply(plan, len(nodes), *edges, to_node.weight, to_node.bias)
         nodes = self.node.gather(heard, messages)
+        if not update_edges:
+            return nodes, edges
         dtype = messages.dtype
         ends = [x.to(dtype) for x in block.fold(nodes)]
         mask = block.dropout(messages.new_ones(2, plan.num_edges)) if self.training and block.dropout.p else None
@@ -122,48 +128,60 @@ class CorrelationPropagation(nn.Module):
         """What fits here need not fit where a copy goes."""
         return {**self.__dict__, "_memory": {}}
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Correlations:
-        """(N, D) embeddings and (N,) long labels, in any order and composition, to :class:`Correlations`."""
+    def forward(self, embeddings: Tensor, labels: Tensor, with_coefficients: bool = True) -> Correlations:
+        """(N, D) embeddings and (N,) long labels, in any order and composition, to :class:`Correlations`.
+
+        Without coefficients the last update of the edges, which serves them alone, is not computed: of one layer a
+        ninth of the work remains.
+        """
         # The compiler fuses, and chooses what to keep, by itself; and without layers there is nothing to sweep.
         if torch.compiler.is_compiling() or not self.layers:
-            return self.forward_plain(embeddings, labels)
+            return self.forward_plain(embeddings, labels, with_coefficients)
         dtype = self.input.weight.dtype
-        plan = self.plan_sweeps(len(embeddings), embeddings.device)
+        plan = self.plan_sweeps(len(embeddings), embeddings.device, with_coefficients)
         pairs = edge_pairs(len(embeddings), embeddings.device)
         nodes: Tensor = self.input(embeddings.to(dtype))
         edges: EdgeState = (standardize(embeddings).to(compute_dtype(self.input.weight)), None, None)
         for layer in self.layers:
             assert isinstance(layer, PropagationLayer)
-            nodes, edges = layer.sweep(plan, nodes, edges, labels)
+            nodes, edges = layer.sweep(plan, nodes, edges, labels, with_coefficients or layer is not self.layers[-1])
         logits = self.node_classifier(self.node_norm(nodes).to(dtype))
-        return Correlations(logits, pairs, self._sweep_coefficients(plan, edges), plan.tiles, plan.wanted)
+        coefficients = self._sweep_coefficients(plan, edges) if with_coefficients else edges[0][:0]
+        return Correlations(logits, pairs, coefficients, plan.tiles, plan.wanted)
 
-    def forward_plain(self, embeddings: Tensor, labels: Tensor) -> Correlations:
+    def forward_plain(self, embeddings: Tensor, labels: Tensor, with_coefficients: bool = True) -> Correlations:
         """:meth:`forward` written plainly: all edges at once, and every intermediate value kept for the gradient."""
         dtype = self.input.weight.dtype
         pairs = edge_pairs(len(embeddings), embeddings.device)
         edges = correlation_edges(embeddings, pairs).to(dtype)
         nodes = self.input(embeddings.to(dtype))
         for layer in self.layers:
-            nodes, edges = layer(nodes, edges, pairs, labels)
+            nodes, edges = layer(nodes, edges, pairs, labels, with_coefficients or layer is not self.layers[-1])
         logits = self.node_classifier(self.node_norm(nodes).to(dtype))
+        if not with_coefficients:
+            return Correlations(logits, pairs, edges[:0], ())
         normalised = self.edge_norm(edges, edge_multiplicity(pairs)).to(dtype)
         return Correlations(logits, pairs, self.edge_coefficients(normalised).sigmoid(), ())
 
-    def plan_sweeps(self, num_nodes: int, device: torch.device) -> SweepPlan:
+    def coefficient_modules(self) -> list[nn.Module]:
+        """What only coefficients need."""
+        last = [layer.edge for layer in self.layers[-1:] if isinstance(layer, PropagationLayer)]
+        return [*last, self.edge_norm, self.edge_coefficients]
+
+    def plan_sweeps(self, num_nodes: int, device: torch.device, with_coefficients: bool = True) -> SweepPlan:
         """How to go over the edges of ``num_nodes`` nodes; what fits is asked once per number of nodes."""
         dtype = matmul_dtype(self.input.weight)
         learns = torch.is_grad_enabled()
-        key = (num_nodes, device, dtype, self.edge_chunk_size)
+        key = (num_nodes, device, dtype, self.edge_chunk_size, with_coefficients)
         if learns and key not in self._memory:
-            sizes = self.sizes(num_nodes, num_nodes * max(num_nodes // 2 - 1, 0))
+            sizes = self.sizes(num_nodes, num_nodes * max(num_nodes // 2 - 1, 0), with_coefficients)
             self._memory[key] = choose_memory(sizes, self.edge_chunk_size, device)
         keep, chunk = self._memory.get(key, (False, 0))
         tile = chunk or self.edge_chunk_size or default_chunk_size(self.input.in_features, device)
         num_edges = num_nodes * (num_nodes + 1) // 2
         return SweepPlan(list(edge_tiles(num_nodes, tile)), num_edges, dtype, keep and learns)
 
-    def sizes(self, num_nodes: int, num_negatives: int) -> Sizes:
+    def sizes(self, num_nodes: int, num_negatives: int, with_coefficients: bool = True) -> Sizes:
         """What the cost of a step depends on, at present."""
         linear = self.input
         return Sizes(
@@ -174,6 +192,7 @@ class CorrelationPropagation(nn.Module):
             num_negatives,
             matmul_dtype(linear.weight).itemsize,
             compute_dtype(linear.weight).itemsize,
+            with_coefficients,
         )
 
     def _sweep_coefficients(self, plan: SweepPlan, edges: EdgeState) -> Tensor:

@@ -60,9 +60,12 @@ CONTENDERS = {
     "constant": Contender(
         "constant λ, no graph", ConstantGenerator, {"alpha": ALPHAS, "coefficient": (0.25, 0.5, 0.75)}
     ),
+    "real": Contender("real negatives, merged at random", partial(ConstantGenerator, coefficient=1.0, alpha=0.0)),
     "random": Contender("random λ, no graph", RandomGenerator, {"alpha": ALPHAS, "probability": (0.25, 0.5, 0.75)}),
-    "graph_constant": ours("constant λ, node classification through the graph", coefficients="constant"),
+    "graph_constant": ours("constant λ, node classification through the graph", coefficients=0.5),
     "graph_random": ours("random λ, node classification through the graph", coefficients="random"),
+    "graph_real": ours("real negatives, node classification through the graph", coefficients=1.0, alpha=0.0),
+    "linear_constant": ours("constant λ, linear classification without the graph", coefficients=0.5, num_layers=0),
     "hdml": Contender("HDML", HardnessAwareGenerator, {"alpha": (5.0, 20.0, 90.0)}),
     "hdml_reembed": Contender(
         "HDML, re-embedded",

@@ -17,7 +17,7 @@ from ..synthesis import synthesize
 from ..tiles import Tile
 from ..utils.host import HostCopy, to_device
 from ..utils.records import hide_modules_from_records
-from ..utils.validation import check_flag, check_number, check_positive_int
+from ..utils.validation import check_flag, check_number, check_positive_int, check_share
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .objective import (
     classification_loss,
@@ -30,8 +30,7 @@ from .published import count_layers, read_state_dict, translate
 
 AUXILIARY_WEIGHT = 10.0  # of the auxiliary classifier's cross-entropy
 DIVERSITY_UNIT = 0.01  # the published diversity weights are given in units of it
-SOURCES = ("learned", "constant", "random")
-CONSTANT = 0.5
+SOURCES = ("learned", "random")
 TERMS = (
     "node_classification_loss",
     "generated_classification_loss",
@@ -63,8 +62,9 @@ class GlobalCorrelationGenerator(BaseGenerator):
             training step then takes little memory, and a fifth more arithmetic. ``None`` does so where the
             activations would fill more than half of the free memory, and else keeps them. See :meth:`cost`.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
-        coefficients: where λ comes from. ``"learned"``: from the graph. For comparison, with the graph's node
-            classification as it is: ``"constant"``, all 0.5; ``"random"``, 0 or 1 for each channel of each pair.
+        coefficients: where λ comes from. ``"learned"``: from the graph. A number in [0, 1]: all are that number.
+            ``"random"``: 0 or 1 for each channel of each pair. The last two leave the graph's node classification as
+            it is, and make the graph far cheaper: what only λ needs is neither computed nor trained.
         channelwise: False: one coefficient for each pair, the mean over its channels.
         edge_messages: False: nodes hear each other, but not their edges.
         random_weighting: False: a synthetic negative is the mean of its class's candidates.
@@ -100,7 +100,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         diversity_weight: float = 60,
         edge_chunk_size: int | None = None,
         collect_stats: bool | None = None,
-        coefficients: str = "learned",
+        coefficients: str | float = "learned",
         channelwise: bool = True,
         edge_messages: bool = True,
         random_weighting: bool = True,
@@ -126,8 +126,10 @@ class GlobalCorrelationGenerator(BaseGenerator):
         self.diversity_weight = diversity_weight
         if edge_chunk_size is not None:
             check_positive_int("edge_chunk_size", edge_chunk_size)
-        if coefficients not in SOURCES:
-            raise ValueError(f"coefficients must be one of {', '.join(SOURCES)}, got {coefficients!r}")
+        if not isinstance(coefficients, str):
+            check_share("coefficients", coefficients)
+        elif coefficients not in SOURCES:
+            raise ValueError(f"coefficients must be {', '.join(SOURCES)} or a number in [0, 1], got {coefficients!r}")
         check_flag("channelwise", channelwise)
         check_flag("edge_messages", edge_messages)
         check_flag("random_weighting", random_weighting)
@@ -140,6 +142,9 @@ class GlobalCorrelationGenerator(BaseGenerator):
             num_classes, embedding_size, num_layers, num_heads, dropout, edge_chunk_size, edge_messages
         )
         self.auxiliary_classifier = nn.Linear(embedding_size, num_classes)
+        if not self.learns:
+            for module in (*self.propagation.coefficient_modules(), self.auxiliary_classifier):
+                module.requires_grad_(False)  # they never get a gradient; distributed training would wait for it
         hide_modules_from_records(self)
 
     def correlate(self, embeddings: Tensor, labels: Tensor) -> Correlations:
@@ -179,7 +184,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         leaf = nodes.detach().to(compute_dtype(nodes)).requires_grad_(hands_on)
         statistics = [buffer.clone() for buffer in self.propagation.buffers()] if labels.is_cuda else []
         with torch.set_grad_enabled(learns):
-            correlations: Correlations = self.propagation(leaf, labels)
+            correlations: Correlations = self.propagation(leaf, labels, self.learns)
         try:
             plan = plan_candidates(self.labels_on_host(on_host), num_anchors)
         except ValueError:  # a GPU is waited for no earlier, but a refused batch must leave no trace
@@ -191,7 +196,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         if draws is None:
             draws = torch.rand(num_anchors, len(labels), dtype=compute_dtype(nodes), device=nodes.device)
         weights = merging_weights(draws, plan) if self.random_weighting else mean_weights(plan, draws)
-        correlations = replace(correlations, coefficients=self._chosen(correlations.coefficients))
+        correlations = replace(correlations, coefficients=self._chosen(correlations))
         tiles = correlations.tiles or self.propagation.plan_sweeps(len(nodes), nodes.device).tiles
         strength = self.interpolation_strength(metric_level)
         synthetic, own = synthesize(nodes, correlations.coefficients, tiles, plan, weights, strength)
@@ -259,7 +264,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
             if self.collect_stats:
                 self.generated_classification_loss = generated.item()
                 self.similarity_loss, self.diversity_loss = similarity.item(), diversity.item()
-        if self.wants("auxiliary_classification_loss"):
+        if self.wants("auxiliary_classification_loss") and self.learns:
             guesses = classifier(real[: len(anchors)].to(classifier.weight.dtype))
             terms["auxiliary_classification_loss"] = AUXILIARY_WEIGHT * classification_loss(guesses, anchor_labels)
         if self.collect_stats:
@@ -267,12 +272,13 @@ class GlobalCorrelationGenerator(BaseGenerator):
                 setattr(self, name, term.item() / (AUXILIARY_WEIGHT if name.startswith("auxiliary") else 1))
         return terms
 
-    def _chosen(self, learned: Tensor) -> Tensor:
+    def _chosen(self, correlations: Correlations) -> Tensor:
         """The coefficients to generate with: (E, D)."""
-        if self.coefficients == "constant":
-            return learned.new_full((1, 1), CONSTANT).expand_as(learned)
+        learned, size = correlations.coefficients, (correlations.pairs.shape[1], self.embedding_size)
         if self.coefficients == "random":
-            return torch.rand_like(learned).round()
+            return torch.rand(size, dtype=learned.dtype, device=learned.device).round()
+        if not isinstance(self.coefficients, str):
+            return learned.new_full((1, 1), self.coefficients).expand(size)
         return learned if self.channelwise else learned.mean(dim=1, keepdim=True).expand_as(learned)
 
     @property
@@ -332,7 +338,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         check_positive_int("batch_size", batch_size)
         check_positive_int("samples_per_class", samples_per_class)
         other_classes = max(-(-batch_size // samples_per_class) - 1, 0)
-        sizes = self.propagation.sizes(batch_size, batch_size * other_classes)
+        sizes = self.propagation.sizes(batch_size, batch_size * other_classes, self.learns)
         device = self.auxiliary_classifier.weight.device
         keeps, chunk = choose_memory(sizes, self.propagation.edge_chunk_size, device)
         return StepCost(batch_size, keeps, chunk, step_multiply_adds(sizes, keeps), step_bytes(sizes, keeps, chunk))

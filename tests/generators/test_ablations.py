@@ -33,14 +33,14 @@ def expected(generator, z, coefficients, draws, strength=None):
 
 
 def test_constant_coefficients_leave_the_node_classification():
-    generator, z, y, draws = make(coefficients="constant")
+    generator, z, y, draws = make(coefficients=0.3)
     found = negatives_of(generator, z, y, draws)
-    control = ConstantGenerator(5, 8, 0.5).generate(z, y, len(z), metric_level=2.0, draws=draws)
+    control = ConstantGenerator(5, 8, 0.3).generate(z, y, len(z), metric_level=2.0, draws=draws)
     torch.testing.assert_close(found.embeddings, control.embeddings)
     graph = oracle.propagate(generator.propagation, z, LABELS)
     classification = oracle.mean([oracle.cross_entropy(row, c) for row, c in zip(graph.logits, LABELS, strict=True)])
     torch.testing.assert_close(found.objectives["node_classification_loss"], classification)
-    assert set(found.objectives) == {"node_classification_loss", "auxiliary_classification_loss"}
+    assert set(found.objectives) == {"node_classification_loss"}
 
 
 def test_random_coefficients_are_0_or_1_and_symmetric():
@@ -133,7 +133,7 @@ def test_node_classification_kept_out_of_the_embeddings():
 @pytest.mark.parametrize(
     "options",
     [
-        {"coefficients": "constant"},
+        {"coefficients": 0.5},
         {"coefficients": "random"},
         {"channelwise": False},
         {"edge_messages": False},
@@ -154,7 +154,7 @@ def test_any_batch(options, y):
 
 
 def test_negatives_of_given_coefficients_count_from_the_start():
-    for source, weight in (("learned", 0.0), ("constant", 1.0), ("random", 1.0)):
+    for source, weight in (("learned", 0.0), (0.5, 1.0), ("random", 1.0)):
         generator, z, y, _ = make(coefficients=source)
         loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator, collect_stats=True)
         loss(z, y)
@@ -164,7 +164,13 @@ def test_negatives_of_given_coefficients_count_from_the_start():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"coefficients": "local"}, ValueError, "coefficients must be one of learned, constant, random, got 'local'"),
+        (
+            {"coefficients": "local"},
+            ValueError,
+            r"coefficients must be learned, random or a number in \[0, 1\], got 'local'",
+        ),
+        ({"coefficients": 1.5}, ValueError, "coefficients must be at most 1, got 1.5"),
+        ({"coefficients": None}, TypeError, "coefficients must be"),
         ({"channelwise": 1}, TypeError, "channelwise must be a bool, got int"),
     ],
 )
@@ -174,7 +180,7 @@ def test_bad_options(options, error, message):
 
 
 def test_a_generator_without_objective_does_not_alternate():
-    generator, *_ = make(coefficients="constant")
+    generator, *_ = make(coefficients=0.5)
     loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator)
     with pytest.raises(ValueError, match="a GlobalCorrelationGenerator, has no objective of its own to alternate with"):
         AlternatingTrainer(
@@ -184,3 +190,30 @@ def test_a_generator_without_objective_does_not_alternate():
             batch_size=2,
             dataset=[],
         )
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 2])
+@pytest.mark.parametrize("way", ["forward", "forward_plain"])
+def test_a_graph_without_coefficients_classifies_alike(way, num_layers):
+    generator, z, y, _ = make(num_layers=num_layers)
+    propagate = getattr(generator.propagation, way)
+    whole, part = (propagate(z, y, with_coefficients) for with_coefficients in (True, False))
+    assert part.coefficients.shape == (0, 8)
+    torch.testing.assert_close(part.node_logits, whole.node_logits)
+    gradients = [torch.autograd.grad(found.node_logits.square().sum(), z)[0] for found in (whole, part)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 2])
+def test_what_only_coefficients_need_is_neither_trained_nor_paid_for(num_layers):
+    generator, z, y, draws = make(num_layers=num_layers, coefficients=0.5)
+    sum(negatives_of(generator, z, y, draws).objectives.values()).backward()
+    for name, parameter in generator.named_parameters():
+        unneeded = name.startswith(
+            ("auxiliary_classifier", "propagation.edge_", f"propagation.layers.{num_layers - 1}.edge.")
+        )
+        assert parameter.requires_grad != unneeded, name
+        assert (parameter.grad is None) == unneeded, name  # distributed training waits for all others
+    whole, *_ = make(num_layers=num_layers)
+    assert 0 < generator.cost(81, 3).multiply_adds < whole.cost(81, 3).multiply_adds
+    assert generator.cost(81, 3).bytes <= whole.cost(81, 3).bytes
