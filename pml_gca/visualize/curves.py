@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .backend import import_matplotlib
+from .style import COLOURS, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 
 Run = Mapping[str, Sequence[float]]
 
-# Okabe and Ito's colours, told apart by colour-blind readers, too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -65,8 +63,8 @@ def _draw_panel(ax: "Axes", tables: Mapping[str, torch.Tensor], row: int, xlabel
     notes = []
     for number, (name, table) in enumerate(tables.items()):
         name = name if len(table) == 1 else f"{name} (mean ± s.d. of {len(table)} seeds)"
-        colour = _COLOURS[number % len(_COLOURS)]
-        style = _STYLES[number // len(_COLOURS) % len(_STYLES)]
+        colour = COLOURS[number % len(COLOURS)]
+        style = _STYLES[number // len(COLOURS) % len(_STYLES)]
         x, y = table[:, row].mean(0).tolist(), table[:, -1].mean(0)
         last = float(y[-1])
         if len(table) > 1:
@@ -74,7 +72,7 @@ def _draw_panel(ax: "Axes", tables: Mapping[str, torch.Tensor], row: int, xlabel
             low, high = (y - deviation).tolist(), (y + deviation).tolist()
             ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         marks = sorted({*range(0, len(x), max(1, len(x) // 20)), len(x) - 1})
-        marker = _MARKERS[number % len(_MARKERS)]
+        marker = MARKERS[number % len(MARKERS)]
         (line,) = ax.plot(x, y.tolist(), style, color=colour, linewidth=1.8, label=name)
         line.set(marker=marker, markersize=4, markevery=marks)
         # Leads from a run that ended early to its value at the right edge.

@@ -1,0 +1,200 @@
+"""Gains of several methods or parts as bars."""
+
+from collections.abc import Mapping
+from math import isfinite
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..utils.validation import check_number
+from .backend import import_matplotlib
+from .style import COLOURS, DARK, add_title, legend_below, wrap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WIDTH, _AXES_WIDTH = 6.4, 3.6  # inches, at least
+_LINE, _GAP, _BAR = 0.165, 0.15, 0.2  # inches: a line of a row's name, between two names, a bar's height
+_PAD = 5.0  # points: from a bar to its value; twice that from there to the edge
+
+
+class _Gain(NamedTuple):
+    mean: float
+    half: float | None
+
+    @property
+    def side(self) -> int:
+        return -1 if self.mean < 0 else 1
+
+    @property
+    def end(self) -> float:
+        """Where the bar or its interval ends, on the bar's side of zero."""
+        return self.mean + self.side * (self.half or 0.0)
+
+
+def _finite(argument: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{argument} must be a number, got {type(value).__name__}")
+    if not isfinite(value):
+        raise ValueError(f"{argument} must be a finite number, got {value}")
+    return float(value)
+
+
+def _gain(name: object, value: object) -> _Gain:
+    if not isinstance(name, str):
+        raise TypeError(f"rows has a name of type {type(name).__name__}, {name!r}; expected str")
+    argument = f"rows[{name!r}]"
+    if not isinstance(value, (tuple, list)):
+        return _Gain(_finite(argument, value), None)
+    if len(value) != 2:
+        raise ValueError(f"{argument} has {len(value)} values; expected (mean, half width) or the mean alone")
+    gain = _Gain(*(_finite(f"{argument}[{i}]", number) for i, number in enumerate(value)))
+    check_number(f"{argument}[1]", gain.half)
+    return gain
+
+
+def _check_groups(groups: object, rows: Mapping[str, Any]) -> None:
+    if not isinstance(groups, Mapping):
+        raise TypeError(f"groups is of type {type(groups).__name__}; expected a mapping from a row's name to its group")
+    if set(groups) != set(rows):
+        missing, unknown = [x for x in rows if x not in groups], [x for x in groups if x not in rows]
+        raise ValueError(f"groups must have the names of rows; it lacks {missing} and has {unknown} besides")
+    for name, group in groups.items():
+        if not isinstance(group, str):
+            raise TypeError(f"groups[{name!r}] is of type {type(group).__name__}; expected str")
+    if len(set(groups.values())) > len(COLOURS):
+        raise ValueError(f"groups has {len(set(groups.values()))} groups; expected at most {len(COLOURS)}")
+
+
+def _written(gain: _Gain, decimals: int) -> str:
+    text = f"{gain.mean:+.{decimals}f}"
+    if not text.strip("+-0."):
+        text = text[1:]  # zero has no sign
+    text = text.replace("-", "−")
+    return text if gain.half is None else f"{text} ± {gain.half:.{decimals}f}"
+
+
+def _fit_limits(ax: "Axes", gains: list[_Gain], notes: list[Any], reference: float | None) -> None:
+    """Choose limits that have room for the values beside the bars."""
+    pad = _PAD * ax.figure.dpi / 72
+    rooms = [note.get_window_extent().width + 3 * pad for note in notes]
+    marks = [0.0, *([] if reference is None else [reference])]
+    marks += [gain.mean + sign * (gain.half or 0.0) for gain in gains for sign in (-1, 1)]
+    low, high = min(marks), max(marks)
+    if low == high:
+        low, high = -1.0, 1.0
+    inner = low, high
+    for _ in range(60):  # room for texts of fixed width widens the limits, which shrinks the bars, and so on
+        unit = (high - low) / ax.bbox.width
+        reaches = [gain.end + gain.side * room * unit for gain, room in zip(gains, rooms, strict=True)]
+        low, high = min(inner[0] - pad * unit, *reaches), max(inner[1] + pad * unit, *reaches)
+    ax.set_xlim(low, high)
+
+
+def plot_gains(
+    rows: Mapping[str, float | tuple[float, float]],
+    *,
+    reference: float | None = None,
+    reference_label: str | None = None,
+    xlabel: str = "Recall@1 gained (points)",
+    groups: Mapping[str, str] | None = None,
+    title: str | None = None,
+) -> "Figure":
+    """Draw gains as horizontal bars, their values written beside them, in the order given, the first on top.
+
+    Long names are wrapped, and the figure grows with the rows and with the names.
+
+    Args:
+        rows: for each row's name, the mean gain and half the width of its interval (of 95 %, say), which is
+            drawn as an error bar; or the mean alone. Any unit, that of ``xlabel``; finite.
+        reference: where to draw a dashed vertical line, in the unit of the gains; None for no line.
+        reference_label: what is written above the line; None writes its value.
+        xlabel: what the bars show, and its unit.
+        groups: for each row's name, the group whose colour its bar has, at most six groups; a legend names them.
+            None draws all in one colour.
+        title: title of the figure.
+
+    Returns:
+        A figure with one axes.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        TypeError: an argument, or a value in it, is of another type than described.
+        ValueError: ``rows`` is empty, a value is not finite or a half width negative, ``groups`` and ``rows``
+            have different names, or ``reference_label`` is given without a ``reference``.
+    """
+    matplotlib = import_matplotlib()
+    if not isinstance(rows, Mapping):
+        raise TypeError(f"rows is of type {type(rows).__name__}; expected a mapping from a row's name to its gain")
+    if len(rows) == 0:
+        raise ValueError("rows is empty; expected at least one row")
+    gains = [_gain(name, value) for name, value in rows.items()]
+    if groups is not None:
+        _check_groups(groups, rows)
+    if reference is not None:
+        reference = _finite("reference", reference)
+    elif reference_label is not None:
+        raise ValueError(f"reference_label is {reference_label!r} without a reference; expected a reference, too")
+    figure = matplotlib.figure.Figure(figsize=(_WIDTH, 1), layout="constrained")
+    names = [wrap(figure, name, 2.9, 9.5) for name in rows]
+    heights = [_LINE * (name.count("\n") + 1) + _GAP for name in names]
+    places = [sum(heights[:i]) + height / 2 for i, height in enumerate(heights)]  # inches from the top
+    figure.set_figheight(sum(heights) + 4)  # for now; the axes get their height below
+    ax = figure.subplots()
+    ax.set_ylim(sum(heights), 0)
+    members = [] if groups is None else list(dict.fromkeys(groups[name] for name in rows))
+    colours = [COLOURS[members.index(groups[name])] if groups is not None else COLOURS[0] for name in rows]
+    ax.barh(places, [gain.mean for gain in gains], height=_BAR, color=colours)
+    decimals = 1 if max(abs(gain.mean) for gain in gains) >= 1 else 2
+    notes = []
+    for gain, place in zip(gains, places, strict=True):
+        if gain.half is not None:
+            ax.errorbar(gain.mean, place, xerr=gain.half, color=DARK, elinewidth=1.1, capsize=2.5, capthick=1.1)
+        look: dict[str, Any] = {"ha": "left" if gain.side > 0 else "right", "va": "center", "fontsize": 9}
+        look["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the reference line passes behind it
+        note = ax.annotate(
+            _written(gain, decimals), (gain.end, place), (gain.side * _PAD, 0), textcoords="offset points", **look
+        )
+        note.set_in_layout(False)  # it lies within the axes in the end
+        notes.append(note)
+    ax.axvline(0, color=DARK, linewidth=0.9)
+    ax.set_yticks(places, names, fontsize=9.5)
+    ax.tick_params(axis="y", length=0)
+    ax.tick_params(axis="x", labelsize=9)
+    ax.locator_params(axis="x", nbins=7)
+    ax.set_xlabel(wrap(figure, xlabel, _AXES_WIDTH, 10), fontsize=10)
+    ax.grid(axis="x", color="#e3e3e3", linewidth=0.7)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    add_title(figure, title)
+    if groups is not None:
+        patches = [matplotlib.patches.Patch(color=COLOURS[i], label=member) for i, member in enumerate(members)]
+        legend_below(figure, patches)
+    label = None if reference is None else _draw_reference(figure, ax, reference, reference_label)
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches()
+    width += max(0.0, _AXES_WIDTH - ax.bbox.width / figure.dpi)
+    figure.set_size_inches(width, height + sum(heights) - ax.bbox.height / figure.dpi)
+    figure.draw_without_rendering()
+    _fit_limits(ax, gains, notes, reference)
+    if label is not None:  # within the axes' width, wherever the line stands
+        share = (label.xy[0] - ax.get_xlim()[0]) / (ax.get_xlim()[1] - ax.get_xlim()[0])
+        label.set_horizontalalignment("left" if share < 1 / 3 else "right" if share > 2 / 3 else "center")
+    return figure
+
+
+def _draw_reference(figure: "Figure", ax: "Axes", reference: float, label: str | None) -> Any:
+    """Draw the line; returns its label, which stands above the axes."""
+    ax.axvline(reference, color="#666666", linewidth=1.2, linestyle=(0, (5, 3)))
+    written = f"{reference:+g}".replace("-", "−") if label is None else label
+    return ax.annotate(
+        wrap(figure, written, 2 * _AXES_WIDTH / 3, 9),
+        (reference, 1),
+        (0, 4),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=9,
+        color="#555555",
+    )

@@ -1,0 +1,213 @@
+"""Maps of embeddings with their synthetic negatives."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..utils.validation import FiniteCheck, check_labels, check_number, check_positive_int
+from .backend import import_matplotlib
+from .style import COLOURS, DARK, MARKERS, add_title, grid, legend_below, wrap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLUMNS = 3
+_REAL, _SYNTHETIC, _ANCHOR = 4.8, 4.6, 8.5  # points: sizes of markers
+_SCALES = (1.05, 0.95, 1.2, 0.95, 1.2, 1.2)  # of MARKERS, which are of unlike areas at one size
+_GREY = "#7f7f7f"
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingPanel:
+    """What one panel of :func:`plot_synthetic_negatives` shows.
+
+    Attributes:
+        embeddings: finite floats of shape (n, D), n >= 4 and D >= 2, none of length 0.
+        labels: integers of shape (n,).
+        synthetic: synthetic negatives, floats of shape (m, D), of the same kind; None for none.
+        synthetic_labels: integers of shape (m,), all among ``labels``: the class of the real samples that a
+            synthetic negative is made of, as the generators return it, not that of its anchor. None for none.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    synthetic: Tensor | None = None
+    synthetic_labels: Tensor | None = None
+
+
+def _check_vectors(name: str, value: object, dim: int | None) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+    if value.ndim != 2 or (value.shape[1] != dim if dim is not None else len(value) < 4 or value.shape[1] < 2):
+        expected = "(n, D) with n >= 4 and D >= 2" if dim is None else f"(m, {dim}), D as in embeddings"
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {expected}")
+    FiniteCheck(value, name).finish()
+    zeros = int((value == 0).all(dim=1).sum())
+    if zeros:
+        raise ValueError(f"{name} has {zeros} rows of length 0; expected rows with a direction")
+    return value.detach().to("cpu", torch.float64)
+
+
+def _checked(name: str, panel: object) -> EmbeddingPanel:
+    """The panel on the CPU, in float64, with empty tensors where it has no synthetic negatives."""
+    if not isinstance(panel, EmbeddingPanel):
+        raise TypeError(f"{name} is of type {type(panel).__name__}; expected an EmbeddingPanel")
+    embeddings = _check_vectors(f"{name}.embeddings", panel.embeddings, None)
+    check_labels(panel.labels, len(embeddings), f"{name}.labels")
+    if (panel.synthetic is None) != (panel.synthetic_labels is None):
+        lone = "synthetic" if panel.synthetic_labels is None else "synthetic_labels"
+        raise ValueError(f"{name} has {lone} alone; expected both of synthetic and synthetic_labels, or none")
+    labels = panel.labels.detach().cpu().long()
+    if panel.synthetic is None:
+        return EmbeddingPanel(embeddings, labels, embeddings[:0], labels[:0])
+    synthetic = _check_vectors(f"{name}.synthetic", panel.synthetic, embeddings.shape[1])
+    check_labels(panel.synthetic_labels, len(synthetic), f"{name}.synthetic_labels", "synthetic")
+    made_of = torch.as_tensor(panel.synthetic_labels).detach().cpu().long()
+    unknown = sorted(set(made_of.tolist()) - set(labels.tolist()))
+    if unknown:
+        raise ValueError(f"{name}.synthetic_labels has {unknown}; expected classes that labels has")
+    return EmbeddingPanel(embeddings, labels, synthetic, made_of)
+
+
+def _classes(panels: Mapping[str, EmbeddingPanel], anchor_class: int | None) -> list[int]:
+    """The classes that all panels show, ascending."""
+    classes: list[int] = []
+    for title, panel in panels.items():
+        found = panel.labels.unique().tolist()
+        if not 2 <= len(found) <= len(COLOURS):
+            raise ValueError(f"panels[{title!r}].labels has {len(found)} classes; expected 2 to {len(COLOURS)}")
+        if classes and found != classes:
+            raise ValueError(f"panels[{title!r}].labels has the classes {found}; expected {classes}, as before it")
+        classes = found
+    if anchor_class is not None:
+        if isinstance(anchor_class, bool) or not isinstance(anchor_class, int):
+            raise TypeError(f"anchor_class must be an integer, got {type(anchor_class).__name__}")
+        if anchor_class not in classes:
+            raise ValueError(f"anchor_class is {anchor_class}; expected one of the classes {classes}")
+    return classes
+
+
+def _names(classes: Sequence[int], class_names: Mapping[int, str] | Sequence[str] | None) -> list[str]:
+    if class_names is None:
+        return [f"class {label}" for label in classes]
+    if isinstance(class_names, str) or not isinstance(class_names, (Mapping, Sequence)):
+        raise TypeError(f"class_names is of type {type(class_names).__name__}; expected a mapping or a sequence")
+    known = class_names if isinstance(class_names, Mapping) else dict(enumerate(class_names))
+    missing = [label for label in classes if label not in known]
+    if missing:
+        raise ValueError(f"class_names has no names for the labels {missing}, which panels have")
+    return [str(known[label]) for label in classes]
+
+
+def _embed(name: str, panel: EmbeddingPanel, perplexity: float, seed: int) -> Tensor:
+    """Places (n + m, 2) of the real and the synthetic embeddings, the real ones first."""
+    unit = torch.nn.functional.normalize(torch.cat([panel.embeddings, torch.as_tensor(panel.synthetic)]), dim=1)
+    if float((unit - unit[0]).abs().max()) < 1e-7:
+        raise ValueError(f"{name} has embeddings of one direction only; expected some that differ")
+    tsne = import_module("sklearn.manifold").TSNE(
+        init="pca",
+        learning_rate="auto",
+        perplexity=max(1.0, min(float(perplexity), (len(unit) - 1) / 3)),
+        random_state=seed,
+    )
+    places = torch.from_numpy(tsne.fit_transform(unit.numpy())).double()
+    return places - (places.amin(0) + places.amax(0)) / 2
+
+
+def _look(number: int, is_anchor: bool, synthetic: bool) -> dict[str, Any]:
+    """How the class of this number is drawn, for ``Axes.plot`` and for the legend."""
+    colour = COLOURS[number]
+    size = _ANCHOR if is_anchor else _SCALES[number] * (_SYNTHETIC if synthetic else _REAL)
+    look = {"linestyle": "", "marker": "*" if is_anchor else MARKERS[number], "markersize": size}
+    if synthetic:
+        return {**look, "markerfacecolor": (colour, 0.12), "markeredgecolor": (colour, 0.85), "markeredgewidth": 0.9}
+    edge = DARK if is_anchor else "white"
+    return {**look, "markerfacecolor": colour, "markeredgecolor": edge, "markeredgewidth": 0.7 if is_anchor else 0.5}
+
+
+def _draw_panel(
+    ax: "Axes", panel: EmbeddingPanel, places: Tensor, classes: Sequence[int], anchor_class: int | None
+) -> None:
+    real, synthetic = places[: len(panel.labels)], places[len(panel.labels) :]
+    for points, labels, hollow in ((real, panel.labels, False), (synthetic, panel.synthetic_labels, True)):
+        for number, label in enumerate(classes):
+            chosen = points[labels == label]
+            if len(chosen):
+                ax.plot(chosen[:, 0], chosen[:, 1], **_look(number, label == anchor_class, hollow))
+    half = 1.07 * max(float(places.abs().max()), 1e-6)
+    ax.set(xticks=[], yticks=[], xlim=(-half, half), ylim=(-half, half))
+    for spine in ax.spines.values():
+        spine.set(edgecolor="#b0b0b0", linewidth=0.8)
+
+
+def plot_synthetic_negatives(
+    panels: Mapping[str, EmbeddingPanel],
+    *,
+    anchor_class: int | None = None,
+    class_names: Mapping[int, str] | Sequence[str] | None = None,
+    perplexity: float = 30.0,
+    seed: int = 0,
+    title: str | None = None,
+) -> "Figure":
+    """Map the embeddings of a few classes and their synthetic negatives to the plane, for several methods.
+
+    Each panel is a t-SNE of its own, fitted on its real and synthetic embeddings together, L2-normalised: places
+    and distances of different panels do not compare. Real samples are filled, synthetic negatives hollow, in the
+    colour and with the marker of the class they are made of.
+
+    Args:
+        panels: for each panel's title, what it shows; all with the same 2 to 6 classes.
+        anchor_class: the class of the anchors, whose samples are drawn as stars; None draws it as the others.
+        class_names: names of the labels; None writes "class 7".
+        perplexity: t-SNE's perplexity, at least 1; lowered to a third of the points where there are few.
+        seed: t-SNE's seed, at least 0. The same seed gives the same map; another one hardly changes it, as the
+            start is not random: it is the two principal components.
+        title: title of the figure.
+
+    Returns:
+        A figure with one square axes per panel, at most three in a row, and a legend below them.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        TypeError: an argument, or a tensor of a panel, is of another type than described.
+        ValueError: ``panels`` is empty, a panel is not as described, or a class is not in it or has no name.
+    """
+    matplotlib = import_matplotlib()
+    if not isinstance(panels, Mapping):
+        raise TypeError(f"panels is of type {type(panels).__name__}; expected a mapping from titles to EmbeddingPanel")
+    if len(panels) == 0:
+        raise ValueError("panels is empty; expected at least one panel")
+    check_number("perplexity", perplexity, minimum=1.0)
+    check_positive_int("seed", seed, minimum=0)
+    checked = {name: _checked(f"panels[{name!r}]", panel) for name, panel in panels.items()}
+    classes = _classes(checked, anchor_class)
+    names = _names(classes, class_names)
+    rows, columns = grid(len(checked), _COLUMNS)
+    figure = matplotlib.figure.Figure(figsize=(3.1 * columns + 0.2, 3.35 * rows + 1.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    for number, (name, panel) in enumerate(checked.items()):
+        ax = figure.add_subplot(rows, columns, number + 1)
+        _draw_panel(ax, panel, _embed(f"panels[{name!r}]", panel, perplexity, seed), classes, anchor_class)
+        ax.set_title(wrap(figure, name, 2.9, 10.5), fontsize=10.5)
+    add_title(figure, title)
+    line = matplotlib.lines.Line2D
+    handles = []
+    for number, (label, name) in enumerate(zip(classes, names, strict=True)):
+        is_anchor = label == anchor_class
+        look = _look(number, is_anchor, False)
+        handles.append(line([], [], label=f"{name} (anchors)" if is_anchor else name, **look))
+    hollow = {**_look(0, False, True), "markerfacecolor": (_GREY, 0.12), "markeredgecolor": _GREY}
+    if any(len(torch.as_tensor(panel.synthetic)) for panel in checked.values()):
+        handles.append(line([], [], label="synthetic negatives", **hollow))
+    legend_below(figure, handles)
+    figure.draw_without_rendering()
+    box = figure.axes[0].bbox  # made square, so that both directions have one scale
+    figure.set_figheight(figure.get_figheight() + rows * (box.width - box.height) / figure.dpi)
+    return figure

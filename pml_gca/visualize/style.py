@@ -1,0 +1,57 @@
+"""What the figures have in common."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers, too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DARK = "#333333"
+
+
+def wrap(figure: "Figure", text: str, inches: float, fontsize: float) -> str:
+    """The text in lines of at most this width, as far as single characters allow; its own line breaks stay."""
+    artist = figure.text(0, 0, "", fontsize=fontsize)
+    lines = []
+    for line in text.splitlines():
+        filled, size = line.strip(), len(line)
+        while size > 1:
+            artist.set_text(filled)
+            width = artist.get_window_extent().width / figure.dpi
+            if width <= inches:
+                break
+            size = max(1, min(size - 1, int(size * inches / width)))
+            filled = textwrap.fill(line, size)
+        lines.append(filled)
+    artist.remove()
+    return "\n".join(lines)
+
+
+def add_title(figure: "Figure", title: str | None) -> None:
+    """Write the title, if there is one, above all axes, in lines that fit the figure's width."""
+    if title:
+        figure.suptitle(wrap(figure, title, figure.get_figwidth() - 0.3, 12), fontsize=12)
+
+
+def grid(count: int, most: int) -> tuple[int, int]:
+    """Rows and columns, at most ``most``, for this many panels, the rows as equally filled as can be."""
+    rows = -(-count // most)
+    return rows, -(-count // rows)
+
+
+def legend_below(figure: "Figure", handles: Sequence[Any]) -> None:
+    """Add a legend below all axes, in as few rows as the figure's width allows. Long labels are wrapped."""
+    for handle in handles:
+        handle.set_label(wrap(figure, handle.get_label(), min(3.6, figure.get_figwidth() - 0.8), 9))
+    for rows in range(1, len(handles) + 1):
+        columns = -(-len(handles) // rows)
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, columnspacing=1.6
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
