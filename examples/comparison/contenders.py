@@ -41,10 +41,15 @@ class Contender:
     length: int = 1
 
 
-def ours(title: str, schedule: str = "one_backward", **options: Any) -> Contender:
+def ours(
+    title: str,
+    schedule: str = "one_backward",
+    also_tuned: Mapping[str, tuple[Any, ...]] | None = None,
+    **options: Any,
+) -> Contender:
     """GCA-HNG, or what is left of it; tuned as the whole is."""
     settings = {"num_layers": 1, "num_heads": 2, **options}
-    tuned = {"alpha": ALPHAS, "generator_lr": (1.5e-4, 1e-3)}
+    tuned = {"alpha": ALPHAS, "generator_lr": (1.5e-4, 1e-3), **(also_tuned or {})}
     return Contender(
         title,
         partial(GlobalCorrelationGenerator, **settings),
@@ -57,6 +62,13 @@ CONTENDERS = {
     "none": Contender("the loss alone", None),
     "none_longer": Contender("the loss alone, 3 × the iterations", None, tuned_as="none", length=3),
     "gca": ours("GCA-HNG"),
+    # Published weights drive λ to 0 and 1, and α makes it count for nothing once the loss is low: here neither does.
+    "gca_free": ours(
+        "GCA-HNG, α 0 and no J_div",
+        also_tuned={"similarity_weight": (5, 20, 60), "beta": (20.0, 1e6), "classifier_lr": (1e-3, 1e-2)},
+        alpha=0.0,
+        diversity_weight=0,
+    ),
     "constant": Contender(
         "constant λ, no graph", ConstantGenerator, {"alpha": ALPHAS, "coefficient": (0.25, 0.5, 0.75)}
     ),
