@@ -77,7 +77,12 @@ CONTENDERS = {
     "graph_constant": ours("constant λ, node classification through the graph", coefficients=0.5),
     "graph_random": ours("random λ, node classification through the graph", coefficients="random"),
     "graph_real": ours("real negatives, node classification through the graph", coefficients=1.0, alpha=0.0),
-    "linear_constant": ours("constant λ, linear classification without the graph", coefficients=0.5, num_layers=0),
+    "nodes_real": ours(
+        "real negatives, node classification without edges", coefficients=1.0, alpha=0.0, edge_messages=False
+    ),
+    "linear_real": ours(
+        "real negatives, linear classification without a graph", coefficients=1.0, alpha=0.0, num_layers=0
+    ),
     "hdml": Contender("HDML", HardnessAwareGenerator, {"alpha": (5.0, 20.0, 90.0)}),
     "hdml_reembed": Contender(
         "HDML, re-embedded",

@@ -11,7 +11,6 @@ from torch import Tensor
 from pml_gca.generators import BaseGenerator
 from pml_gca.interpolation import next_positive
 from pml_gca.losses import HardNegativeGenerationLoss
-from pml_gca.utils import runs
 from pml_gca.visualize import EmbeddingPanel, hardness
 
 from .cells import Cell

@@ -1,0 +1,156 @@
+"""Draw the pictures of docs/evidence.md from the results of compare_generators.py."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compare_generators import ALL, TITLES, best_options, parse_arguments, seeds
+from comparison.cells import Cell, read
+from comparison.contenders import ABLATIONS
+from comparison.probes import LEVELS, as_panel, watch
+from comparison.tables import interval
+from tqdm import tqdm
+
+from pml_gca import visualize
+
+FIGURES = ("convergence", "gains", "ablations", "hardness", "negatives")
+CURVES = ("none", "none_longer", "real", "graph_real", "gca")
+WATCHED = ("none", "hdml", "gca")
+CONTROLS = ("real", "constant", "random", "linear_real", "nodes_real", "graph_real", "graph_constant", "graph_random")
+
+
+class Results:
+    """Finished runs of one loss.
+
+    Args:
+        loss: name of the loss.
+        arguments: further ones of compare_generators.py.
+    """
+
+    def __init__(self, loss: str, arguments: list[str]) -> None:
+        self.loss = loss
+        self.args = parse_arguments([*arguments, "--losses", loss])
+
+    def cells(self, name: str) -> list[Cell]:
+        """A contender's runs, done or not; none before its hyperparameters are chosen."""
+        best = best_options(self.args, self.loss, name)
+        return [] if best is None else seeds(self.args, self.loss, name, best[0])
+
+    def runs(self, name: str) -> dict[int, dict[str, Any]]:
+        """Results of a contender by seed."""
+        found = {cell.number: read(cell, self.args.out) for cell in self.cells(name)}
+        return {seed: result for seed, result in found.items() if result is not None}
+
+    def gains(self, names: list[str], base: str) -> dict[str, tuple[float, float] | float]:
+        """Points of Recall@1 over ``base``, same seeds: mean and half the width of the 95% interval."""
+        before, rows = self.runs(base), {}
+        for name in names:
+            after = self.runs(name)
+            paired = [
+                100 * (after[seed]["metrics"]["recall_at_1"] - before[seed]["metrics"]["recall_at_1"])
+                for seed in after
+                if seed in before
+            ]
+            if paired:
+                mean, half = interval(paired)
+                rows[TITLES[name]] = (mean, half) if len(paired) > 1 else mean
+        return rows
+
+
+def words(loss: str) -> str:
+    return loss.replace("_", "-")
+
+
+def convergence(results: Results) -> Any:
+    """Recall@1 on validation classes against iterations and seconds."""
+    curves: dict[str, list[Mapping[str, Any]]] = {}
+    for name in CURVES:
+        if found := results.runs(name):
+            curves[TITLES[name]] = [result["history"] for result in found.values()]
+    return visualize.plot_curves(curves, title=f"{words(results.loss)}: validation classes") if curves else None
+
+
+def gains(results: Results) -> Any:
+    """All contenders against the loss alone."""
+    names = [name for name in ALL if name not in ABLATIONS and name != "none"]
+    rows = results.gains(names, "none")
+    ours = {TITLES[name]: "GCA-HNG" for name in ("gca", "gca_free")}
+    controls = {TITLES[name]: "controls" for name in CONTROLS} | {TITLES["none_longer"]: "controls"}
+    groups = {row: {**controls, **ours}.get(row, "other generators") for row in rows}
+    title = f"{words(results.loss)}: gain over the loss alone, unseen classes"
+    return visualize.plot_gains(rows, groups=groups, title=title) if rows else None
+
+
+def ablations(results: Results) -> Any:
+    """GCA-HNG with parts taken away against the whole."""
+    rows = results.gains(list(ABLATIONS), "gca")
+    title = f"{words(results.loss)}: GCA-HNG with a part changed, against the whole"
+    return visualize.plot_gains(rows, title=title, xlabel="Recall@1 gained over GCA-HNG (points)") if rows else None
+
+
+def watched(results: Results) -> dict[str, dict[str, Any]]:
+    """Seed 0 of some contenders, trained anew and watched."""
+    found: dict[str, dict[str, Any]] = {}
+    classes = None
+    for name in WATCHED:
+        for cell in results.cells(name)[:1]:
+            file = results.args.out / "watched" / results.loss / f"{name}.json"
+            with tqdm(total=cell.settings["iterations"], desc=f"watching {name}") as bar:
+                found[TITLES[name]] = watch(cell, file, classes, bar.update)
+            classes = classes or found[TITLES[name]]["classes"]
+    return found
+
+
+def hardness(results: Results) -> Any:
+    """How hard negatives are over training."""
+    histories = {name: content["history"] for name, content in watched(results).items()}
+    histories = {name: history for name, history in histories.items() if history["iterations"]}
+    title = f"{words(results.loss)}: hardness of the synthetic negatives"
+    return visualize.plot_hardness(histories, levels=LEVELS, title=title) if histories else None
+
+
+def negatives(results: Results) -> Any:
+    """Where negatives lie among real samples, at the end of training."""
+    found = watched(results)
+    if not found:
+        return None
+    one = next(iter(found.values()))
+    return visualize.plot_synthetic_negatives(
+        {name: as_panel(content["panel"]) for name, content in found.items()},
+        anchor_class=one["classes"][0],
+        class_names=dict(zip(one["classes"], one["names"], strict=True)),
+        title=f"{words(results.loss)}: four training classes and the negatives made for one",
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Draw figures from the results of compare_generators.py. For 'hardness' and 'negatives' it trains "
+        "seed 0 of three contenders anew, and keeps what it saw. Arguments that it does not know go to "
+        "compare_generators.py: give those that the results were made with.",
+    )
+    add = parser.add_argument
+    add("--loss", default="n_pairs", help="(default: %(default)s)")
+    add("--figures", nargs="+", choices=FIGURES, default=list(FIGURES), help="(default: all)")
+    add("--to", type=Path, default=Path("docs"), metavar="DIR", help="folder for the pictures (default: %(default)s)")
+    args, rest = parser.parse_known_args(argv)
+    results = Results(args.loss, rest)
+    draw = {f.__name__: f for f in (convergence, gains, ablations, hardness, negatives)}
+    for name in args.figures:
+        try:
+            figure = draw[name](results)
+        except (OSError, ValueError) as error:
+            sys.exit(f"draw_evidence.py: {error}")
+        if figure is None:
+            print(f"{name}: no results in {results.args.out} yet")
+            continue
+        args.to.mkdir(parents=True, exist_ok=True)
+        path = args.to / f"{name}_{args.loss}.png"
+        figure.savefig(path, dpi=150)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
