@@ -53,7 +53,8 @@ class Sizes:
         num_negatives: S.
         matmul_bytes: of a value in matrix products.
         state_bytes: of a value in sums and norms.
-        with_coefficients: whether λ is learned; without, the last layer's edges are not updated.
+        with_coefficients: whether λ is learned; without, edges are updated for the nodes alone.
+        edge_messages: whether nodes hear their edges.
     """
 
     num_nodes: int
@@ -64,14 +65,26 @@ class Sizes:
     matmul_bytes: int = 4
     state_bytes: int = 4
     with_coefficients: bool = True
+    edge_messages: bool = True
 
     @property
     def num_edges(self) -> int:
         return self.num_nodes * (self.num_nodes + 1) // 2
 
     @property
+    def message_rounds(self) -> int:
+        """Layers in which nodes hear their edges."""
+        return self.num_layers if self.edge_messages else 0
+
+    @property
+    def updates_below(self) -> int:
+        """Edge updates that reach the node logits."""
+        return max(self.message_rounds - 1, 0)
+
+    @property
     def edge_updates(self) -> int:
-        return self.num_layers if self.with_coefficients else max(self.num_layers - 1, 0)
+        """Edge updates that are computed."""
+        return self.num_layers if self.with_coefficients else self.updates_below
 
 
 def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
@@ -82,12 +95,12 @@ def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
     terms, and for the embeddings what lies below the node logits, which the last layer's edge update does not.
     """
     d, k, n, e = sizes.embedding_size, sizes.num_layers, sizes.num_nodes, sizes.num_edges
-    u, learns = sizes.edge_updates, int(sizes.with_coefficients)
-    per_edge = max((k + 8 * u + learns) * 3 - 1, 0)  # the first edges need no gradient but for the embeddings
-    below = max(k - 1, 0)  # layers whose edge update reaches the node logits
-    per_edge += k + 8 * below
+    u, m, learns = sizes.edge_updates, sizes.message_rounds, int(sizes.with_coefficients)
+    per_edge = max((m + 8 * u + learns) * 3 - 1, 0)  # the first edges need no gradient but for the embeddings
+    below = sizes.updates_below
+    per_edge += m + 8 * below
     if not keeps_activations:
-        per_edge += k + 4 * u + k + 4 * below
+        per_edge += m + 4 * u + m + 4 * below
     node_layer = 12  # query, key, value, out, and 8 of the feed-forward net
     folding = 4  # of the edge attention: g, key, folded query, value
     per_node = 3 * (k * node_layer + u * folding + 1) + 1  # with the projection of the input, twice for the embeddings
@@ -105,7 +118,8 @@ def step_bytes(sizes: Sizes, keeps_activations: bool, edge_chunk_size: int) -> i
     """
     d, k, e, s = sizes.embedding_size, sizes.num_layers, sizes.num_edges, sizes.num_negatives
     state, product = sizes.state_bytes, sizes.matmul_bytes
-    hidden = e * (k * (d * product + state) + sizes.edge_updates * 8 * d * product) if keeps_activations else 0
+    kept = sizes.message_rounds * d * product + sizes.edge_updates * 8 * d * product + k * state  # of an edge
+    hidden = e * kept if keeps_activations else 0
     # The peak is where the coefficients' gradients meet the negatives', or in the sweep of an edge block.
     at_negatives = e * d * ((k + 3) * state + product) + 4 * s * d * state
     workspace = min(edge_chunk_size, e) * d * ((8 if keeps_activations else 16) * product + 5 * state)

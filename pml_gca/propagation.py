@@ -58,6 +58,8 @@ class PropagationLayer(nn.Module):
         self.edge_messages = edge_messages
         self.node = NodeBlock(embedding_size, num_heads)
         self.edge = EdgeBlock(embedding_size, dropout)
+        if not edge_messages:
+            self.node.edge_to_node.requires_grad_(False)  # distributed training would wait for its gradient
 
     def forward(
         self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor, update_edges: bool = True
@@ -114,6 +116,7 @@ class CorrelationPropagation(nn.Module):
     ) -> None:
         super().__init__()
         self.edge_chunk_size = edge_chunk_size
+        self.edge_messages = edge_messages
         self._memory: dict[tuple[object, ...], tuple[bool, int]] = {}
         self.input = nn.Linear(embedding_size, embedding_size)
         self.layers = nn.ModuleList(
@@ -131,8 +134,8 @@ class CorrelationPropagation(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor, with_coefficients: bool = True) -> Correlations:
         """(N, D) embeddings and (N,) long labels, in any order and composition, to :class:`Correlations`.
 
-        Without coefficients the last update of the edges, which serves them alone, is not computed: of one layer a
-        ninth of the work remains.
+        Without coefficients, updates of the edges that serve these alone are not computed: of one layer a ninth of the
+        work remains.
         """
         # The compiler fuses, and chooses what to keep, by itself; and without layers there is nothing to sweep.
         if torch.compiler.is_compiling() or not self.layers:
@@ -144,7 +147,7 @@ class CorrelationPropagation(nn.Module):
         edges: EdgeState = (standardize(embeddings).to(compute_dtype(self.input.weight)), None, None)
         for layer in self.layers:
             assert isinstance(layer, PropagationLayer)
-            nodes, edges = layer.sweep(plan, nodes, edges, labels, with_coefficients or layer is not self.layers[-1])
+            nodes, edges = layer.sweep(plan, nodes, edges, labels, with_coefficients or self._is_heard(layer))
         logits = self.node_classifier(self.node_norm(nodes).to(dtype))
         coefficients = self._sweep_coefficients(plan, edges) if with_coefficients else edges[0][:0]
         return Correlations(logits, pairs, coefficients, plan.tiles, plan.wanted)
@@ -156,7 +159,7 @@ class CorrelationPropagation(nn.Module):
         edges = correlation_edges(embeddings, pairs).to(dtype)
         nodes = self.input(embeddings.to(dtype))
         for layer in self.layers:
-            nodes, edges = layer(nodes, edges, pairs, labels, with_coefficients or layer is not self.layers[-1])
+            nodes, edges = layer(nodes, edges, pairs, labels, with_coefficients or self._is_heard(layer))
         logits = self.node_classifier(self.node_norm(nodes).to(dtype))
         if not with_coefficients:
             return Correlations(logits, pairs, edges[:0], ())
@@ -165,8 +168,14 @@ class CorrelationPropagation(nn.Module):
 
     def coefficient_modules(self) -> list[nn.Module]:
         """What only coefficients need."""
-        last = [layer.edge for layer in self.layers[-1:] if isinstance(layer, PropagationLayer)]
-        return [*last, self.edge_norm, self.edge_coefficients]
+        unheard = [
+            layer.edge for layer in self.layers if isinstance(layer, PropagationLayer) and not self._is_heard(layer)
+        ]
+        return [*unheard, self.edge_norm, self.edge_coefficients]
+
+    def _is_heard(self, layer: nn.Module) -> bool:
+        """Whether nodes hear the edges that a layer has updated."""
+        return self.edge_messages and layer is not self.layers[-1]
 
     def plan_sweeps(self, num_nodes: int, device: torch.device, with_coefficients: bool = True) -> SweepPlan:
         """How to go over the edges of ``num_nodes`` nodes; what fits is asked once per number of nodes."""
@@ -193,6 +202,7 @@ class CorrelationPropagation(nn.Module):
             matmul_dtype(linear.weight).itemsize,
             compute_dtype(linear.weight).itemsize,
             with_coefficients,
+            self.edge_messages,
         )
 
     def _sweep_coefficients(self, plan: SweepPlan, edges: EdgeState) -> Tensor:

@@ -192,10 +192,11 @@ def test_a_generator_without_objective_does_not_alternate():
         )
 
 
+@pytest.mark.parametrize("edge_messages", [True, False])
 @pytest.mark.parametrize("num_layers", [0, 1, 2])
 @pytest.mark.parametrize("way", ["forward", "forward_plain"])
-def test_a_graph_without_coefficients_classifies_alike(way, num_layers):
-    generator, z, y, _ = make(num_layers=num_layers)
+def test_a_graph_without_coefficients_classifies_alike(way, num_layers, edge_messages):
+    generator, z, y, _ = make(num_layers=num_layers, edge_messages=edge_messages)
     propagate = getattr(generator.propagation, way)
     whole, part = (propagate(z, y, with_coefficients) for with_coefficients in (True, False))
     assert part.coefficients.shape == (0, 8)
@@ -204,16 +205,23 @@ def test_a_graph_without_coefficients_classifies_alike(way, num_layers):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("edge_messages", [True, False])
+@pytest.mark.parametrize("coefficients", ["learned", 0.5])
 @pytest.mark.parametrize("num_layers", [0, 1, 2])
-def test_what_only_coefficients_need_is_neither_trained_nor_paid_for(num_layers):
-    generator, z, y, draws = make(num_layers=num_layers, coefficients=0.5)
+def test_what_is_not_needed_is_neither_trained_nor_paid_for(num_layers, coefficients, edge_messages):
+    options = {"num_layers": num_layers, "edge_messages": edge_messages, "coefficients": coefficients}
+    generator, z, y, draws = make(**options)
     sum(negatives_of(generator, z, y, draws).objectives.values()).backward()
+    unneeded = [] if edge_messages else [f"layers.{k}.node.edge_to_node" for k in range(num_layers)]
+    if coefficients != "learned":
+        updates = range(num_layers - 1 if edge_messages else 0, num_layers)
+        unneeded += ["auxiliary_classifier", "edge_norm", "edge_coefficients"]
+        unneeded += [f"layers.{k}.edge" for k in updates]
     for name, parameter in generator.named_parameters():
-        unneeded = name.startswith(
-            ("auxiliary_classifier", "propagation.edge_", f"propagation.layers.{num_layers - 1}.edge.")
-        )
-        assert parameter.requires_grad != unneeded, name
-        assert (parameter.grad is None) == unneeded, name  # distributed training waits for all others
-    whole, *_ = make(num_layers=num_layers)
-    assert 0 < generator.cost(81, 3).multiply_adds < whole.cost(81, 3).multiply_adds
-    assert generator.cost(81, 3).bytes <= whole.cost(81, 3).bytes
+        needed = not name.removeprefix("propagation.").startswith(tuple(f"{part}." for part in unneeded))
+        assert parameter.requires_grad == needed, name
+        assert (parameter.grad is not None) == needed, name  # distributed training waits for all that may learn
+    costs, whole = generator.cost(81, 3), make(num_layers=num_layers)[0].cost(81, 3)
+    if unneeded:
+        assert 0 < costs.multiply_adds < whole.multiply_adds
+        assert 0 < costs.bytes <= whole.bytes
