@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from comparison.cells import Cell, load, read, trial_options, write
-from comparison.contenders import ABLATIONS, CONTENDERS, LEARNING_RATES
+from comparison.contenders import ABLATIONS, CONTENDERS, CONTROLS, LEARNED, LEARNING_RATES
 from comparison.network import WIDTHS
-from comparison.tables import chosen_table, loss_table
+from comparison.tables import chosen_table, control_table, loss_table
 from comparison.training import train
 from tqdm import tqdm
 
@@ -160,9 +160,9 @@ def report(args: argparse.Namespace) -> str:
             if done:
                 results[name] = done
         if chosen:
-            tables = loss_table(results, TITLES), chosen_table(chosen, TITLES)
-            parts.append("## {}\n\n{}\n\nChosen on validation classes:\n\n{}\n".format(loss, *tables))
-    return "\n".join(parts)
+            parts += [f"## {loss}", loss_table(results, TITLES), control_table(results, TITLES, LEARNED, CONTROLS)]
+            parts += ["Chosen on validation classes:", chosen_table(chosen, TITLES)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def repeat(file: Path) -> None:
@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"compare_generators.py: {error}")
     print(tables or f"nothing in {args.out} yet")
     if tables:
-        (args.out / "tables.md").write_text(tables)
+        (args.out / "tables.md").write_text(tables + "\n")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from typing import Any
 
 from compare_generators import ALL, TITLES, best_options, parse_arguments, seeds
 from comparison.cells import Cell, read
-from comparison.contenders import ABLATIONS
+from comparison.contenders import ABLATIONS, CONTROLS, LEARNED
 from comparison.probes import LEVELS, as_panel, watch
-from comparison.tables import interval
+from comparison.tables import interval, paired
 from tqdm import tqdm
 
 from pml_gca import visualize
@@ -18,7 +18,6 @@ from pml_gca import visualize
 FIGURES = ("convergence", "gains", "ablations", "hardness", "negatives")
 CURVES = ("none", "none_longer", "real", "graph_real", "gca")
 WATCHED = ("none", "hdml", "gca")
-CONTROLS = ("real", "constant", "random", "linear_real", "nodes_real", "graph_real", "graph_constant", "graph_random")
 
 
 class Results:
@@ -45,17 +44,12 @@ class Results:
 
     def gains(self, names: list[str], base: str) -> dict[str, tuple[float, float] | float]:
         """Points of Recall@1 over ``base``, same seeds: mean and half the width of the 95% interval."""
-        before, rows = self.runs(base), {}
+        found = {name: self.runs(name) for name in {*names, base}}
+        rows: dict[str, tuple[float, float] | float] = {}
         for name in names:
-            after = self.runs(name)
-            paired = [
-                100 * (after[seed]["metrics"]["recall_at_1"] - before[seed]["metrics"]["recall_at_1"])
-                for seed in after
-                if seed in before
-            ]
-            if paired:
-                mean, half = interval(paired)
-                rows[TITLES[name]] = (mean, half) if len(paired) > 1 else mean
+            if differences := paired(found, name, base):
+                mean, half = interval([100 * difference for difference in differences])
+                rows[TITLES[name]] = (mean, half) if len(differences) > 1 else mean
         return rows
 
 
@@ -76,7 +70,7 @@ def gains(results: Results) -> Any:
     """All contenders against the loss alone."""
     names = [name for name in ALL if name not in ABLATIONS and name != "none"]
     rows = results.gains(names, "none")
-    ours = {TITLES[name]: "GCA-HNG" for name in ("gca", "gca_free")}
+    ours = {TITLES[name]: "GCA-HNG" for name in LEARNED}
     controls = {TITLES[name]: "controls" for name in CONTROLS} | {TITLES["none_longer"]: "controls"}
     groups = {row: {**controls, **ours}.get(row, "other generators") for row in rows}
     title = f"{words(results.loss)}: gain over the loss alone, unseen classes"

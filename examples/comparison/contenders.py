@@ -94,6 +94,9 @@ CONTENDERS = {
     "mixup": Contender("mixup, after Metrix", MixupGenerator, {"concentration": (1.0, 2.0)}),
 }
 
+LEARNED = ("gca", "gca_free")
+CONTROLS = ("real", "constant", "random", "linear_real", "nodes_real", "graph_real", "graph_constant", "graph_random")
+
 ABLATIONS = {
     "no_propagation": ours("no propagation", num_layers=0),
     "no_edge_messages": ours("no edge messages", edge_messages=False),

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+Result = Mapping[str, Any]  # of a run
+
 # Two-sided 95% quantiles of Student's t for 1, 2, ... degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -25,7 +27,36 @@ def cell_text(values: Sequence[float], *, sign: bool = False) -> str:
     return shown if math.isnan(half) else f"{shown} ± {half:.1f}"
 
 
-def loss_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]], titles: Mapping[str, str]) -> str:
+def paired(results: Mapping[str, Mapping[int, Result]], name: str, base: str) -> list[float]:
+    """Recall@1 of a contender less that of another, for the seeds that both have."""
+    after, before = results.get(name, {}), results.get(base, {})
+    both = [seed for seed in after if seed in before]
+    return [after[seed]["metrics"]["recall_at_1"] - before[seed]["metrics"]["recall_at_1"] for seed in both]
+
+
+def reach(result: Result, alone: Result) -> tuple[float, float] | None:
+    """When a run first reaches the validation Recall@1 that the loss alone ends with.
+
+    Returns:
+        Iterations and seconds, as shares of those that the loss alone takes in all; None if it never does.
+    """
+    history, base = result["history"], alone["history"]
+    for iteration, seconds, recall in zip(*(history[k] for k in ("iterations", "seconds", "recall_at_1")), strict=True):
+        if recall >= base["recall_at_1"][-1]:
+            return iteration / base["iterations"][-1], seconds / base["seconds"][-1]
+    return None
+
+
+def reach_text(seeds: Mapping[int, Result], alone: Mapping[int, Result]) -> list[str]:
+    """Means of :func:`reach` over seeds, in percent; dashes if a seed never does, or there is nothing to reach."""
+    found = [reach(seeds[seed], alone[seed]) for seed in seeds if seed in alone]
+    reached = [shares for shares in found if shares is not None]
+    if not found or len(reached) < len(found):
+        return ["–", "–"]
+    return [f"{100 * statistics.mean(shares):.0f}%" for shares in zip(*reached, strict=True)]
+
+
+def loss_table(results: Mapping[str, Mapping[int, Result]], titles: Mapping[str, str]) -> str:
     """Markdown for one loss.
 
     Args:
@@ -33,24 +64,40 @@ def loss_table(results: Mapping[str, Mapping[int, Mapping[str, Any]]], titles: M
         titles: of the contenders.
     """
     alone = results.get("none", {})
-    head = ["", "seeds", "Recall@1", "difference to the loss alone, same seeds", "MAP@R", "s/iteration"]
+    head = ["", "seeds", "Recall@1", "difference to the loss alone, same seeds", "MAP@R"]
+    head += ["s/iteration", "reaches the loss alone after, of its iterations", "of its seconds"]
     lines = [head, ["---", *("---:" for _ in head[1:])]]
     for name, seeds in results.items():
-        recalls = {seed: result["metrics"]["recall_at_1"] for seed, result in seeds.items()}
-        both = [seed for seed in recalls if seed in alone]
-        paired = [recalls[seed] - alone[seed]["metrics"]["recall_at_1"] for seed in both]
+        differences = paired(results, name, "none")
         iterations = [result["seconds"] / result["history"]["iterations"][-1] for result in seeds.values()]
         lines.append(
             [
                 titles[name],
                 str(len(seeds)),
-                cell_text(list(recalls.values())),
-                cell_text(paired, sign=True) if paired and name != "none" else "",
+                cell_text([result["metrics"]["recall_at_1"] for result in seeds.values()]),
+                cell_text(differences, sign=True) if differences and name != "none" else "",
                 cell_text([result["metrics"]["mean_average_precision_at_r"] for result in seeds.values()]),
                 f"{statistics.mean(iterations):.3f}",
+                *(["", ""] if name == "none" else reach_text(seeds, alone)),
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return as_markdown(lines)
+
+
+def control_table(
+    results: Mapping[str, Mapping[int, Result]], titles: Mapping[str, str], ours: Sequence[str], controls: Sequence[str]
+) -> str:
+    """Markdown: Recall@1 of some contenders less that of each control, same seeds; empty where none has both."""
+    rows = {name: [paired(results, name, control) for control in controls] for name in ours}
+    shown = [i for i in range(len(controls)) if any(differences[i] for differences in rows.values())]
+    if not shown:
+        return ""
+    lines = [["Recall@1 less that of", *(titles[controls[i]] for i in shown)], ["---", *("---:" for _ in shown)]]
+    for name, differences in rows.items():
+        if any(differences):
+            texts = [cell_text(differences[i], sign=True) if differences[i] else "" for i in shown]
+            lines.append([titles[name], *texts])
+    return as_markdown(lines)
 
 
 def chosen_table(chosen: Mapping[str, tuple[Mapping[str, Any], float]], titles: Mapping[str, str]) -> str:
@@ -58,4 +105,9 @@ def chosen_table(chosen: Mapping[str, tuple[Mapping[str, Any], float]], titles: 
     lines = [["", "chosen", "validation Recall@1"], ["---", "---", "---:"]]
     for name, (options, recall) in chosen.items():
         lines.append([titles[name], ", ".join(f"{k}={v}" for k, v in options.items()), f"{100 * recall:.1f}"])
+    return as_markdown(lines)
+
+
+def as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table, of which the second line holds alignments."""
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -46,7 +46,7 @@ def test_done_cells_are_kept_and_others_made(tmp_path, capsys):
     assert [file for file in files if after[file] != before[file]] == [files[0]]
     capsys.readouterr()
     compare_generators.main([*SMALL, "--out", str(tmp_path), "--report"])
-    assert capsys.readouterr().out == (tmp_path / "tables.md").read_text() + "\n"
+    assert capsys.readouterr().out == (tmp_path / "tables.md").read_text()
     with pytest.raises(SystemExit, match=r"of another version or setting \(settings is .*'embedding_size': 16"):
         compare_generators.main([*SMALL, "--embedding-size", "16", "--out", str(tmp_path)])
 
@@ -125,16 +125,28 @@ def test_intervals():
     assert tables.cell_text([0.015], sign=True) == "+1.5"
 
 
-def test_differences_are_paired():
-    def result(recall):
-        metrics = {"recall_at_1": recall, "mean_average_precision_at_r": 0.1}
-        return {"metrics": metrics, "seconds": 10.0, "history": {"iterations": [0, 100]}}
+def result(recall, reached=(0.1, 0.2, 0.4), seconds=10.0):
+    metrics = {"recall_at_1": recall, "mean_average_precision_at_r": 0.1}
+    history = {"iterations": [0, 50, 100], "seconds": [0.0, seconds / 2, seconds], "recall_at_1": reached}
+    return {"metrics": metrics, "seconds": seconds, "history": history}
 
-    table = tables.loss_table(
-        {"none": {0: result(0.5), 1: result(0.3)}, "gca": {0: result(0.52), 1: result(0.32), 2: result(0.9)}},
-        {"none": "alone", "gca": "ours"},
-    )
-    assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 0.100 |" in table
+
+RESULTS = {
+    "none": {0: result(0.5), 1: result(0.3)},
+    "gca": {0: result(0.52, (0.1, 0.4, 0.5), 40.0), 1: result(0.32, (0.1, 0.5, 0.5), 20.0), 2: result(0.9)},
+    "real": {1: result(0.33, (0.1, 0.2, 0.3))},
+}
+NAMES = {"none": "alone", "gca": "ours", "real": "control", "random": "another"}
+
+
+def test_differences_are_paired():
+    table = tables.loss_table(RESULTS, NAMES)
+    assert "| alone | 2 | 40.0 ± 127.1 |  | 10.0 ± 0.0 | 0.100 |  |  |" in table
+    assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 0.233 | 50% | 150% |" in table
+    assert "| control | 1 | 33.0 | +3.0 | 10.0 | 0.100 | – | – |" in table
+    table = tables.control_table(RESULTS, NAMES, ("gca", "random"), ("random", "real"))
+    assert table.splitlines() == ["| Recall@1 less that of | control |", "| --- | ---: |", "| ours | -1.0 |"]
+    assert tables.control_table(RESULTS, NAMES, ("gca",), ("random",)) == ""
 
 
 def test_bad_arguments(capsys):
