@@ -74,13 +74,18 @@ def test_a_result_is_repeated(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("contender", [*CONTENDERS, *ABLATIONS])
-def test_every_contender_trains_and_repeats_itself(contender):
+def test_every_contender_trains(contender):
+    result = training.train(cell(contender))
+    assert 0 < result["val_recall_at_1"] <= 1
+    assert result["history"]["iterations"] == [0, 2]
+
+
+@pytest.mark.parametrize("contender", ["gca", "random", "alternating"])
+def test_a_cell_repeats_itself(contender):
     first, second = (training.train(cell(contender)) for _ in range(2))
     for result in (first, second):
         del result["seconds"], result["history"]["seconds"]
     assert first == second
-    assert 0 < first["val_recall_at_1"] <= 1
-    assert first["history"]["iterations"] == [0, 2]
 
 
 def test_trials_differ_and_are_always_the_same():
