@@ -38,12 +38,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--iterations", type=int, default=2000, help="of a run (default: %(default)s)")
     add("--embedding-size", type=int, default=64, help="channels (default: %(default)s)")
     add("--image-size", type=int, default=32, help="side of the images, in pixels (default: %(default)s)")
-    add(
-        "--augment",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="distort every training image afresh each time, or always alike",
-    )
+    add("--no-augment", dest="augment", action="store_false", help="distort a training image always alike, not afresh")
     add("--evaluate-every", type=int, default=100, help="iterations (default: %(default)s)")
     add(
         "--processes",

@@ -20,6 +20,8 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles
 ANCHOR = "G"
 NUM_CLASSES = 4  # the anchors', and those that the loss alone leaves nearest to it
 
+MOST_SHOWN = 60  # negatives in a panel
+
 
 class Probe:
     """A run that is watched. It learns what it would learn unwatched.
@@ -95,7 +97,8 @@ class Probe:
         embeddings, negatives = self._negatives(self._images(rows), labels)
         panel: dict[str, Any] = {"embeddings": rounded(embeddings), "labels": labels.tolist()}
         if negatives is not None:
-            mine = labels[negatives.anchors] == classes[0]
+            mine = (labels[negatives.anchors] == classes[0]).nonzero()[:, 0]
+            mine = mine[:: -(-len(mine) // MOST_SHOWN)]  # HDML makes one of every sample
             panel["synthetic"] = rounded(negatives.embeddings[mine])
             panel["synthetic_labels"] = negatives.labels[mine].tolist()
         return panel
@@ -132,7 +135,7 @@ def watch(cell: Cell, file: Path, classes: list[int] | None, tick: Callable[[], 
     """
     if file.exists():
         kept: dict[str, Any] = json.loads(file.read_text())
-        if kept["cell"] == json.loads(json.dumps(vars(cell), default=dict)):
+        if kept["cell"] == json.loads(json.dumps(vars(cell))):
             return kept
     probe = Probe(cell)
     every = cell.settings["evaluate_every"]
