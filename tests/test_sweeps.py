@@ -56,7 +56,7 @@ def assert_same(found, expected, tolerance):
         )
 
 
-@settings(max_examples=20)
+@settings(max_examples=30)
 @given(
     generators(sizes=(8, 12)),
     labels(max_classes=5, max_samples=4),

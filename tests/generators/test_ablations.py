@@ -128,7 +128,7 @@ def test_node_classification_kept_out_of_the_embeddings():
     assert generator.propagation.node_classifier.weight.grad.any()
 
 
-@settings(max_examples=6)
+@settings(max_examples=15)
 @given(y=labels(max_classes=4, max_samples=3))
 @pytest.mark.parametrize(
     "options",

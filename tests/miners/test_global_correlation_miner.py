@@ -74,7 +74,7 @@ def assert_mined(mined, output, positives, negatives):
 
 
 @given(labels=COMPOSITIONS, count=st.integers(1, 20), output=st.sampled_from(OUTPUTS), seed=st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_against_a_slow_oracle(labels, count, output, seed):
     embeddings, labels = batch(labels, seed)
     mined = GlobalCorrelationMiner(GENERATOR, count, output)(embeddings, labels)
