@@ -14,6 +14,7 @@ from comparison.cells import Cell, load, read, trial_options, write
 from comparison.contenders import ABLATIONS, CONTENDERS, CONTROLS, LEARNED, LEARNING_RATES
 from comparison.network import WIDTHS
 from comparison.tables import chosen_table, control_table, loss_table
+from comparison.timing import ROUNDS, ratios, read_times, time_iterations
 from comparison.training import train
 from tqdm import tqdm
 
@@ -48,6 +49,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--out", type=Path, default=Path("docs/evidence"), metavar="DIR", help="(default: %(default)s)")
     add("--report", action="store_true", help="print the tables of what is there, and train nothing")
+    add("--time", action="store_true", help="time the iterations of those that are tuned, and train nothing else")
     add("--repeat", type=Path, metavar="FILE", help="train the cell of a result file anew, and compare")
     args = parser.parse_args(argv)
     for name in ("trials", "trial_iterations", "seeds", "iterations", "embedding_size", "evaluate_every", "processes"):
@@ -91,13 +93,39 @@ def best_options(args: argparse.Namespace, loss: str, name: str) -> tuple[dict[s
         return None
     recalls = [result["val_recall_at_1"] for result in found if result is not None]
     best = max(range(len(cells)), key=recalls.__getitem__)
-    return dict(cells[best].options), recalls[best]
+    fixed = getattr(ALL[name].make, "keywords", {})  # an ablation may fix what was tuned for the whole
+    return {option: value for option, value in cells[best].options.items() if option not in fixed}, recalls[best]
 
 
 def seeds(args: argparse.Namespace, loss: str, name: str, options: dict[str, Any]) -> list[Cell]:
     """Cells that are tested, seed by seed."""
     common = settings(args, args.iterations * ALL[name].length)
     return [Cell("run", loss, name, seed, options, common) for seed in range(args.seeds)]
+
+
+def one_of_each(args: argparse.Namespace, loss: str) -> dict[str, Cell]:
+    """A run of each contender whose hyperparameters are chosen."""
+    best = {name: best_options(args, loss, name) for name in args.generators}
+    return {name: seeds(args, loss, name, found[0])[0] for name, found in best.items() if found is not None}
+
+
+def time_all(args: argparse.Namespace) -> None:
+    """Time the contenders of each loss in turns, with one thread, as they are trained.
+
+    Raises:
+        ValueError: of a loss, none is tuned.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for loss in args.losses:
+            cells = one_of_each(args, loss)
+            if not cells:
+                raise ValueError(f"nothing is tuned for {loss} in {args.out} yet, so that there is nothing to time")
+            with tqdm(total=ROUNDS * len(cells), desc=f"timing: {loss}", unit="turn") as bar:
+                time_iterations(cells, args.out, ROUNDS, tick=bar.update)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def work(cell: Cell, folder: Path) -> None:
@@ -155,7 +183,10 @@ def report(args: argparse.Namespace) -> str:
             if done:
                 results[name] = done
         if chosen:
-            parts += [f"## {loss}", loss_table(results, TITLES), control_table(results, TITLES, LEARNED, CONTROLS)]
+            times = ratios(read_times(one_of_each(args, loss), args.out))
+            parts += [f"## {loss}", loss_table(results, TITLES, times)]
+            parts += [control_table(results, TITLES, LEARNED, CONTROLS)]
+            parts += [control_table(results, TITLES, tuple(ABLATIONS), ("gca",))]
             parts += ["Chosen on validation classes:", chosen_table(chosen, TITLES)]
     return "\n\n".join(part for part in parts if part)
 
@@ -185,7 +216,9 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(f"compare_generators.py: {error}")
     pairs = [(loss, name) for loss in args.losses for name in args.generators]
     try:
-        if not args.report:
+        if args.time:
+            time_all(args)
+        elif not args.report:
             cells = {cell.file(args.out): cell for pair in pairs for cell in trials(args, *pair)}
             do(cells.values(), args, "tuning")
             runs = []

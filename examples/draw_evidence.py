@@ -1,6 +1,7 @@
 """Draw the pictures of docs/evidence.md from the results of compare_generators.py."""
 
 import argparse
+import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from comparison.cells import Cell, read
 from comparison.contenders import ABLATIONS, CONTROLS, LEARNED
 from comparison.probes import LEVELS, as_panel, watch
 from comparison.tables import interval, paired
+from comparison.timing import read_times
 from tqdm import tqdm
 
 from pml_gca import visualize
@@ -58,12 +60,19 @@ def words(loss: str) -> str:
 
 
 def convergence(results: Results) -> Any:
-    """Recall@1 on validation classes against iterations and seconds."""
+    """Recall@1 on validation classes against iterations, and against seconds where iterations were timed."""
+    found = {name: runs for name in CURVES if (runs := results.runs(name))}
+    cells = {name: results.cells(name)[0] for name in found}
+    times = {name: statistics.median(turns) for name, turns in read_times(cells, results.args.out).items()}
+    timed = times.keys() == found.keys()
     curves: dict[str, list[Mapping[str, Any]]] = {}
-    for name in CURVES:
-        if found := results.runs(name):
-            curves[TITLES[name]] = [result["history"] for result in found.values()]
-    return visualize.plot_curves(curves, title=f"{words(results.loss)}: validation classes") if curves else None
+    for name, runs in found.items():
+        histories = [result["history"] for result in runs.values()]
+        # Runs were slowed by what ran beside them: seconds are those of iterations timed in turns.
+        seconds = [i * times.get(name, 0.0) for i in histories[0]["iterations"]]
+        curves[TITLES[name]] = [{**history, "seconds": seconds} for history in histories]
+    title = f"{words(results.loss)}: validation classes"
+    return visualize.plot_curves(curves, title=title, seconds="seconds" if timed else None) if curves else None
 
 
 def gains(results: Results) -> Any:

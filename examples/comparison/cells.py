@@ -53,15 +53,25 @@ def read(cell: Cell, folder: Path) -> dict[str, Any] | None:
     file = cell.file(folder)
     if not file.exists():
         return None
-    content: dict[str, Any] = json.loads(file.read_text())
-    expected = json.loads(json.dumps({"version": pml_gca.__version__, **asdict(cell)}))
-    changed = [
-        f"{k} is {v!r}, was {content['cell'].get(k)!r}" for k, v in expected.items() if content["cell"].get(k) != v
-    ]
-    if changed:
-        raise ValueError(f"{file} is of another version or setting ({'; '.join(changed)}); choose another --out")
-    result: dict[str, Any] = content["result"]
+    result: dict[str, Any] = read_of(identity(cell), file)["result"]
     return result
+
+
+def identity(cell: Cell) -> dict[str, Any]:
+    """What a file is kept under: the cell, and the version that trained it."""
+    return {"version": pml_gca.__version__, **asdict(cell)}
+
+
+def read_of(wanted: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The content of a file whose ``cell`` is as wanted.
+
+    Raises:
+        ValueError: it is of another version or setting.
+    """
+    content: dict[str, Any] = json.loads(file.read_text())
+    if changed := runs.differences(content["cell"], wanted):
+        raise ValueError(f"{file} is of another version or setting ({changed}); choose another --out")
+    return content
 
 
 def load(file: Path) -> tuple[Cell, dict[str, Any], dict[str, Any]]:
@@ -85,10 +95,12 @@ def write(cell: Cell, folder: Path, result: Mapping[str, Any]) -> None:
     """Keep what came of a cell."""
     file = cell.file(folder)
     file.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"torch": torch.__version__, "processor": torch.backends.cpu.get_cpu_capability()}
-    runs.write_json(
-        file, {"cell": {"version": pml_gca.__version__, **asdict(cell)}, "machine": machine, "result": result}
-    )
+    runs.write_json(file, {"cell": identity(cell), "machine": machine(), "result": result})
+
+
+def machine() -> dict[str, str]:
+    """What rounding and seconds depend on."""
+    return {"torch": torch.__version__, "processor": torch.backends.cpu.get_cpu_capability()}
 
 
 def trial_options(contender: str, loss: str, tuned: Mapping[str, tuple[Any, ...]], count: int) -> list[dict[str, Any]]:

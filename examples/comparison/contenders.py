@@ -1,7 +1,7 @@
 """What is compared: generators, parts of ours taken away, and the loss alone; with what may be tuned of each."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ class Contender:
         make: from ``num_classes``, ``embedding_size`` and what is tuned, to a generator; None for the loss alone.
         tuned: values to choose from, beside the learning rate.
         schedule: ``"one_backward"`` or ``"alternating"``.
-        tuned_as: contender whose trials also choose for this one.
+        tuned_as: contender whose trials choose for this one, too.
         length: of its runs, in units of everyone's.
     """
 
@@ -97,15 +97,21 @@ CONTENDERS = {
 LEARNED = ("gca", "gca_free")
 CONTROLS = ("real", "constant", "random", "linear_real", "nodes_real", "graph_real", "graph_constant", "graph_random")
 
+
+def ablation(title: str, schedule: str = "one_backward", **options: Any) -> Contender:
+    """GCA-HNG with one thing changed, and all else, tuned hyperparameters included, as in the whole."""
+    return replace(ours(title, schedule, **options), tuned={}, tuned_as="gca")
+
+
 ABLATIONS = {
-    "no_propagation": ours("no propagation", num_layers=0),
-    "no_edge_messages": ours("no edge messages", edge_messages=False),
-    "scalar": ours("one coefficient for each pair", channelwise=False),
-    "no_random_weighting": ours("no random weighting", random_weighting=False),
-    "no_classification_term": ours("without J_soft", classification_weight=0),
-    "no_similarity_term": ours("without J_sim", similarity_weight=0),
-    "no_diversity_term": ours("without J_div", diversity_weight=0),
-    "no_strength": ours("without e^(-α/L)", alpha=0.0),
-    "detached": ours("node classification kept out of the embeddings", classify_embeddings=False),
-    "alternating": ours("alternating schedule", schedule="alternating"),
+    "no_propagation": ablation("no propagation", num_layers=0),
+    "no_edge_messages": ablation("no edge messages", edge_messages=False),
+    "scalar": ablation("one coefficient for each pair", channelwise=False),
+    "no_random_weighting": ablation("no random weighting", random_weighting=False),
+    "no_classification_term": ablation("without J_soft", classification_weight=0),
+    "no_similarity_term": ablation("without J_sim", similarity_weight=0),
+    "no_diversity_term": ablation("without J_div", diversity_weight=0),
+    "no_strength": ablation("without e^(-α/L)", alpha=0.0),
+    "detached": ablation("node classification kept out of the embeddings", classify_embeddings=False),
+    "alternating": ablation("alternating schedule", schedule="alternating"),
 }

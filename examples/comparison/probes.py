@@ -11,9 +11,10 @@ from torch import Tensor
 from pml_gca.generators import BaseGenerator
 from pml_gca.interpolation import next_positive
 from pml_gca.losses import HardNegativeGenerationLoss
+from pml_gca.utils import runs
 from pml_gca.visualize import EmbeddingPanel, hardness
 
-from .cells import Cell
+from .cells import Cell, identity, read_of
 from .training import Run
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles
@@ -132,11 +133,12 @@ def watch(cell: Cell, file: Path, classes: list[int] | None, tick: Callable[[], 
 
     Returns:
         ``history``, ``classes``, their ``names``, and ``panel``.
+
+    Raises:
+        ValueError: the file is of another version or setting.
     """
     if file.exists():
-        kept: dict[str, Any] = json.loads(file.read_text())
-        if kept["cell"] == json.loads(json.dumps(vars(cell))):
-            return kept
+        return read_of(identity(cell), file)
     probe = Probe(cell)
     every = cell.settings["evaluate_every"]
     probe.observe(0)
@@ -147,12 +149,12 @@ def watch(cell: Cell, file: Path, classes: list[int] | None, tick: Callable[[], 
         tick()
     classes = classes or probe.classes_near()
     content = {
-        "cell": vars(cell),
+        "cell": identity(cell),
         "history": probe.history,
         "classes": classes,
         "names": [probe.run.data["train"].classes[label] for label in classes],
         "panel": probe.panel(classes),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content) + "\n")
+    runs.write_atomically(file, lambda temporary: temporary.write_text(json.dumps(content) + "\n"))
     return content

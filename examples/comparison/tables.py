@@ -34,42 +34,50 @@ def paired(results: Mapping[str, Mapping[int, Result]], name: str, base: str) ->
     return [after[seed]["metrics"]["recall_at_1"] - before[seed]["metrics"]["recall_at_1"] for seed in both]
 
 
-def reach(result: Result, alone: Result) -> tuple[float, float] | None:
+def reach(result: Result, alone: Result) -> float | None:
     """When a run first reaches the validation Recall@1 that the loss alone ends with.
 
     Returns:
-        Iterations and seconds, as shares of those that the loss alone takes in all; None if it never does.
+        Iterations, as a share of those that the loss alone takes in all; None if it never does.
     """
     history, base = result["history"], alone["history"]
-    for iteration, seconds, recall in zip(*(history[k] for k in ("iterations", "seconds", "recall_at_1")), strict=True):
+    for iteration, recall in zip(history["iterations"], history["recall_at_1"], strict=True):
         if recall >= base["recall_at_1"][-1]:
-            return iteration / base["iterations"][-1], seconds / base["seconds"][-1]
+            share: float = iteration / base["iterations"][-1]
+            return share
     return None
 
 
-def reach_text(seeds: Mapping[int, Result], alone: Mapping[int, Result]) -> list[str]:
-    """Means of :func:`reach` over seeds, in percent; dashes if a seed never does, or there is nothing to reach."""
+def reach_share(seeds: Mapping[int, Result], alone: Mapping[int, Result]) -> float | None:
+    """Mean of :func:`reach` over seeds; None if a seed never does, or there is nothing to reach."""
     found = [reach(seeds[seed], alone[seed]) for seed in seeds if seed in alone]
-    reached = [shares for shares in found if shares is not None]
-    if not found or len(reached) < len(found):
-        return ["–", "–"]
-    return [f"{100 * statistics.mean(shares):.0f}%" for shares in zip(*reached, strict=True)]
+    reached = [share for share in found if share is not None]
+    return statistics.mean(reached) if found and len(reached) == len(found) else None
 
 
-def loss_table(results: Mapping[str, Mapping[int, Result]], titles: Mapping[str, str]) -> str:
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f}%"
+
+
+def loss_table(
+    results: Mapping[str, Mapping[int, Result]], titles: Mapping[str, str], ratios: Mapping[str, float] | None = None
+) -> str:
     """Markdown for one loss.
 
     Args:
         results: by contender and seed; of ``"none"``, the loss alone, too.
         titles: of the contenders.
+        ratios: time of an iteration in units of that of the loss alone, where it was measured.
     """
+    ratios = ratios or {}
     alone = results.get("none", {})
     head = ["", "seeds", "Recall@1", "difference to the loss alone, same seeds", "MAP@R"]
-    head += ["s/iteration", "reaches the loss alone after, of its iterations", "of its seconds"]
+    head += ["reaches the loss alone after, of its iterations", "time of an iteration", "of its time"]
     lines = [head, ["---", *("---:" for _ in head[1:])]]
     for name, seeds in results.items():
         differences = paired(results, name, "none")
-        iterations = [result["seconds"] / result["history"]["iterations"][-1] for result in seeds.values()]
+        share, ratio = reach_share(seeds, alone), ratios.get(name)
+        time = None if share is None or ratio is None else share * ratio
         lines.append(
             [
                 titles[name],
@@ -77,8 +85,9 @@ def loss_table(results: Mapping[str, Mapping[int, Result]], titles: Mapping[str,
                 cell_text([result["metrics"]["recall_at_1"] for result in seeds.values()]),
                 cell_text(differences, sign=True) if differences and name != "none" else "",
                 cell_text([result["metrics"]["mean_average_precision_at_r"] for result in seeds.values()]),
-                f"{statistics.mean(iterations):.3f}",
-                *(["", ""] if name == "none" else reach_text(seeds, alone)),
+                "" if name == "none" else percent(share),
+                "" if ratio is None else f"{ratio:.2f} ×",
+                "" if name == "none" or ratio is None else percent(time),
             ]
         )
     return as_markdown(lines)

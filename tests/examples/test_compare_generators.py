@@ -10,7 +10,7 @@ import torch
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 import compare_generators  # noqa: E402
-from comparison import cells, tables, training  # noqa: E402
+from comparison import cells, tables, timing, training  # noqa: E402
 from comparison.contenders import ABLATIONS, CONTENDERS  # noqa: E402
 
 SMALL = ["--losses", "n_pairs", "--generators", "none", "constant", "--processes", "1", "--embedding-size", "8"]
@@ -49,6 +49,31 @@ def test_done_cells_are_kept_and_others_made(tmp_path, capsys):
     assert capsys.readouterr().out == (tmp_path / "tables.md").read_text()
     with pytest.raises(SystemExit, match=r"of another version or setting \(settings is .*'embedding_size': 16"):
         compare_generators.main([*SMALL, "--embedding-size", "16", "--out", str(tmp_path)])
+
+
+def test_iterations_are_timed_in_turns(tmp_path, capsys, monkeypatch):
+    arguments = [*SMALL, "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"nothing is tuned for n_pairs in .* yet, so that there is nothing to time"):
+        compare_generators.main([*arguments, "--time"])
+    compare_generators.main(arguments)
+    monkeypatch.setattr(compare_generators, "ROUNDS", 2)
+    compare_generators.main([*arguments, "--time"])
+    cells_of_each = compare_generators.one_of_each(compare_generators.parse_arguments(arguments), "n_pairs")
+    seconds = timing.read_times(cells_of_each, tmp_path)
+    assert [len(values) for values in seconds.values()] == [2, 2]
+    assert min(min(values) for values in seconds.values()) > 0
+    capsys.readouterr()
+    compare_generators.main([*arguments, "--report"])
+    assert f"| {timing.ratios(seconds)['constant']:.2f} × |" in capsys.readouterr().out
+    changed = {**cells_of_each, "constant": replace(cells_of_each["constant"], options={"lr": 7})}
+    with pytest.raises(ValueError, match=r"n_pairs\.json is of another version or setting \(constant is .*'lr': 7"):
+        timing.read_times(changed, tmp_path)
+    assert timing.read_times({"none": cells_of_each["none"]}, tmp_path) == {"none": seconds["none"]}
+
+
+def test_ratios_of_times_are_medians_of_turns_side_by_side():
+    assert timing.ratios({"gca": [2.0, 30.0, 40.0], "none": [1.0, 10.0, 1.0]}) == {"gca": 3.0, "none": 1.0}
+    assert timing.ratios({"gca": [2.0]}) == {}
 
 
 def test_a_result_is_repeated(tmp_path, capsys):
@@ -116,6 +141,16 @@ def test_the_longer_run_has_the_trials_of_the_plain_one():
     assert lengths == [30, 10]
 
 
+def test_an_ablation_has_the_hyperparameters_of_the_whole(tmp_path):
+    args = compare_generators.parse_arguments(["--trials", "2", "--out", str(tmp_path)])
+    for trial, recall in zip(compare_generators.trials(args, "n_pairs", "gca"), (0.4, 0.5), strict=True):
+        best = trial.options
+        cells.write(trial, tmp_path, {"val_recall_at_1": recall})
+    for name in ("gca", *ABLATIONS):
+        expected = {k: v for k, v in best.items() if (name, k) != ("no_strength", "alpha")}
+        assert compare_generators.best_options(args, "n_pairs", name) == (expected, 0.5)
+
+
 def test_seeds_of_trials_are_no_runs():
     assert cell(number=3).seed == cell(number=4).seed == 1000
     assert cell(stage="run", number=3).seed == 3
@@ -130,15 +165,14 @@ def test_intervals():
     assert tables.cell_text([0.015], sign=True) == "+1.5"
 
 
-def result(recall, reached=(0.1, 0.2, 0.4), seconds=10.0):
+def result(recall, reached=(0.1, 0.2, 0.4)):
     metrics = {"recall_at_1": recall, "mean_average_precision_at_r": 0.1}
-    history = {"iterations": [0, 50, 100], "seconds": [0.0, seconds / 2, seconds], "recall_at_1": reached}
-    return {"metrics": metrics, "seconds": seconds, "history": history}
+    return {"metrics": metrics, "history": {"iterations": [0, 50, 100], "recall_at_1": reached}}
 
 
 RESULTS = {
     "none": {0: result(0.5), 1: result(0.3)},
-    "gca": {0: result(0.52, (0.1, 0.4, 0.5), 40.0), 1: result(0.32, (0.1, 0.5, 0.5), 20.0), 2: result(0.9)},
+    "gca": {0: result(0.52, (0.1, 0.4, 0.5)), 1: result(0.32, (0.1, 0.5, 0.5)), 2: result(0.9)},
     "real": {1: result(0.33, (0.1, 0.2, 0.3))},
 }
 NAMES = {"none": "alone", "gca": "ours", "real": "control", "random": "another"}
@@ -146,9 +180,12 @@ NAMES = {"none": "alone", "gca": "ours", "real": "control", "random": "another"}
 
 def test_differences_are_paired():
     table = tables.loss_table(RESULTS, NAMES)
-    assert "| alone | 2 | 40.0 ± 127.1 |  | 10.0 ± 0.0 | 0.100 |  |  |" in table
-    assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 0.233 | 50% | 150% |" in table
-    assert "| control | 1 | 33.0 | +3.0 | 10.0 | 0.100 | – | – |" in table
+    assert "| alone | 2 | 40.0 ± 127.1 |  | 10.0 ± 0.0 |  |  |  |" in table
+    assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 50% |  |  |" in table
+    table = tables.loss_table(RESULTS, NAMES, {"none": 1.0, "gca": 3.0, "real": 1.5})
+    assert "| alone | 2 | 40.0 ± 127.1 |  | 10.0 ± 0.0 |  | 1.00 × |  |" in table
+    assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 50% | 3.00 × | 150% |" in table
+    assert "| control | 1 | 33.0 | +3.0 | 10.0 | – | 1.50 × | – |" in table
     table = tables.control_table(RESULTS, NAMES, ("gca", "random"), ("random", "real"))
     assert table.splitlines() == ["| Recall@1 less that of | control |", "| --- | ---: |", "| ours | -1.0 |"]
     assert tables.control_table(RESULTS, NAMES, ("gca",), ("random",)) == ""

@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,10 @@ def test_what_was_watched(tmp_path):
     ticks = []
     assert probes.watch(CELL, file, None, lambda: ticks.append(1)) == json.loads(file.read_text())
     assert ticks == []  # kept, and not trained again
+    with pytest.raises(ValueError, match=r"gca\.json is of another version or setting \(number is 1, was 0\)"):
+        probes.watch(replace(CELL, number=1), file, None)
+    content = json.loads(file.read_text())
+    content["cell"]["version"] = "0.0.1"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"gca\.json is of another version or setting \(version is .*, was 0\.0\.1\)"):
+        probes.watch(CELL, file, None)

@@ -1,0 +1,90 @@
+"""What an iteration of each contender takes, timed in turns: a machine that is slow for a while is so for all."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pml_gca.utils import runs
+
+from .cells import Cell, identity, machine, read_of
+from .training import Run
+
+ROUNDS = 15
+ITERATIONS = 10  # of each contender in a round
+WARM_UP = 3
+
+
+def file_of(folder: Path, loss: str) -> Path:
+    """Where times are kept."""
+    return folder / "time" / f"{loss}.json"
+
+
+def time_iterations(
+    cells: Mapping[str, Cell],
+    folder: Path,
+    rounds: int,
+    iterations: int = ITERATIONS,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Time training, images drawn and distorted included, and keep the seconds of an iteration, round by round.
+
+    Args:
+        cells: a run of each contender of one loss, by name.
+        folder: of the results.
+        rounds: how often each has its turn; ``ROUNDS`` for what is published.
+        iterations: of a turn.
+        tick: called after each turn.
+    """
+    running = {name: Run(cell) for name, cell in cells.items()}
+    for run in running.values():
+        for _ in range(WARM_UP):
+            run.step()
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for _ in range(rounds):
+        for name, run in running.items():
+            began = time.perf_counter()
+            for _ in range(iterations):
+                run.step()
+            seconds[name].append(round((time.perf_counter() - began) / iterations, 6))
+            tick()
+    file = file_of(folder, next(iter(cells.values())).loss)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    timed = {name: identity(of_any_seed(cell)) for name, cell in cells.items()}
+    runs.write_json(file, {"cell": timed, "machine": machine(), "seconds": seconds})
+
+
+def of_any_seed(cell: Cell) -> Cell:
+    """The first seed's: what an iteration takes is that of all."""
+    return replace(cell, number=0)
+
+
+def read_times(cells: Mapping[str, Cell], folder: Path) -> dict[str, list[float]]:
+    """Seconds of an iteration, round by round, of those contenders that have been timed.
+
+    Args:
+        cells: a run of each contender of one loss, by name.
+        folder: of the results.
+
+    Raises:
+        ValueError: they were timed with another version or setting.
+    """
+    file = file_of(folder, next(iter(cells.values())).loss) if cells else None
+    if file is None or not file.exists():
+        return {}
+    timed = json.loads(file.read_text())["cell"]
+    wanted = {name: identity(of_any_seed(cells[name])) if name in cells else timed[name] for name in timed}
+    seconds: dict[str, list[float]] = read_of(wanted, file)["seconds"]
+    return {name: values for name, values in seconds.items() if name in cells}
+
+
+def ratios(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """Time of an iteration in units of that of the loss alone: median over rounds; empty if that was not timed."""
+    if "none" not in seconds:
+        return {}
+    return {
+        name: statistics.median(a / b for a, b in zip(values, seconds["none"], strict=True))
+        for name, values in seconds.items()
+    }
