@@ -8,9 +8,12 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from .graph import compute_dtype
 from .utils.host import to_device
+
+MERGINGS = ("random", "mean", "hardest")
 
 
 def next_positive(labels: Tensor, num_anchors: int | None = None) -> tuple[Tensor, Tensor]:
@@ -121,6 +124,49 @@ def mean_weights(plan: CandidatePlan, like: Tensor) -> Tensor:
     class_start = torch.where(plan.opens_class, position, 0).cummax(0).values
     share = (plan.closes_class - class_start + 1).to(like.dtype).reciprocal()
     return torch.empty_like(like).index_copy(1, plan.by_class, share.expand_as(like))
+
+
+@torch.no_grad()
+def hardest_weights(nodes: Tensor, plan: CandidatePlan) -> Tensor:
+    """Weights that leave one candidate of each class: that of the sample nearest to the anchor.
+
+    Nearest is what has the largest cosine similarity; equally near ones share the weight. No gradient flows into the
+    choice.
+
+    Args:
+        nodes: (N, D); the first A are anchors.
+        plan: as from :func:`plan_candidates`.
+
+    Returns:
+        (A, N), in float32 or wider; the weights of a class sum to 1.
+    """
+    directions = normalize(nodes.to(compute_dtype(nodes)))
+    with torch.autocast(nodes.device.type, enabled=False):
+        similarity = directions[: len(plan.slots)] @ directions.t()
+    order = plan.by_class
+    class_of = torch.empty_like(order).index_copy(0, order, plan.opens_class.cumsum(0) - 1).expand_as(similarity)
+    largest = torch.full_like(similarity, -torch.inf).scatter_reduce(1, class_of, similarity, "amax")
+    nearest = (similarity == largest.gather(1, class_of)).to(directions.dtype)
+    shared_by = torch.zeros_like(nearest).scatter_add(1, class_of, nearest)
+    return nearest / shared_by.gather(1, class_of)
+
+
+def class_weights(merging: str, nodes: Tensor, plan: CandidatePlan, draws: Tensor) -> Tensor:
+    """Weights by which the candidates of one class merge into one negative.
+
+    Args:
+        merging: ``"random"``: :func:`merging_weights` of the draws; ``"mean"``: :func:`mean_weights`; ``"hardest"``:
+            :func:`hardest_weights`.
+        nodes: (N, D).
+        plan: as from :func:`plan_candidates`.
+        draws: (A, N) in [0, 1], uniform.
+
+    Returns:
+        (A, N).
+    """
+    if merging == "hardest":
+        return hardest_weights(nodes, plan)
+    return mean_weights(plan, draws) if merging == "mean" else merging_weights(draws, plan)
 
 
 def pull_strength(alpha: float, metric_level: Tensor | float) -> Tensor:

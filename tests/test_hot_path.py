@@ -189,8 +189,9 @@ def test_a_step_waits_for_no_device(meta, level_momentum, chunk):
     assert [t.device.type for t in meta] == ["meta"]  # the labels, once
 
 
-def test_evaluation_and_generation_alone_wait_for_no_device(meta):
-    generator, z = make().to("meta"), torch.empty(9, SIZE, device="meta")
+@pytest.mark.parametrize("merging", ["random", "mean", "hardest"])
+def test_evaluation_and_generation_alone_wait_for_no_device(meta, merging):
+    generator, z = make(merging=merging).to("meta"), torch.empty(9, SIZE, device="meta")
     for training in (False, True):
         with torch.no_grad():
             negatives = generator.train(training)(z, LABELS.to("meta"))

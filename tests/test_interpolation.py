@@ -6,7 +6,10 @@ from strategies import labels
 
 from pml_gca.graph import edge_pairs
 from pml_gca.interpolation import (
+    class_weights,
+    hardest_weights,
     interpolate,
+    mean_weights,
     merging_weights,
     next_positive,
     plan_candidates,
@@ -64,6 +67,43 @@ def test_merging_weights_of_extreme_draws():
     assert merging_weights(torch.zeros(1, 5), plan).tolist() == [[0, 0, 0, 1, 1]]  # the last candidate replaces all
     assert merging_weights(torch.ones(1, 5), plan).tolist() == [[1, 1, 0, 0, 0]]  # the first is kept
     assert merging_weights(torch.rand(2, 0), plan_candidates(y[:0])).shape == (2, 0)
+
+
+@given(labels(), st.integers(0, 999), st.booleans())
+def test_hardest_weights_choose_the_largest_cosine_similarity(y, seed, with_twins):
+    source = torch.Generator().manual_seed(seed)
+    z = torch.randn(len(y), 3, generator=source, dtype=torch.float64) * (1 + y[:, None])
+    if with_twins:
+        z[1:] = torch.where(torch.rand(len(y) - 1, 1, generator=source) < 0.5, z[:1], z[1:])
+    num_anchors = min(4, len(y))
+    weights = hardest_weights(z, plan_candidates(y, num_anchors))
+    assert weights.shape == (num_anchors, len(y))
+    for a in range(num_anchors):
+        for label in set(y.tolist()):
+            members = [j for j in range(len(y)) if y[j] == label]
+            cosines = [float(z[a] @ z[j] / z[a].norm() / z[j].norm()) for j in members]
+            nearest = [cosine > max(cosines) - 1e-9 for cosine in cosines]
+            found = weights[a, members].tolist()
+            assert abs(sum(found) - 1) < 1e-9
+            assert all(near or weight == 0 for near, weight in zip(nearest, found, strict=True))
+
+
+def test_hardest_weights_of_what_has_no_direction_and_of_equals():
+    y = torch.tensor([0, 1, 1, 2, 0, 2, 2])
+    z = torch.tensor([[1.0, 0], [0, 0], [-1, 0], [2, 0], [1, 1], [2, 0], [0, 5]], dtype=torch.bfloat16)
+    weights = hardest_weights(z.requires_grad_(), plan_candidates(y, 1))
+    assert weights.tolist() == [[1, 1, 0, 0.5, 0, 0.5, 0]]
+    assert weights.dtype == torch.float32
+    assert not weights.requires_grad
+    assert hardest_weights(z[:0], plan_candidates(y[:0])).shape == (0, 0)
+
+
+def test_class_weights_are_those_of_their_name():
+    y, z, draws = torch.tensor([0, 1, 1, 0]), torch.randn(4, 3), torch.rand(4, 4)
+    plan = plan_candidates(y)
+    assert torch.equal(class_weights("random", z, plan, draws), merging_weights(draws, plan))
+    assert torch.equal(class_weights("mean", z, plan, draws), mean_weights(plan, draws))
+    assert torch.equal(class_weights("hardest", z, plan, draws), hardest_weights(z, plan))
 
 
 @settings(max_examples=15)

@@ -69,14 +69,21 @@ CONTENDERS = {
         alpha=0.0,
         diversity_weight=0,
     ),
+    "gca_hardest": ours("GCA-HNG, the hardest candidate of a class", merging="hardest"),
     "constant": Contender(
         "constant λ, no graph", ConstantGenerator, {"alpha": ALPHAS, "coefficient": (0.25, 0.5, 0.75)}
     ),
     "real": Contender("real negatives, merged at random", partial(ConstantGenerator, coefficient=1.0, alpha=0.0)),
+    "hardest": Contender(
+        "hardest real negatives", partial(ConstantGenerator, coefficient=1.0, alpha=0.0, merging="hardest")
+    ),
     "random": Contender("random λ, no graph", RandomGenerator, {"alpha": ALPHAS, "probability": (0.25, 0.5, 0.75)}),
     "graph_constant": ours("constant λ, node classification through the graph", coefficients=0.5),
     "graph_random": ours("random λ, node classification through the graph", coefficients="random"),
     "graph_real": ours("real negatives, node classification through the graph", coefficients=1.0, alpha=0.0),
+    "graph_hardest": ours(
+        "hardest real negatives, node classification through the graph", coefficients=1.0, alpha=0.0, merging="hardest"
+    ),
     "nodes_real": ours(
         "real negatives, node classification without edges", coefficients=1.0, alpha=0.0, edge_messages=False
     ),
@@ -94,8 +101,11 @@ CONTENDERS = {
     "mixup": Contender("mixup, after Metrix", MixupGenerator, {"concentration": (1.0, 2.0)}),
 }
 
-LEARNED = ("gca", "gca_free")
-CONTROLS = ("real", "constant", "random", "linear_real", "nodes_real", "graph_real", "graph_constant", "graph_random")
+LEARNED = ("gca", "gca_free", "gca_hardest")
+CONTROLS = (
+    *("real", "hardest", "constant", "random", "linear_real"),
+    *("nodes_real", "graph_real", "graph_hardest", "graph_constant", "graph_random"),
+)
 
 
 def ablation(title: str, schedule: str = "one_backward", **options: Any) -> Contender:
@@ -107,7 +117,7 @@ ABLATIONS = {
     "no_propagation": ablation("no propagation", num_layers=0),
     "no_edge_messages": ablation("no edge messages", edge_messages=False),
     "scalar": ablation("one coefficient for each pair", channelwise=False),
-    "no_random_weighting": ablation("no random weighting", random_weighting=False),
+    "no_random_weighting": ablation("no random weighting", merging="mean"),
     "no_classification_term": ablation("without J_soft", classification_weight=0),
     "no_similarity_term": ablation("without J_sim", similarity_weight=0),
     "no_diversity_term": ablation("without J_div", diversity_weight=0),

@@ -10,7 +10,7 @@ from .interpolation_generator import InterpolationGenerator
 class ConstantGenerator(InterpolationGenerator):
     """GCA-HNG without a graph: all coefficients λ are one constant.
 
-    Interpolation, random weighting and the strength e^{-α/L} are those of GCA-HNG (:mod:`pml_gca.interpolation`), so
+    Interpolation, merging and the strength e^{-α/L} are those of GCA-HNG (:mod:`pml_gca.interpolation`), so
     that a comparison tells what learned coefficients add. Nothing is learned, and of the objectives of GCA-HNG there
     are none, node classification included. Anchors without a positive generate nothing, and are counted.
 
@@ -21,6 +21,8 @@ class ConstantGenerator(InterpolationGenerator):
             as near to the anchor as its positive.
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
+        merging: how the candidates of a class become one negative: ``"random"``, ``"mean"`` or ``"hardest"``, as for
+            :class:`GlobalCorrelationGenerator`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -40,8 +42,10 @@ class ConstantGenerator(InterpolationGenerator):
         coefficient: float = 0.5,
         alpha: float = 5.0,
         collect_stats: bool | None = None,
+        *,
+        merging: str = "random",
     ) -> None:
-        super().__init__(num_classes, embedding_size, alpha, collect_stats)
+        super().__init__(num_classes, embedding_size, alpha, collect_stats, merging=merging)
         check_share("coefficient", coefficient)
         self.coefficient = float(coefficient)
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ..cost import StepCost, choose_memory, step_bytes, step_multiply_adds
 from ..graph import compute_dtype
-from ..interpolation import CandidatePlan, mean_weights, merging_weights, plan_candidates, pull_strength
+from ..interpolation import MERGINGS, CandidatePlan, class_weights, plan_candidates, pull_strength
 from ..propagation import CorrelationPropagation, Correlations
 from ..synthesis import synthesize
 from ..tiles import Tile
 from ..utils.host import HostCopy, to_device
 from ..utils.records import hide_modules_from_records
-from ..utils.validation import check_flag, check_number, check_positive_int, check_share
+from ..utils.validation import check_choice, check_flag, check_number, check_positive_int, check_share
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .objective import (
     classification_loss,
@@ -67,7 +67,9 @@ class GlobalCorrelationGenerator(BaseGenerator):
             it is, and make the graph far cheaper: what only λ needs is neither computed nor trained.
         channelwise: False: one coefficient for each pair, the mean over its channels.
         edge_messages: False: nodes hear each other, but not their edges.
-        random_weighting: False: a synthetic negative is the mean of its class's candidates.
+        merging: how the candidates of a class become one negative. ``"random"``: merged with random weights, as in the
+            paper. ``"mean"``: their mean. ``"hardest"``: that of the sample with the largest cosine similarity to the
+            anchor is taken.
         classify_embeddings: False: node classification trains the generator, and not the embeddings.
 
     The last five, and ``num_layers=0``, ``alpha=0`` and weights of 0, take the method apart.
@@ -103,7 +105,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         coefficients: str | float = "learned",
         channelwise: bool = True,
         edge_messages: bool = True,
-        random_weighting: bool = True,
+        merging: str = "random",
         classify_embeddings: bool = True,
     ) -> None:
         super().__init__(num_classes, embedding_size, collect_stats)
@@ -132,11 +134,11 @@ class GlobalCorrelationGenerator(BaseGenerator):
             raise ValueError(f"coefficients must be {', '.join(SOURCES)} or a number in [0, 1], got {coefficients!r}")
         check_flag("channelwise", channelwise)
         check_flag("edge_messages", edge_messages)
-        check_flag("random_weighting", random_weighting)
+        check_choice("merging", merging, MERGINGS)
         check_flag("classify_embeddings", classify_embeddings)
         self.coefficients = coefficients
         self.channelwise = channelwise
-        self.random_weighting = random_weighting
+        self.merging = merging
         self.classify_embeddings = classify_embeddings
         self.propagation = CorrelationPropagation(
             num_classes, embedding_size, num_layers, num_heads, dropout, edge_chunk_size, edge_messages
@@ -195,7 +197,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         plan = plan.to(nodes.device)
         if draws is None:
             draws = torch.rand(num_anchors, len(labels), dtype=compute_dtype(nodes), device=nodes.device)
-        weights = merging_weights(draws, plan) if self.random_weighting else mean_weights(plan, draws)
+        weights = class_weights(self.merging, nodes, plan, draws)
         correlations = replace(correlations, coefficients=self._chosen(correlations))
         tiles = correlations.tiles or self.propagation.plan_sweeps(len(nodes), nodes.device).tiles
         strength = self.interpolation_strength(metric_level)

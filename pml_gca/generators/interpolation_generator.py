@@ -7,16 +7,16 @@ from torch import Tensor
 
 from ..cost import default_chunk_size
 from ..graph import compute_dtype
-from ..interpolation import merging_weights, plan_candidates, pull_strength
+from ..interpolation import MERGINGS, class_weights, plan_candidates, pull_strength
 from ..synthesis import synthesize
 from ..tiles import edge_tiles
 from ..utils.host import HostCopy
-from ..utils.validation import check_number
+from ..utils.validation import check_choice, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
 
 
 class InterpolationGenerator(BaseGenerator):
-    """What controls of GCA-HNG share: its interpolation and random weighting, with coefficients from elsewhere.
+    """What controls of GCA-HNG share: its interpolation and merging, with coefficients from elsewhere.
 
     A subclass implements :meth:`coefficients_of_edges`. Anchors without a positive generate nothing, and are counted.
 
@@ -25,17 +25,27 @@ class InterpolationGenerator(BaseGenerator):
         embedding_size: channels D.
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
+        merging: how the candidates of a class become one negative: ``"random"``, ``"mean"`` or ``"hardest"``, as for
+            :class:`GlobalCorrelationGenerator`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
     """
 
     def __init__(
-        self, num_classes: int, embedding_size: int, alpha: float = 5.0, collect_stats: bool | None = None
+        self,
+        num_classes: int,
+        embedding_size: int,
+        alpha: float = 5.0,
+        collect_stats: bool | None = None,
+        *,
+        merging: str = "random",
     ) -> None:
         super().__init__(num_classes, embedding_size, collect_stats)
         check_number("alpha", alpha)
+        check_choice("merging", merging, MERGINGS)
         self.alpha = alpha
+        self.merging = merging
 
     def coefficients_of_edges(self, num_edges: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """λ: (E, D) in [0, 1], of undirected edges; of ``dtype``, or of bool for 0 and 1."""
@@ -70,7 +80,7 @@ class InterpolationGenerator(BaseGenerator):
             coefficients,
             list(edge_tiles(num_nodes, default_chunk_size(self.embedding_size, device))),
             plan,
-            merging_weights(draws, plan),
+            class_weights(self.merging, nodes, plan, draws),
             pull_strength(self.alpha, metric_level),
         )
         if self.collect_stats:

@@ -20,6 +20,8 @@ class RandomGenerator(InterpolationGenerator):
         probability: of λ = 1, in [0, 1].
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
+        merging: how the candidates of a class become one negative: ``"random"``, ``"mean"`` or ``"hardest"``, as for
+            :class:`GlobalCorrelationGenerator`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -39,8 +41,10 @@ class RandomGenerator(InterpolationGenerator):
         probability: float = 0.5,
         alpha: float = 5.0,
         collect_stats: bool | None = None,
+        *,
+        merging: str = "random",
     ) -> None:
-        super().__init__(num_classes, embedding_size, alpha, collect_stats)
+        super().__init__(num_classes, embedding_size, alpha, collect_stats, merging=merging)
         check_share("probability", probability)
         self.probability = float(probability)
 

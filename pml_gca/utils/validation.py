@@ -1,5 +1,6 @@
 """Checks of user input; each names the argument, what was found and what is expected."""
 
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
@@ -35,6 +36,14 @@ def check_flag(name: str, value: object) -> None:
     """Raise unless ``value`` is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise unless ``value`` is one of the choices."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
 
 
 class FiniteCheck:

@@ -44,7 +44,7 @@ def test_constant_coefficients_leave_the_node_classification():
 
 
 def test_random_coefficients_are_0_or_1_and_symmetric():
-    generator, z, _, draws = make(coefficients="random", alpha=0.0, random_weighting=False)
+    generator, z, _, draws = make(coefficients="random", alpha=0.0, merging="mean")
     seen = set()
     for _ in range(20):
         y_pairs = torch.tensor([0, 0, 1, 2, 3, 4, 1])  # of classes 2 to 4 one candidate each
@@ -78,7 +78,7 @@ def test_one_coefficient_for_each_pair():
 
 
 def test_without_random_weighting_negatives_are_means():
-    generator, z, y, draws = make(random_weighting=False)
+    generator, z, y, draws = make(merging="mean")
     found = negatives_of(generator, z, y, draws)
     coefficients = oracle.propagate(generator.propagation, z, LABELS).coefficients
     strength = generator.interpolation_strength(2.0).item()
@@ -89,6 +89,23 @@ def test_without_random_weighting_negatives_are_means():
             candidates = [oracle.candidate(z, LABELS, i, j, coefficients[i, j], strength) for j in members]
             means.append(sum(candidates) / len(candidates))
     torch.testing.assert_close(found.embeddings, torch.stack(means))
+
+
+def test_the_hardest_candidates_are_those_of_the_most_similar_samples():
+    generator, z, y, draws = make(merging="hardest")
+    found = negatives_of(generator, z, y, draws)
+    graph = oracle.propagate(generator.propagation, z, LABELS)
+    strength = generator.interpolation_strength(2.0).item()
+    rows = []
+    for i, label in enumerate(LABELS):
+        for other in sorted({0, 1, 2} - {label}):
+            members = [j for j, c in enumerate(LABELS) if c == other]
+            hardest = max(members, key=lambda j: torch.cosine_similarity(z[i], z[j], dim=0).item())
+            rows.append(oracle.candidate(z, LABELS, i, hardest, graph.coefficients[i, hardest], strength))
+    torch.testing.assert_close(found.embeddings, torch.stack(rows))
+    control = ConstantGenerator(5, 8, 0.3, merging="hardest").generate(z, y, len(z), 2.0, draws)
+    generator.coefficients = 0.3
+    torch.testing.assert_close(negatives_of(generator, z, y, draws).embeddings, control.embeddings)
 
 
 @pytest.mark.parametrize("edge_chunk_size", [None, 5])
@@ -137,7 +154,8 @@ def test_node_classification_kept_out_of_the_embeddings():
         {"coefficients": "random"},
         {"channelwise": False},
         {"edge_messages": False},
-        {"random_weighting": False},
+        {"merging": "mean"},
+        {"merging": "hardest"},
         {"num_layers": 0},
         {"classify_embeddings": False},
     ],
@@ -172,6 +190,8 @@ def test_negatives_of_given_coefficients_count_from_the_start():
         ({"coefficients": 1.5}, ValueError, "coefficients must be at most 1, got 1.5"),
         ({"coefficients": None}, TypeError, "coefficients must be"),
         ({"channelwise": 1}, TypeError, "channelwise must be a bool, got int"),
+        ({"merging": "softest"}, ValueError, "merging must be random, mean or hardest, got 'softest'"),
+        ({"merging": None}, TypeError, "merging must be a string, got NoneType"),
     ],
 )
 def test_bad_options(options, error, message):
