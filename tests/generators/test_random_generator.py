@@ -62,3 +62,10 @@ def test_each_batch_is_drawn_anew_and_follows_the_seed():
     torch.manual_seed(1)
     assert torch.equal(generator.generate(z, y, 9, 1.0, draws).embeddings, first)
     assert not torch.equal(first, second)
+
+
+def test_merging_is_handed_on():
+    y, z = torch.tensor([0, 1, 1, 0, 2, 2, 2]), random_rows(7).detach()
+    negatives = RandomGenerator(NUM_CLASSES, SIZE, probability=1, alpha=0, merging="mean")(z, y)
+    for label, row in zip(negatives.labels, negatives.embeddings, strict=True):
+        torch.testing.assert_close(row, z[y == label].mean(dim=0))
