@@ -1,6 +1,7 @@
 """Generators of hard negatives against each other: equal networks, data and iterations, tuned alike, several seeds."""
 
 import argparse
+import math
 import multiprocessing
 import os
 import sys
@@ -11,11 +12,11 @@ from typing import Any
 
 import torch
 from comparison.cells import Cell, load, read, trial_options, write
-from comparison.contenders import ABLATIONS, CONTENDERS, CONTROLS, LEARNED, LEARNING_RATES
+from comparison.contenders import ABLATIONS, CONTENDERS, CONTROLS, LEARNED, LEARNING_RATES, STEPS
 from comparison.network import WIDTHS
-from comparison.tables import chosen_table, control_table, loss_table
+from comparison.tables import chosen_table, control_table, loss_table, step_table
 from comparison.timing import ROUNDS, ratios, read_times, time_iterations
-from comparison.training import train
+from comparison.training import FIXED, one_thread, train
 from tqdm import tqdm
 
 from pml_gca.losses import NAMED_LOSSES
@@ -73,6 +74,7 @@ def settings(args: argparse.Namespace, iterations: int) -> dict[str, Any]:
         "evaluate_every": args.evaluate_every,
         "augment": args.augment,
         "widths": WIDTHS,
+        **FIXED,
     }
 
 
@@ -82,7 +84,7 @@ def trials(args: argparse.Namespace, loss: str, name: str) -> list[Cell]:
     tuned = {"lr": LEARNING_RATES, **ALL[name].tuned}
     chosen = trial_options(name, loss, tuned, args.trials)
     common = settings(args, args.trial_iterations)
-    return [Cell("tune", loss, name, i, options, common) for i, options in enumerate(chosen)]
+    return [Cell("tune", loss, name, i, options, common, ALL[name].recipe) for i, options in enumerate(chosen)]
 
 
 def best_options(args: argparse.Namespace, loss: str, name: str) -> tuple[dict[str, Any], float] | None:
@@ -93,19 +95,24 @@ def best_options(args: argparse.Namespace, loss: str, name: str) -> tuple[dict[s
         return None
     recalls = [result["val_recall_at_1"] for result in found if result is not None]
     best = max(range(len(cells)), key=recalls.__getitem__)
-    fixed = getattr(ALL[name].make, "keywords", {})  # an ablation may fix what was tuned for the whole
-    return {option: value for option, value in cells[best].options.items() if option not in fixed}, recalls[best]
+    return ALL[name].completed(cells[best].options), recalls[best]
+
+
+def tried(args: argparse.Namespace, loss: str, name: str) -> str:
+    """How many of how many choices were tried."""
+    there_are = math.prod(len(values) for values in (LEARNING_RATES, *ALL[name].tuned.values()))
+    return f"{len(trials(args, loss, name))} of {there_are}"
 
 
 def seeds(args: argparse.Namespace, loss: str, name: str, options: dict[str, Any]) -> list[Cell]:
     """Cells that are tested, seed by seed."""
     common = settings(args, args.iterations * ALL[name].length)
-    return [Cell("run", loss, name, seed, options, common) for seed in range(args.seeds)]
+    return [Cell("run", loss, name, seed, options, common, ALL[name].recipe) for seed in range(args.seeds)]
 
 
 def one_of_each(args: argparse.Namespace, loss: str) -> dict[str, Cell]:
-    """A run of each contender whose hyperparameters are chosen."""
-    best = {name: best_options(args, loss, name) for name in args.generators}
+    """A run of each contender whose hyperparameters are chosen, asked for or not."""
+    best = {name: best_options(args, loss, name) for name in ALL}
     return {name: seeds(args, loss, name, found[0])[0] for name, found in best.items() if found is not None}
 
 
@@ -115,17 +122,12 @@ def time_all(args: argparse.Namespace) -> None:
     Raises:
         ValueError: of a loss, none is tuned.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for loss in args.losses:
-            cells = one_of_each(args, loss)
-            if not cells:
-                raise ValueError(f"nothing is tuned for {loss} in {args.out} yet, so that there is nothing to time")
-            with tqdm(total=ROUNDS * len(cells), desc=f"timing: {loss}", unit="turn") as bar:
-                time_iterations(cells, args.out, ROUNDS, tick=bar.update)
-    finally:
-        torch.set_num_threads(threads)
+    for loss in args.losses:
+        cells = one_of_each(args, loss)
+        if not cells:
+            raise ValueError(f"nothing is tuned for {loss} in {args.out} yet, so that there is nothing to time")
+        with one_thread(), tqdm(total=ROUNDS * len(cells), desc=f"timing: {loss}", unit="turn") as bar:
+            time_iterations(cells, args.out, ROUNDS, tick=bar.update)
 
 
 def work(cell: Cell, folder: Path) -> None:
@@ -136,13 +138,11 @@ def work(cell: Cell, folder: Path) -> None:
 
 def train_here(cell: Cell, what: str) -> dict[str, Any]:
     """Train a cell with a progress bar, and with one thread, as all are: sums are then rounded alike."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tqdm(total=cell.settings["iterations"], desc=f"{what}: {cell.loss}, {cell.contender}") as bar:
-            return train(cell, bar.update)
-    finally:
-        torch.set_num_threads(threads)
+    with (
+        one_thread(),
+        tqdm(total=cell.settings["iterations"], desc=f"{what}: {cell.loss}, {cell.contender}") as bar,
+    ):
+        return train(cell, bar.update)
 
 
 def do(cells: Iterable[Cell], args: argparse.Namespace, what: str) -> None:
@@ -177,7 +177,7 @@ def report(args: argparse.Namespace) -> str:
             if best is None:
                 continue
             if ALL[name].tuned_as is None:
-                chosen[name] = best
+                chosen[name] = (*best, tried(args, loss, name))
             found = {cell.number: read(cell, args.out) for cell in seeds(args, loss, name, best[0])}
             done = {seed: result for seed, result in found.items() if result is not None}
             if done:
@@ -186,7 +186,7 @@ def report(args: argparse.Namespace) -> str:
             times = ratios(read_times(one_of_each(args, loss), args.out))
             parts += [f"## {loss}", loss_table(results, TITLES, times)]
             parts += [control_table(results, TITLES, LEARNED, CONTROLS)]
-            parts += [control_table(results, TITLES, tuple(ABLATIONS), ("gca",))]
+            parts += [step_table(results, TITLES, STEPS), control_table(results, TITLES, tuple(ABLATIONS), ("gca",))]
             parts += ["Chosen on validation classes:", chosen_table(chosen, TITLES)]
     return "\n\n".join(part for part in parts if part)
 
@@ -232,8 +232,6 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"compare_generators.py: {error}")
     print(tables or f"nothing in {args.out} yet")
-    if tables:
-        (args.out / "tables.md").write_text(tables + "\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from comparison.contenders import ABLATIONS, CONTROLS, LEARNED
 from comparison.probes import LEVELS, as_panel, watch
 from comparison.tables import interval, paired
 from comparison.timing import read_times
+from comparison.training import one_thread
 from tqdm import tqdm
 
 from pml_gca import visualize
@@ -100,7 +101,7 @@ def watched(results: Results) -> dict[str, dict[str, Any]]:
     for name in WATCHED:
         for cell in results.cells(name)[:1]:
             file = results.args.out / "watched" / results.loss / f"{name}.json"
-            with tqdm(total=cell.settings["iterations"], desc=f"watching {name}") as bar:
+            with one_thread(), tqdm(total=cell.settings["iterations"], desc=f"watching {name}") as bar:
                 found[TITLES[name]] = watch(cell, file, classes, bar.update)
             classes = classes or found[TITLES[name]]["classes"]
     return found

@@ -25,6 +25,7 @@ class Cell:
         number: of the trial, or the seed.
         options: what is tuned of the contender, and ``lr``.
         settings: what all cells have in common.
+        recipe: what the contender is, see :class:`comparison.contenders.Contender`.
     """
 
     stage: str
@@ -33,6 +34,7 @@ class Cell:
     number: int
     options: Mapping[str, Any]
     settings: Mapping[str, Any]
+    recipe: Mapping[str, Any]
 
     @property
     def seed(self) -> int:
@@ -62,15 +64,34 @@ def identity(cell: Cell) -> dict[str, Any]:
     return {"version": pml_gca.__version__, **asdict(cell)}
 
 
-def read_of(wanted: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def read_of(wanted: Mapping[str, Any], file: Path, remedy: str = "choose another --out") -> dict[str, Any]:
     """The content of a file whose ``cell`` is as wanted.
 
+    Args:
+        wanted: as from :func:`identity`.
+        file: that exists.
+        remedy: what the message advises where it is not.
+
     Raises:
-        ValueError: it is of another version or setting.
+        ValueError: it is of another version or setting, or no such file.
     """
-    content: dict[str, Any] = json.loads(file.read_text())
+    content = content_of(file)
     if changed := runs.differences(content["cell"], wanted):
-        raise ValueError(f"{file} is of another version or setting ({changed}); choose another --out")
+        raise ValueError(f"{file} is of another version or setting ({changed}); {remedy}")
+    return content
+
+
+def content_of(file: Path) -> dict[str, Any]:
+    """What a file of the comparison holds.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+        dict(content["cell"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is no result of this comparison: {error!r}") from None
     return content
 
 
@@ -80,15 +101,14 @@ def load(file: Path) -> tuple[Cell, dict[str, Any], dict[str, Any]]:
     Raises:
         ValueError: it is no such file, or of another version.
     """
-    try:
-        content = json.loads(file.read_text())
-        version = content["cell"].pop("version")
-        cell, machine, result = Cell(**content["cell"]), content["machine"], content["result"]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is no result of this comparison: {error!r}") from None
+    content = content_of(file)
+    version = content["cell"].pop("version", "none")
     if version != pml_gca.__version__:
         raise ValueError(f"{file} is of version {version}, this is {pml_gca.__version__}")
-    return cell, machine, result
+    try:
+        return Cell(**content["cell"]), content["machine"], content["result"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no result of this comparison: {error!r}") from None
 
 
 def write(cell: Cell, folder: Path, result: Mapping[str, Any]) -> None:
@@ -106,8 +126,8 @@ def machine() -> dict[str, str]:
 def trial_options(contender: str, loss: str, tuned: Mapping[str, tuple[Any, ...]], count: int) -> list[dict[str, Any]]:
     """``count`` different choices of what is tuned, or all there are, drawn by the names alone.
 
-    Each value of a hyperparameter is chosen as often as every other of it, or once more: few trials are not spent on
-    one learning rate.
+    As long as no choice comes up twice, which is then left out, each value of a hyperparameter is chosen as often as
+    every other of it, or once more: few trials are not spent on one learning rate.
     """
     names = sorted(tuned)
     count = min(count, math.prod(len(values) for values in tuned.values()))

@@ -31,6 +31,7 @@ class Contender:
         schedule: ``"one_backward"`` or ``"alternating"``.
         tuned_as: contender whose trials choose for this one, too.
         length: of its runs, in units of everyone's.
+        fixed: options of its cells that are not chosen.
     """
 
     title: str
@@ -39,6 +40,20 @@ class Contender:
     schedule: str = "one_backward"
     tuned_as: str | None = None
     length: int = 1
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What it is, but for what is tuned: results of another recipe are not its own."""
+        made = self.make
+        settings = dict(made.keywords) if isinstance(made, partial) else {}
+        kind = made.func if isinstance(made, partial) else made
+        return {"generator": kind and kind.__name__, "settings": settings, "schedule": self.schedule}
+
+    def completed(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of a cell: what was chosen, perhaps for another contender, unless this one has its own."""
+        own = self.recipe["settings"]
+        return {**{name: value for name, value in chosen.items() if name not in own}, **self.fixed}
 
 
 def ours(
@@ -58,6 +73,13 @@ def ours(
     )
 
 
+def ablation(
+    title: str, schedule: str = "one_backward", fixed: Mapping[str, Any] | None = None, **options: Any
+) -> Contender:
+    """GCA-HNG with something changed, and all else, tuned hyperparameters included, as in the whole."""
+    return replace(ours(title, schedule, **options), tuned={}, tuned_as="gca", fixed=fixed or {})
+
+
 CONTENDERS = {
     "none": Contender("the loss alone", None),
     "none_longer": Contender("the loss alone, 3 × the iterations", None, tuned_as="none", length=3),
@@ -69,6 +91,7 @@ CONTENDERS = {
         alpha=0.0,
         diversity_weight=0,
     ),
+    "gca_counting": ablation("GCA-HNG, α 0 and J_syn of full weight", fixed={"beta": 1e6}, alpha=0.0),
     "gca_hardest": ours("GCA-HNG, the hardest candidate of a class", merging="hardest"),
     "constant": Contender(
         "constant λ, no graph", ConstantGenerator, {"alpha": ALPHAS, "coefficient": (0.25, 0.5, 0.75)}
@@ -101,16 +124,26 @@ CONTENDERS = {
     "mixup": Contender("mixup, after Metrix", MixupGenerator, {"concentration": (1.0, 2.0)}),
 }
 
-LEARNED = ("gca", "gca_free", "gca_hardest")
+LEARNED = ("gca", "gca_counting", "gca_free", "gca_hardest")
 CONTROLS = (
     *("real", "hardest", "constant", "random", "linear_real"),
     *("nodes_real", "graph_real", "graph_hardest", "graph_constant", "graph_random"),
 )
 
-
-def ablation(title: str, schedule: str = "one_backward", **options: Any) -> Contender:
-    """GCA-HNG with one thing changed, and all else, tuned hyperparameters included, as in the whole."""
-    return replace(ours(title, schedule, **options), tuned={}, tuned_as="gca")
+# From one control to another, and from those with λ = 1 to GCA-HNG with nothing but λ beside them.
+STEPS = (
+    ("none", "real"),
+    ("real", "linear_real"),
+    ("linear_real", "nodes_real"),
+    ("nodes_real", "graph_real"),
+    ("linear_real", "graph_real"),
+    ("real", "hardest"),
+    ("graph_real", "graph_hardest"),
+    ("hardest", "graph_hardest"),
+    ("symmetrical_synthesis", "graph_hardest"),
+    ("graph_real", "gca_counting"),
+    ("graph_hardest", "gca_hardest"),
+)
 
 
 ABLATIONS = {
@@ -122,6 +155,7 @@ ABLATIONS = {
     "no_similarity_term": ablation("without J_sim", similarity_weight=0),
     "no_diversity_term": ablation("without J_div", diversity_weight=0),
     "no_strength": ablation("without e^(-α/L)", alpha=0.0),
+    "full_weight": ablation("J_syn of full weight", fixed={"beta": 1e6}),
     "detached": ablation("node classification kept out of the embeddings", classify_embeddings=False),
     "alternating": ablation("alternating schedule", schedule="alternating"),
 }

@@ -132,7 +132,8 @@ def watch(cell: Cell, file: Path, classes: list[int] | None, tick: Callable[[], 
         tick: called after every iteration.
 
     Returns:
-        ``history``, ``classes``, their ``names``, and ``panel``.
+        ``val_recall_at_1``, which is that of the cell itself, ``history``, ``classes``, their ``names``, and
+        ``panel``.
 
     Raises:
         ValueError: the file is of another version or setting.
@@ -150,6 +151,7 @@ def watch(cell: Cell, file: Path, classes: list[int] | None, tick: Callable[[], 
     classes = classes or probe.classes_near()
     content = {
         "cell": identity(cell),
+        "val_recall_at_1": probe.run.recall("val"),
         "history": probe.history,
         "classes": classes,
         "names": [probe.run.data["train"].classes[label] for label in classes],

@@ -7,8 +7,12 @@ from typing import Any
 
 Result = Mapping[str, Any]  # of a run
 
-# Two-sided 95% quantiles of Student's t for 1, 2, ... degrees of freedom.
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+# Two-sided 95% quantiles of Student's t for 1, 2, ... 30 degrees of freedom.
+T95 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -16,7 +20,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     mean = statistics.mean(values)
     if len(values) < 2:
         return mean, math.nan
-    quantile = T95[len(values) - 2] if len(values) - 2 < len(T95) else 1.96
+    quantile = T95[min(len(values) - 2, len(T95) - 1)]  # with more, a little too wide
     return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
@@ -48,15 +52,19 @@ def reach(result: Result, alone: Result) -> float | None:
     return None
 
 
-def reach_share(seeds: Mapping[int, Result], alone: Mapping[int, Result]) -> float | None:
-    """Mean of :func:`reach` over seeds; None if a seed never does, or there is nothing to reach."""
+def reach_shares(seeds: Mapping[int, Result], alone: Mapping[int, Result]) -> list[float]:
+    """:func:`reach` of each seed; empty if one never does, or there is nothing to reach."""
     found = [reach(seeds[seed], alone[seed]) for seed in seeds if seed in alone]
     reached = [share for share in found if share is not None]
-    return statistics.mean(reached) if found and len(reached) == len(found) else None
+    return reached if len(reached) == len(found) else []
 
 
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f}%"
+def percent(shares: Sequence[float]) -> str:
+    """Mean ± half interval; a dash where there are none."""
+    if not shares:
+        return "–"
+    mean, half = interval([100 * share for share in shares])
+    return f"{mean:.0f}%" if math.isnan(half) else f"{mean:.0f} ± {half:.0f}%"
 
 
 def loss_table(
@@ -76,8 +84,7 @@ def loss_table(
     lines = [head, ["---", *("---:" for _ in head[1:])]]
     for name, seeds in results.items():
         differences = paired(results, name, "none")
-        share, ratio = reach_share(seeds, alone), ratios.get(name)
-        time = None if share is None or ratio is None else share * ratio
+        shares, ratio = reach_shares(seeds, alone), ratios.get(name)
         lines.append(
             [
                 titles[name],
@@ -85,9 +92,9 @@ def loss_table(
                 cell_text([result["metrics"]["recall_at_1"] for result in seeds.values()]),
                 cell_text(differences, sign=True) if differences and name != "none" else "",
                 cell_text([result["metrics"]["mean_average_precision_at_r"] for result in seeds.values()]),
-                "" if name == "none" else percent(share),
+                percent(shares),
                 "" if ratio is None else f"{ratio:.2f} ×",
-                "" if name == "none" or ratio is None else percent(time),
+                "" if ratio is None else percent([share * ratio for share in shares]),
             ]
         )
     return as_markdown(lines)
@@ -109,11 +116,24 @@ def control_table(
     return as_markdown(lines)
 
 
-def chosen_table(chosen: Mapping[str, tuple[Mapping[str, Any], float]], titles: Mapping[str, str]) -> str:
-    """What was chosen on the validation classes for one loss: options and Recall@1 there, by contender."""
-    lines = [["", "chosen", "validation Recall@1"], ["---", "---", "---:"]]
-    for name, (options, recall) in chosen.items():
-        lines.append([titles[name], ", ".join(f"{k}={v}" for k, v in options.items()), f"{100 * recall:.1f}"])
+def step_table(
+    results: Mapping[str, Mapping[int, Result]], titles: Mapping[str, str], steps: Sequence[tuple[str, str]]
+) -> str:
+    """Markdown: what single steps gain, Recall@1 of the second of two contenders less that of the first."""
+    lines = [["from", "to", "Recall@1 gained, same seeds"], ["---", "---", "---:"]]
+    for base, name in steps:
+        if differences := paired(results, name, base):
+            lines.append([titles[base], titles[name], cell_text(differences, sign=True)])
+    return as_markdown(lines) if len(lines) > 2 else ""
+
+
+def chosen_table(chosen: Mapping[str, tuple[Mapping[str, Any], float, str]], titles: Mapping[str, str]) -> str:
+    """What was chosen on the validation classes for one loss: options, Recall@1 there, how many of how many choices
+    were tried, by contender.
+    """
+    lines = [["", "chosen", "tried", "validation Recall@1"], ["---", "---", "---:", "---:"]]
+    for name, (options, recall, tried) in chosen.items():
+        lines.append([titles[name], ", ".join(f"{k}={v}" for k, v in options.items()), tried, f"{100 * recall:.1f}"])
     return as_markdown(lines)
 
 

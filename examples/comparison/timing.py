@@ -1,6 +1,5 @@
 """What an iteration of each contender takes, timed in turns: a machine that is slow for a while is so for all."""
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from pml_gca.utils import runs
 
-from .cells import Cell, identity, machine, read_of
+from .cells import Cell, content_of, identity, machine, read_of
 from .training import Run
 
 ROUNDS = 15
@@ -74,9 +73,9 @@ def read_times(cells: Mapping[str, Cell], folder: Path) -> dict[str, list[float]
     file = file_of(folder, next(iter(cells.values())).loss) if cells else None
     if file is None or not file.exists():
         return {}
-    timed = json.loads(file.read_text())["cell"]
+    timed = content_of(file)["cell"]
     wanted = {name: identity(of_any_seed(cells[name])) if name in cells else timed[name] for name in timed}
-    seconds: dict[str, list[float]] = read_of(wanted, file)["seconds"]
+    seconds: dict[str, list[float]] = read_of(wanted, file, "time them anew by --time")["seconds"]
     return {name: values for name, values in seconds.items() if name in cells}
 
 

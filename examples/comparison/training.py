@@ -1,7 +1,8 @@
 """One training run on Glyphs: a small network, one loss, one generator or none."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +21,11 @@ from .contenders import ABLATIONS, CONTENDERS, Contender
 from .network import Embedder
 
 METRICS = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "mean_average_precision_at_r", "r_precision")
-PROXY_LR_FACTOR = 10.0  # learning rate of proxies, in units of the network's
+FIXED = {"weight_decay": 1e-4, "proxy_lr_factor": 10.0}  # the latter in units of the network's learning rate
+
+
+class Diverged(Exception):
+    """Training has come to nothing."""
 
 
 class Run:
@@ -40,17 +45,18 @@ class Run:
         loss = NAMED_LOSSES[cell.loss](train.num_classes, size)
         lr, generator_lr = options.pop("lr"), options.pop("generator_lr", 1e-3)
         beta, classifier_lr = options.pop("beta", 20.0), options.pop("classifier_lr", 1e-3)
+        proxy_lr = FIXED["proxy_lr_factor"] * lr
         groups: list[dict[str, Any]] = [{"params": list(self.network.parameters()), "lr": lr}]
         self.contender: Contender = {**CONTENDERS, **ABLATIONS}[cell.contender]
         self.generator = None
         if self.contender.make is not None:
             self.generator = self.contender.make(train.num_classes, size, **options)
             loss = HardNegativeGenerationLoss(loss, self.generator, beta)
-            groups += loss.parameter_groups(generator_lr, classifier_lr, PROXY_LR_FACTOR * lr)
+            groups += loss.parameter_groups(generator_lr, classifier_lr, proxy_lr)
         elif own := list(loss.parameters()):
-            groups.append({"params": own, "lr": PROXY_LR_FACTOR * lr})
+            groups.append({"params": own, "lr": proxy_lr})
         self.loss = loss
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=FIXED["weight_decay"], fused=True)
         iterations = settings["iterations"]
         self.scheduler = LambdaLR(self.optimizer, lambda step: cosine_to_zero(iterations, step))
         self.source = torch.Generator().manual_seed(cell.seed)
@@ -66,9 +72,15 @@ class Run:
         return torch.stack(images), torch.tensor(labels)
 
     def step(self) -> None:
-        """One iteration."""
+        """One iteration.
+
+        Raises:
+            Diverged: embeddings are no longer finite, whatever the loss would make of that.
+        """
         images, labels = self.batch()
         embeddings = self.network(images)
+        if not embeddings.isfinite().all():
+            raise Diverged
         if self.contender.schedule == "alternating":
             assert isinstance(self.loss, HardNegativeGenerationLoss)
             with self.loss.phase("embedding"):
@@ -108,6 +120,8 @@ class Run:
 def train(cell: Cell, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Train a cell; its metrics and history.
 
+    A run that diverges ends there, and counts as one that recalls nothing.
+
     Args:
         cell: which.
         tick: called after every iteration.
@@ -116,16 +130,33 @@ def train(cell: Cell, tick: Callable[[], None] = lambda: None) -> dict[str, Any]
     every = cell.settings["evaluate_every"]
     history: dict[str, list[float]] = {"iterations": [0], "seconds": [0.0], "recall_at_1": [run.recall("val")]}
     seconds = 0.0
-    for iteration in range(1, cell.settings["iterations"] + 1):
-        began = time.perf_counter()
-        run.step()
-        seconds += time.perf_counter() - began
-        if iteration % every == 0 or iteration == cell.settings["iterations"]:
-            for name, value in zip(history, (iteration, seconds, run.recall("val")), strict=True):
-                history[name].append(value)
-        tick()
-    result = {"val_recall_at_1": history["recall_at_1"][-1], "seconds": seconds, "history": history}
-    if cell.stage == "run":
-        calculator = RecallCalculator((1, 2, 4, 8), include=METRICS, k="max_bin_count", device=torch.device("cpu"))
-        result["metrics"] = calculator.get_accuracy(*run.embed("test"))
-    return result
+    metrics = dict.fromkeys(METRICS, 0.0)
+    try:
+        for iteration in range(1, cell.settings["iterations"] + 1):
+            began = time.perf_counter()
+            run.step()
+            seconds += time.perf_counter() - began
+            if iteration % every == 0 or iteration == cell.settings["iterations"]:
+                for name, value in zip(history, (iteration, seconds, run.recall("val")), strict=True):
+                    history[name].append(value)
+            tick()
+    except Diverged:
+        result: dict[str, Any] = {"diverged": iteration, "val_recall_at_1": 0.0}
+    else:
+        result = {"val_recall_at_1": history["recall_at_1"][-1]}
+        if cell.stage == "run":
+            calculator = RecallCalculator((1, 2, 4, 8), include=METRICS, k="max_bin_count", device=torch.device("cpu"))
+            metrics = calculator.get_accuracy(*run.embed("test"))
+    result |= {"seconds": seconds, "history": history}
+    return {**result, "metrics": metrics} if cell.stage == "run" else result
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums are rounded by the number of threads: all cells have one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -2,6 +2,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,12 @@ COMMON = {
 }
 
 
+WITHOUT_ALPHA = ("no_strength", "gca_counting")
+
+
 def cell(contender="none", **changes):
-    return replace(cells.Cell("tune", "proxy_anchor", contender, 0, {"lr": 1e-3}, COMMON), **changes)
+    recipe = compare_generators.ALL[contender].recipe
+    return replace(cells.Cell("tune", "proxy_anchor", contender, 0, {"lr": 1e-3}, COMMON, recipe), **changes)
 
 
 def test_done_cells_are_kept_and_others_made(tmp_path, capsys):
@@ -44,11 +49,57 @@ def test_done_cells_are_kept_and_others_made(tmp_path, capsys):
     after = {file: file.stat().st_mtime_ns for file in sorted(tmp_path.rglob("*.json"))}
     assert after.keys() == before.keys()
     assert [file for file in files if after[file] != before[file]] == [files[0]]
-    capsys.readouterr()
+    printed = capsys.readouterr().out
     compare_generators.main([*SMALL, "--out", str(tmp_path), "--report"])
-    assert capsys.readouterr().out == (tmp_path / "tables.md").read_text()
+    assert capsys.readouterr().out == printed
     with pytest.raises(SystemExit, match=r"of another version or setting \(settings is .*'embedding_size': 16"):
         compare_generators.main([*SMALL, "--embedding-size", "16", "--out", str(tmp_path)])
+
+
+def test_several_processes_find_what_one_does(tmp_path):
+    results = []
+    for processes in ("1", "2"):
+        arguments = [*SMALL, "--generators", "none", "--processes", processes, "--out", str(tmp_path / processes)]
+        compare_generators.main(arguments)
+        files = sorted((tmp_path / processes).rglob("*.json"))
+        results.append([json.loads(file.read_text())["result"] for file in files])
+    for result in (result for found in results for result in found):
+        del result["seconds"], result["history"]["seconds"]
+    assert len(results[0]) == 3
+    assert results[0] == results[1]
+
+
+def test_a_contender_that_is_another_by_now_is_refused(tmp_path, monkeypatch):
+    args = compare_generators.parse_arguments([*SMALL, "--out", str(tmp_path)])
+    cells.write(compare_generators.trials(args, "n_pairs", "constant")[0], tmp_path, {})
+    another = replace(CONTENDERS["constant"], make=partial(CONTENDERS["constant"].make, merging="mean"))
+    monkeypatch.setitem(compare_generators.ALL, "constant", another)
+    with pytest.raises(SystemExit, match=r"constant.0\.json is of another version or setting \(recipe is .*'mean'"):
+        compare_generators.main([*SMALL, "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"cell": 1}'])
+def test_a_broken_file_is_named(content, tmp_path):
+    file = tmp_path / "tune" / "n_pairs" / "none" / "0.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    for arguments in ([*SMALL, "--out", str(tmp_path)], ["--repeat", str(file)]):
+        with pytest.raises(SystemExit, match=r"none.0\.json is no result of this comparison"):
+            compare_generators.main(arguments)
+
+
+@pytest.mark.parametrize("stage", ["tune", "run"])
+def test_a_run_that_diverges_recalls_nothing(stage, monkeypatch):
+    def broken(self, images):
+        embeddings = forward(self, images)
+        return embeddings * math.nan if self.training else embeddings
+
+    forward = training.Embedder.forward
+    monkeypatch.setattr(training.Embedder, "forward", broken)
+    result = training.train(cell("gca", stage=stage))
+    assert (result["diverged"], result["val_recall_at_1"]) == (1, 0.0)
+    assert result["history"]["iterations"] == [0]
+    assert result.get("metrics", {}) == ({} if stage == "tune" else dict.fromkeys(training.METRICS, 0.0))
 
 
 def test_iterations_are_timed_in_turns(tmp_path, capsys, monkeypatch):
@@ -60,7 +111,7 @@ def test_iterations_are_timed_in_turns(tmp_path, capsys, monkeypatch):
     compare_generators.main([*arguments, "--time"])
     cells_of_each = compare_generators.one_of_each(compare_generators.parse_arguments(arguments), "n_pairs")
     seconds = timing.read_times(cells_of_each, tmp_path)
-    assert [len(values) for values in seconds.values()] == [2, 2]
+    assert {name: len(turns) for name, turns in seconds.items()} == {"none": 2, "none_longer": 2, "constant": 2}
     assert min(min(values) for values in seconds.values()) > 0
     capsys.readouterr()
     compare_generators.main([*arguments, "--report"])
@@ -146,8 +197,9 @@ def test_an_ablation_has_the_hyperparameters_of_the_whole(tmp_path):
     for trial, recall in zip(compare_generators.trials(args, "n_pairs", "gca"), (0.4, 0.5), strict=True):
         best = trial.options
         cells.write(trial, tmp_path, {"val_recall_at_1": recall})
-    for name in ("gca", *ABLATIONS):
-        expected = {k: v for k, v in best.items() if (name, k) != ("no_strength", "alpha")}
+    for name in ("gca", "gca_counting", *ABLATIONS):
+        expected = {k: v for k, v in best.items() if (name, k) not in {(n, "alpha") for n in WITHOUT_ALPHA}}
+        expected |= {"beta": 1e6} if name in ("gca_counting", "full_weight") else {}
         assert compare_generators.best_options(args, "n_pairs", name) == (expected, 0.5)
 
 
@@ -161,6 +213,9 @@ def test_intervals():
     assert mean == 2
     assert half == pytest.approx(4.303 / math.sqrt(3))
     assert math.isnan(tables.interval([1.0])[1])
+    eleven = [float(x) for x in range(11)]
+    assert tables.interval(eleven)[1] == pytest.approx(2.228 * 11**0.5 / 11**0.5)
+    assert tables.interval(eleven * 9)[1] > 1.96 * 10**0.5 / 99**0.5
     assert tables.cell_text([0.5, 0.5]) == "50.0 ± 0.0"
     assert tables.cell_text([0.015], sign=True) == "+1.5"
 
@@ -172,7 +227,7 @@ def result(recall, reached=(0.1, 0.2, 0.4)):
 
 RESULTS = {
     "none": {0: result(0.5), 1: result(0.3)},
-    "gca": {0: result(0.52, (0.1, 0.4, 0.5)), 1: result(0.32, (0.1, 0.5, 0.5)), 2: result(0.9)},
+    "gca": {0: result(0.52, (0.1, 0.4, 0.5)), 1: result(0.32, (0.1, 0.3, 0.5)), 2: result(0.9)},
     "real": {1: result(0.33, (0.1, 0.2, 0.3))},
 }
 NAMES = {"none": "alone", "gca": "ours", "real": "control", "random": "another"}
@@ -180,15 +235,18 @@ NAMES = {"none": "alone", "gca": "ours", "real": "control", "random": "another"}
 
 def test_differences_are_paired():
     table = tables.loss_table(RESULTS, NAMES)
-    assert "| alone | 2 | 40.0 ± 127.1 |  | 10.0 ± 0.0 |  |  |  |" in table
-    assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 50% |  |  |" in table
+    assert "| alone | 2 | 40.0 ± 127.1 |  | 10.0 ± 0.0 | 100 ± 0% |  |  |" in table
+    assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 75 ± 318% |  |  |" in table
     table = tables.loss_table(RESULTS, NAMES, {"none": 1.0, "gca": 3.0, "real": 1.5})
-    assert "| alone | 2 | 40.0 ± 127.1 |  | 10.0 ± 0.0 |  | 1.00 × |  |" in table
-    assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 50% | 3.00 × | 150% |" in table
+    assert "| alone | 2 | 40.0 ± 127.1 |  | 10.0 ± 0.0 | 100 ± 0% | 1.00 × | 100 ± 0% |" in table
+    assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 75 ± 318% | 3.00 × | 225 ± 953% |" in table
     assert "| control | 1 | 33.0 | +3.0 | 10.0 | – | 1.50 × | – |" in table
     table = tables.control_table(RESULTS, NAMES, ("gca", "random"), ("random", "real"))
     assert table.splitlines() == ["| Recall@1 less that of | control |", "| --- | ---: |", "| ours | -1.0 |"]
     assert tables.control_table(RESULTS, NAMES, ("gca",), ("random",)) == ""
+    table = tables.step_table(RESULTS, NAMES, [("none", "gca"), ("random", "gca"), ("gca", "real")])
+    assert table.splitlines()[2:] == ["| alone | ours | +2.0 ± 0.0 |", "| ours | control | +1.0 |"]
+    assert tables.step_table(RESULTS, NAMES, [("random", "gca")]) == ""
 
 
 def test_bad_arguments(capsys):

@@ -23,7 +23,8 @@ COMMON = {
     "evaluate_every": 2,
     "augment": True,
 }
-CELL = cells.Cell("run", "n_pairs", "gca", 0, {"lr": 1e-3, "alpha": 2.0}, COMMON)
+RECIPE = compare_generators.ALL["gca"].recipe
+CELL = cells.Cell("run", "n_pairs", "gca", 0, {"lr": 1e-3, "alpha": 2.0}, COMMON, RECIPE)
 
 
 def test_all_figures(tmp_path, capsys):
@@ -39,6 +40,9 @@ def test_all_figures(tmp_path, capsys):
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in drawn)
     kept = sorted((tmp_path / "results" / "watched" / "n_pairs").iterdir())
     assert [file.stem for file in kept] == ["gca", "none"]
+    for file in kept:  # the run of the tables
+        cell = json.loads((tmp_path / "results" / "run" / "n_pairs" / file.stem / "0.json").read_text())
+        assert json.loads(file.read_text())["val_recall_at_1"] == cell["result"]["val_recall_at_1"]
     assert json.loads(kept[0].read_text())["classes"] == json.loads(kept[1].read_text())["classes"]
     with pytest.raises(SystemExit, match=r"draw_evidence\.py: .*none.0\.json is of another version or setting"):
         draw_evidence.main(["--to", str(tmp_path), *arguments, "--image-size", "24"])
