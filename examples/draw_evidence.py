@@ -9,7 +9,7 @@ from typing import Any
 
 from compare_generators import ALL, TITLES, best_options, parse_arguments, seeds
 from comparison.cells import Cell, read
-from comparison.contenders import ABLATIONS, CONTROLS, LEARNED
+from comparison.contenders import ABLATIONS, CONTROLS, LEARNED, LONGER
 from comparison.probes import LEVELS, as_panel, watch
 from comparison.tables import interval, paired
 from comparison.timing import read_times
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pml_gca import visualize
 
 FIGURES = ("convergence", "gains", "ablations", "hardness", "negatives")
-CURVES = ("none", "none_longer", "real", "graph_real", "gca")
+CURVES = ("none", "none_longer", "symmetrical_synthesis", "graph_hardest", "gca")
 WATCHED = ("none", "hdml", "gca")
 
 
@@ -81,7 +81,7 @@ def gains(results: Results) -> Any:
     names = [name for name in ALL if name not in ABLATIONS and name != "none"]
     rows = results.gains(names, "none")
     ours = {TITLES[name]: "GCA-HNG" for name in LEARNED}
-    controls = {TITLES[name]: "controls" for name in CONTROLS} | {TITLES["none_longer"]: "controls"}
+    controls = {TITLES[name]: "controls" for name in (*CONTROLS, *LONGER)}
     groups = {row: {**controls, **ours}.get(row, "other generators") for row in rows}
     title = f"{words(results.loss)}: gain over the loss alone, unseen classes"
     return visualize.plot_gains(rows, groups=groups, title=title) if rows else None

@@ -82,6 +82,7 @@ def ablation(
 
 CONTENDERS = {
     "none": Contender("the loss alone", None),
+    "none_double": Contender("the loss alone, 2 × the iterations", None, tuned_as="none", length=2),
     "none_longer": Contender("the loss alone, 3 × the iterations", None, tuned_as="none", length=3),
     "gca": ours("GCA-HNG"),
     # Published weights drive λ to 0 and 1, and α makes it count for nothing once the loss is low: here neither does.
@@ -124,6 +125,7 @@ CONTENDERS = {
     "mixup": Contender("mixup, after Metrix", MixupGenerator, {"concentration": (1.0, 2.0)}),
 }
 
+LONGER = ("none_double", "none_longer")
 LEARNED = ("gca", "gca_counting", "gca_free", "gca_hardest")
 CONTROLS = (
     *("real", "hardest", "constant", "random", "linear_real"),
