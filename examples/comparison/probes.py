@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pml_gca.generators import BaseGenerator
+from pml_gca.generators import BaseGenerator, GlobalCorrelationGenerator
 from pml_gca.interpolation import next_positive
 from pml_gca.losses import HardNegativeGenerationLoss
 from pml_gca.utils import runs
@@ -40,7 +40,7 @@ class Probe:
         )
         self.images = self._images(self.rows)
         self.labels = data.labels[self.rows]
-        self.history: dict[str, list[Any]] = {"iterations": [], "hardness": [], "strength": []}
+        self.history: dict[str, list[Any]] = {"iterations": [], "hardness": [], "strength": [], "coefficients": []}
 
     def _images(self, rows: Tensor) -> Tensor:
         """Distorted, but always alike, and without a draw that training would miss."""
@@ -66,21 +66,24 @@ class Probe:
         return embeddings, negatives
 
     def observe(self, iteration: int) -> None:
-        """Note how hard the negatives of some batches are."""
+        """Note how hard the negatives of some batches are, and mean and spread of λ where it is learned."""
         generator = self.run.generator
         if generator is None:
             return
-        found = []
+        found, coefficients = [], []
         size = 3 * self.run.settings["classes_per_batch"]
         for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
             embeddings, negatives = self._negatives(images, labels)
             positives, _ = next_positive(labels)
             z = embeddings[negatives.anchors]
             found.append(hardness(z, embeddings[positives[negatives.anchors]], negatives.embeddings))
+            coefficients += coefficients_of(generator, embeddings, labels)
         self.history["iterations"].append(iteration)
         quantiles = torch.cat(found).quantile(torch.tensor(LEVELS))
         self.history["hardness"].append([round(value, 4) for value in quantiles.tolist()])
         self.history["strength"].append(strength_of(generator, self.run))
+        spread = torch.std_mean(torch.cat(coefficients)) if coefficients else ()
+        self.history["coefficients"].append([round(value.item(), 4) for value in reversed(spread)])
 
     def classes_near(self) -> list[int]:
         """The anchors' class and those whose mean is nearest to its own."""
@@ -110,6 +113,17 @@ def strength_of(generator: BaseGenerator, run: Run) -> float | None:
     strength = getattr(generator, "interpolation_strength", None)
     assert isinstance(run.loss, HardNegativeGenerationLoss)
     return None if strength is None else round(float(strength(run.loss.metric_level)), 4)
+
+
+@torch.no_grad()
+def coefficients_of(generator: BaseGenerator, embeddings: Tensor, labels: Tensor) -> list[Tensor]:
+    """λ of all pairs and channels of a batch, where it is learned."""
+    if not isinstance(generator, GlobalCorrelationGenerator) or not generator.learns:
+        return []
+    generator.eval()
+    found = generator.correlate(embeddings, labels).coefficients.flatten()
+    generator.train()
+    return [found]
 
 
 def rounded(values: Tensor) -> list[list[float]]:

@@ -86,6 +86,9 @@ def test_what_was_watched(tmp_path):
         assert row == sorted(row)
         assert len(row) == len(probes.LEVELS)
     assert 0 <= found["history"]["strength"][1] <= found["history"]["strength"][0] == 1
+    mean, spread = found["history"]["coefficients"][0]
+    assert 0.4 < mean < 0.6  # of a generator that has learned nothing yet
+    assert 0 < spread < 0.5
     assert found["names"][0] == probes.ANCHOR
     panel = probes.as_panel(found["panel"])
     assert set(panel.labels.tolist()) == set(found["classes"])
