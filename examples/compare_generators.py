@@ -28,12 +28,18 @@ TITLES = {name: contender.title for name, contender in ALL.items()}
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train a small network on characters in 16 fonts with each generator and loss. Hyperparameters are "
-        "chosen on validation classes, with equally many trials for each; then the chosen ones are trained anew, over "
-        "several seeds, and tested once. A cell that is done is not done again: kill it, and run it anew.",
+        "chosen on validation classes, by the same number of trials for each, unless there are fewer choices; then the "
+        "chosen ones are trained anew, over several seeds, and tested once. A cell that is done is not done again: kill it, and run it anew.",
     )
     add = parser.add_argument
     add("--losses", nargs="+", choices=NAMED_LOSSES, default=["n_pairs", "multi_similarity", "proxy_anchor"])
-    add("--generators", nargs="+", choices=ALL, default=list(CONTENDERS), metavar="NAME", help=", ".join(ALL))
+    add(
+        "--generators",
+        nargs="+",
+        choices=ALL,
+        metavar="NAME",
+        help=f"{', '.join(ALL)} (default: those before {next(iter(ABLATIONS))}; reported are all)",
+    )
     add("--trials", type=int, default=6, help="for each generator and loss (default: %(default)s)")
     add("--trial-iterations", type=int, default=800, help="of a trial (default: %(default)s)")
     add("--seeds", type=int, default=5, help="0 to N - 1 (default: %(default)s)")
@@ -53,6 +59,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--time", action="store_true", help="time the iterations of those that are tuned, and train nothing else")
     add("--repeat", type=Path, metavar="FILE", help="train the cell of a result file anew, and compare")
     args = parser.parse_args(argv)
+    args.generators = args.generators or list(ALL if args.report else CONTENDERS)
     for name in ("trials", "trial_iterations", "seeds", "iterations", "embedding_size", "evaluate_every", "processes"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
@@ -186,7 +193,7 @@ def report(args: argparse.Namespace) -> str:
             times = ratios(read_times(one_of_each(args, loss), args.out))
             parts += [f"## {loss}", loss_table(results, TITLES, times)]
             parts += [control_table(results, TITLES, LEARNED, CONTROLS)]
-            parts += [step_table(results, TITLES, STEPS), control_table(results, TITLES, tuple(ABLATIONS), ("gca",))]
+            parts += [step_table(results, TITLES, (*STEPS, *(("gca", name) for name in ABLATIONS)))]
             parts += ["Chosen on validation classes:", chosen_table(chosen, TITLES)]
     return "\n\n".join(part for part in parts if part)
 

@@ -95,3 +95,20 @@ def test_extras_are_there(page: Path) -> None:
 def test_python_compiles(page: Path) -> None:
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
         compile(block, page.name, "exec")
+
+
+def test_tables_of_evidence_are_those_of_the_result_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every row that a ``--report`` of the page prints stands on the page."""
+    page = ROOT / "docs" / "evidence.md"
+    lines = page.read_text().splitlines()
+    reports = [command for command in commands(page) if "--report" in command]
+    assert reports
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    for script, *words in reports:
+        importlib.import_module(Path(script).stem).main(words)
+        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+        assert len(rows) > 10
+        assert [row for row in rows if row not in lines] == []

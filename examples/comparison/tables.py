@@ -104,15 +104,15 @@ def control_table(
     results: Mapping[str, Mapping[int, Result]], titles: Mapping[str, str], ours: Sequence[str], controls: Sequence[str]
 ) -> str:
     """Markdown: Recall@1 of some contenders less that of each control, same seeds; empty where none has both."""
-    rows = {name: [paired(results, name, control) for control in controls] for name in ours}
-    shown = [i for i in range(len(controls)) if any(differences[i] for differences in rows.values())]
-    if not shown:
+    found = {name: [paired(results, name, control) for control in controls] for name in ours}
+    columns = [name for name in ours if any(found[name])]
+    if not columns:
         return ""
-    lines = [["Recall@1 less that of", *(titles[controls[i]] for i in shown)], ["---", *("---:" for _ in shown)]]
-    for name, differences in rows.items():
+    lines = [["Recall@1 less that of", *(titles[name] for name in columns)], ["---", *("---:" for _ in columns)]]
+    for i, control in enumerate(controls):
+        differences = [found[name][i] for name in columns]
         if any(differences):
-            texts = [cell_text(differences[i], sign=True) if differences[i] else "" for i in shown]
-            lines.append([titles[name], *texts])
+            lines.append([titles[control], *(cell_text(d, sign=True) if d else "" for d in differences)])
     return as_markdown(lines)
 
 

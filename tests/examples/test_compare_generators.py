@@ -241,7 +241,7 @@ def test_differences_are_paired():
     assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 75 ± 318% | 3.00 × | 225 ± 953% |" in table
     assert "| control | 1 | 33.0 | +3.0 | 10.0 | – | 1.50 × | – |" in table
     table = tables.control_table(RESULTS, NAMES, ("gca", "random"), ("random", "real"))
-    assert table.splitlines() == ["| Recall@1 less that of | control |", "| --- | ---: |", "| ours | -1.0 |"]
+    assert table.splitlines() == ["| Recall@1 less that of | ours |", "| --- | ---: |", "| control | -1.0 |"]
     assert tables.control_table(RESULTS, NAMES, ("gca",), ("random",)) == ""
     table = tables.step_table(RESULTS, NAMES, [("none", "gca"), ("random", "gca"), ("gca", "real")])
     assert table.splitlines()[2:] == ["| alone | ours | +2.0 ± 0.0 |", "| ours | control | +1.0 |"]
