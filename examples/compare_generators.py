@@ -29,7 +29,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train a small network on characters in 16 fonts with each generator and loss. Hyperparameters are "
         "chosen on validation classes, by the same number of trials for each, unless there are fewer choices; then the "
-        "chosen ones are trained anew, over several seeds, and tested once. A cell that is done is not done again: kill it, and run it anew.",
+        "chosen ones are trained anew, over several seeds, and tested once. A cell that is done is not done again: "
+        "kill it, and run it anew.",
     )
     add = parser.add_argument
     add("--losses", nargs="+", choices=NAMED_LOSSES, default=["n_pairs", "multi_similarity", "proxy_anchor"])
