@@ -190,12 +190,13 @@ def report(args: argparse.Namespace) -> str:
             done = {seed: result for seed, result in found.items() if result is not None}
             if done:
                 results[name] = done
-        if chosen:
+        if chosen or results:
             times = ratios(read_times(one_of_each(args, loss), args.out))
             parts += [f"## {loss}", loss_table(results, TITLES, times)]
             parts += [control_table(results, TITLES, LEARNED, CONTROLS)]
             parts += [step_table(results, TITLES, (*STEPS, *(("gca", name) for name in ABLATIONS)))]
-            parts += ["Chosen on validation classes:", chosen_table(chosen, TITLES)]
+            if chosen:
+                parts += ["Chosen on validation classes:", chosen_table(chosen, TITLES)]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -52,6 +52,10 @@ def test_done_cells_are_kept_and_others_made(tmp_path, capsys):
     printed = capsys.readouterr().out
     compare_generators.main([*SMALL, "--out", str(tmp_path), "--report"])
     assert capsys.readouterr().out == printed
+    compare_generators.main([*SMALL, "--generators", "none_double", "--out", str(tmp_path)])
+    table = capsys.readouterr().out
+    assert "| the loss alone, 2 × the iterations | 1 |" in table
+    assert "Chosen" not in table  # as the loss alone was
     with pytest.raises(SystemExit, match=r"of another version or setting \(settings is .*'embedding_size': 16"):
         compare_generators.main([*SMALL, "--embedding-size", "16", "--out", str(tmp_path)])
 
