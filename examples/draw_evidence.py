@@ -138,9 +138,10 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--loss", default="n_pairs", help="(default: %(default)s)")
     add("--figures", nargs="+", choices=FIGURES, default=list(FIGURES), help="(default: all)")
+    add("--seeds", default="5", metavar="N", help="0 to N - 1 (default: %(default)s)")
     add("--to", type=Path, default=Path("docs"), metavar="DIR", help="folder for the pictures (default: %(default)s)")
     args, rest = parser.parse_known_args(argv)
-    results = Results(args.loss, rest)
+    results = Results(args.loss, [*rest, "--seeds", args.seeds])
     draw = {f.__name__: f for f in (convergence, gains, ablations, hardness, negatives)}
     for name in args.figures:
         try:

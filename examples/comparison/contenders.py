@@ -143,6 +143,7 @@ STEPS = (
     ("graph_real", "graph_hardest"),
     ("hardest", "graph_hardest"),
     ("symmetrical_synthesis", "graph_hardest"),
+    *(("none_double", name) for name in ("gca", "symmetrical_synthesis", "hardest", "graph_hardest")),
     ("graph_real", "gca_counting"),
     ("graph_hardest", "gca_hardest"),
 )
