@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparison.cells import Cell, load, read, trial_options, write
+from comparison.cells import Cell, load, machines, read, trial_options, write
 from comparison.contenders import ABLATIONS, CONTENDERS, CONTROLS, LEARNED, LEARNING_RATES, STEPS
 from comparison.network import WIDTHS
-from comparison.tables import chosen_table, control_table, loss_table, step_table
+from comparison.tables import ablation_table, chosen_table, control_table, loss_table, step_table
 from comparison.timing import ROUNDS, ratios, read_times, time_iterations
 from comparison.training import FIXED, one_thread, train
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from pml_gca.losses import NAMED_LOSSES
 
 ALL = {**CONTENDERS, **ABLATIONS}
+AS_AVX2 = ("ATEN_CPU_CAPABILITY=avx2", "ONEDNN_MAX_CPU_ISA=AVX2", "MKL_ENABLE_INSTRUCTIONS=AVX2")
 TITLES = {name: contender.title for name, contender in ALL.items()}
 
 
@@ -179,24 +180,28 @@ def report(args: argparse.Namespace) -> str:
     """All tables, as Markdown."""
     parts = []
     for loss in args.losses:
-        chosen, results = {}, {}
+        chosen, results, trained = {}, {}, []
         for name in args.generators:
             best = best_options(args, loss, name)
             if best is None:
                 continue
             if ALL[name].tuned_as is None:
                 chosen[name] = (*best, tried(args, loss, name))
-            found = {cell.number: read(cell, args.out) for cell in seeds(args, loss, name, best[0])}
+            tested = seeds(args, loss, name, best[0])
+            trained += [*trials(args, loss, name), *tested]
+            found = {cell.number: read(cell, args.out) for cell in tested}
             done = {seed: result for seed, result in found.items() if result is not None}
             if done:
                 results[name] = done
         if chosen or results:
             times = ratios(read_times(one_of_each(args, loss), args.out))
-            parts += [f"## {loss}", loss_table(results, TITLES, times)]
-            parts += [control_table(results, TITLES, LEARNED, CONTROLS)]
-            parts += [step_table(results, TITLES, (*STEPS, *(("gca", name) for name in ABLATIONS)))]
+            whole = {name: done for name, done in results.items() if name not in ABLATIONS}
+            parts += [f"## {loss}", loss_table(whole, TITLES, times)]
+            parts += [control_table(results, TITLES, LEARNED, CONTROLS), step_table(results, TITLES, STEPS)]
+            parts += [ablation_table(results, TITLES, "gca", list(ABLATIONS), times)]
             if chosen:
                 parts += ["Chosen on validation classes:", chosen_table(chosen, TITLES)]
+            parts += [f"Trained with {' and '.join(machines(trained, args.out))}."]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -213,7 +218,10 @@ def repeat(file: Path) -> None:
     for name, (old, new) in scores.items():
         print(f"{name:<28} {100 * old:.4f}% {100 * new:.4f}% {'same' if old == new else 'DIFFERENT'}")
     if any(old != new for old, new in scores.values()):
-        sys.exit(f"differs from {file}, which was made by {machine}; other processors and versions round otherwise")
+        sys.exit(
+            f"differs from {file}, which was made by {machine}; other processors and versions round otherwise (x86 "
+            f"with more than AVX2 rounds as AVX2 does with {' '.join(AS_AVX2)})"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -80,9 +80,10 @@ def gains(results: Results) -> Any:
     """All contenders against the loss alone."""
     names = [name for name in ALL if name not in ABLATIONS and name != "none"]
     rows = results.gains(names, "none")
-    ours = {TITLES[name]: "GCA-HNG" for name in LEARNED}
-    controls = {TITLES[name]: "controls" for name in (*CONTROLS, *LONGER)}
-    groups = {row: {**controls, **ours}.get(row, "other generators") for row in rows}
+    known = {TITLES[name]: "GCA-HNG" for name in LEARNED}
+    known |= {TITLES[name]: "controls" for name in (*CONTROLS, *LONGER)}
+    groups = {row: group for row, group in known.items() if row in rows}
+    groups |= {row: "other generators" for row in rows if row not in known}
     title = f"{words(results.loss)}: gain over the loss alone, unseen classes"
     return visualize.plot_gains(rows, groups=groups, title=title) if rows else None
 

@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,13 @@ def content_of(file: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is no result of this comparison: {error!r}") from None
     return content
+
+
+def machines(cells: Iterable[Cell], folder: Path) -> list[str]:
+    """What those cells that are done were trained with; results of two differ by rounding, which training enlarges."""
+    done = [file for cell in cells if (file := cell.file(folder)).exists()]
+    found = (content_of(file).get("machine", {}) for file in done)
+    return sorted({f"torch {its.get('torch')} ({its.get('processor')})" for its in found})
 
 
 def load(file: Path) -> tuple[Cell, dict[str, Any], dict[str, Any]]:

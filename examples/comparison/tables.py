@@ -127,6 +127,44 @@ def step_table(
     return as_markdown(lines) if len(lines) > 2 else ""
 
 
+def ablation_table(
+    results: Mapping[str, Mapping[int, Result]],
+    titles: Mapping[str, str],
+    whole: str,
+    parts: Sequence[str],
+    ratios: Mapping[str, float] | None = None,
+) -> str:
+    """Markdown: a contender and what it comes to with a part changed; empty where none of the latter was run.
+
+    Args:
+        results: by contender and seed.
+        titles: of the contenders.
+        whole: the contender.
+        parts: names of what it comes to.
+        ratios: time of an iteration in units of that of the loss alone, where it was measured.
+    """
+    ratios = ratios or {}
+    names = [name for name in parts if name in results]
+    if not names:
+        return ""
+    head = ["", "seeds", "Recall@1", "difference to the whole, same seeds", "MAP@R", "time of an iteration"]
+    lines = [head, ["---", *("---:" for _ in head[1:])]]
+    for name in (*([whole] if whole in results else []), *names):
+        differences = [] if name == whole else paired(results, name, whole)
+        runs = results[name].values()
+        lines.append(
+            [
+                titles[name],
+                str(len(runs)),
+                cell_text([result["metrics"]["recall_at_1"] for result in runs]),
+                cell_text(differences, sign=True) if differences else "",
+                cell_text([result["metrics"]["mean_average_precision_at_r"] for result in runs]),
+                f"{ratios[name]:.2f} ×" if name in ratios else "",
+            ]
+        )
+    return as_markdown(lines)
+
+
 def chosen_table(chosen: Mapping[str, tuple[Mapping[str, Any], float, str]], titles: Mapping[str, str]) -> str:
     """What was chosen on the validation classes for one loss: options, Recall@1 there, how many of how many choices
     were tried, by contender.

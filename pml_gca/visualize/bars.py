@@ -111,7 +111,7 @@ def plot_gains(
         reference_label: what is written above the line; None writes its value.
         xlabel: what the bars show, and its unit.
         groups: for each row's name, the group whose colour its bar has, at most six groups; a legend names them.
-            None draws all in one colour.
+            Colours go by the order in which they come here. None draws all in one colour.
         title: title of the figure.
 
     Returns:
@@ -142,7 +142,7 @@ def plot_gains(
     figure.set_figheight(sum(heights) + 4)  # for now; the axes get their height below
     ax = figure.subplots()
     ax.set_ylim(sum(heights), 0)
-    members = [] if groups is None else list(dict.fromkeys(groups[name] for name in rows))
+    members = [] if groups is None else list(dict.fromkeys(groups.values()))
     colours = [COLOURS[members.index(groups[name])] if groups is not None else COLOURS[0] for name in rows]
     ax.barh(places, [gain.mean for gain in gains], height=_BAR, color=colours)
     decimals = 1 if max(abs(gain.mean) for gain in gains) >= 1 else 2

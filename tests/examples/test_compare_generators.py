@@ -142,7 +142,10 @@ def test_a_result_is_repeated(tmp_path, capsys):
     content = json.loads(file.read_text())
     content["result"]["val_recall_at_1"] += 1
     file.write_text(json.dumps(content))
-    with pytest.raises(SystemExit, match=r"differs from .*0\.json, which was made by .*torch"):
+    with pytest.raises(
+        SystemExit,
+        match=r"differs from .*0\.json, which was made by .*torch.* as AVX2 does with ATEN_CPU_CAPABILITY=avx2",
+    ):
         compare_generators.main(["--repeat", str(file)])
     assert "DIFFERENT" in capsys.readouterr().out
     content["cell"]["version"] = "0.0.1"
@@ -250,6 +253,36 @@ def test_differences_are_paired():
     table = tables.step_table(RESULTS, NAMES, [("none", "gca"), ("random", "gca"), ("gca", "real")])
     assert table.splitlines()[2:] == ["| alone | ours | +2.0 ± 0.0 |", "| ours | control | +1.0 |"]
     assert tables.step_table(RESULTS, NAMES, [("random", "gca")]) == ""
+    lines = tables.ablation_table(RESULTS, NAMES, "gca", ["random", "real"], {"gca": 3.0}).splitlines()
+    assert lines[2:] == [
+        "| ours | 3 | 58.0 ± 73.2 |  | 10.0 ± 0.0 | 3.00 × |",
+        "| control | 1 | 33.0 | +1.0 | 10.0 |  |",
+    ]
+    assert tables.ablation_table(RESULTS, NAMES, "gca", ["random"]) == ""
+
+
+def test_parts_have_a_table_of_their_own(tmp_path, capsys):
+    args = [*SMALL, "--out", str(tmp_path), "--generators"]
+    compare_generators.main([*args, "gca", "scalar"])
+    capsys.readouterr()
+    compare_generators.main([*args, "none", "gca", "scalar", "--report"])
+    tables_printed = capsys.readouterr().out.split("\n\n")
+    assert [("| GCA-HNG |" in table, "| one coefficient" in table) for table in tables_printed] == [
+        *((False, False), (True, False), (True, True)),
+        *((False, False), (True, False), (False, False)),
+    ]
+
+
+def test_a_report_says_what_results_were_made_with(tmp_path, capsys):
+    args = [*SMALL, "--generators", "none", "--out", str(tmp_path)]
+    compare_generators.main(args)
+    here = f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()})"
+    assert capsys.readouterr().out.endswith(f"\nTrained with {here}.\n")
+    file = tmp_path / "run" / "n_pairs" / "none" / "0.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "machine": {"torch": "3.0", "processor": "another"}}))
+    compare_generators.main([*args, "--report"])
+    assert capsys.readouterr().out.endswith(f"\nTrained with {here} and torch 3.0 (another).\n")
 
 
 def test_bad_arguments(capsys):

@@ -65,8 +65,8 @@ def test_gains_groups_and_reference():
     first, second, third = (to_hex(patch.get_facecolor()) for patch in ax.patches)
     assert first == second != third
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["ours", "others"]
-    assert [to_hex(patch.get_facecolor()) for patch in legend.get_patches()] == [first, third]
+    assert [text.get_text() for text in legend.get_texts()] == ["others", "ours"]  # as groups has them
+    assert [to_hex(patch.get_facecolor()) for patch in legend.get_patches()] == [third, first]
     (line,) = [line for line in ax.lines if list(line.get_xdata()) == [6.6, 6.6]]
     assert line.is_dashed()
     (label,) = [text for text in ax.texts if text not in notes(ax)]
