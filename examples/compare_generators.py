@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="with a thread each (default: %(default)s)",
     )
     add("--out", type=Path, default=Path("docs/evidence"), metavar="DIR", help="(default: %(default)s)")
+    add("--trials-from", type=Path, metavar="DIR", help="results whose trials choose, and whose times count (--out)")
     add("--report", action="store_true", help="print the tables of what is there, and train nothing")
     add("--time", action="store_true", help="time the iterations of those that are tuned, and train nothing else")
     add("--repeat", type=Path, metavar="FILE", help="train the cell of a result file anew, and compare")
     args = parser.parse_args(argv)
     args.generators = args.generators or list(ALL if args.report else CONTENDERS)
+    args.trials_from = args.trials_from or args.out
     for name in ("trials", "trial_iterations", "seeds", "iterations", "embedding_size", "evaluate_every", "processes"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
@@ -99,7 +101,7 @@ def trials(args: argparse.Namespace, loss: str, name: str) -> list[Cell]:
 def best_options(args: argparse.Namespace, loss: str, name: str) -> tuple[dict[str, Any], float] | None:
     """The options with the best Recall@1 on validation classes; None while trials are missing."""
     cells = trials(args, loss, name)
-    found = [read(cell, args.out) for cell in cells]
+    found = [read(cell, args.trials_from) for cell in cells]
     if any(result is None for result in found):
         return None
     recalls = [result["val_recall_at_1"] for result in found if result is not None]
@@ -134,15 +136,29 @@ def time_all(args: argparse.Namespace) -> None:
     for loss in args.losses:
         cells = one_of_each(args, loss)
         if not cells:
-            raise ValueError(f"nothing is tuned for {loss} in {args.out} yet, so that there is nothing to time")
+            raise ValueError(f"nothing is tuned for {loss} in {args.trials_from} yet, so that there is nothing to time")
         with one_thread(), tqdm(total=ROUNDS * len(cells), desc=f"timing: {loss}", unit="turn") as bar:
-            time_iterations(cells, args.out, ROUNDS, tick=bar.update)
+            time_iterations(cells, args.trials_from, ROUNDS, tick=bar.update)
+
+
+iterations_done: Any = None  # in a process of several: the counter that all share
+
+
+def count_for(shared: Any) -> None:
+    """Prepare a process of several: it counts its iterations there, and has one thread."""
+    global iterations_done
+    iterations_done = shared
+    torch.set_num_threads(1)
+
+
+def tick() -> None:
+    with iterations_done.get_lock():
+        iterations_done.value += 1
 
 
 def work(cell: Cell, folder: Path) -> None:
     """Train a cell and keep what came of it."""
-    torch.set_num_threads(1)
-    write(cell, folder, train(cell))
+    write(cell, folder, train(cell, tick))
 
 
 def train_here(cell: Cell, what: str) -> dict[str, Any]:
@@ -154,23 +170,28 @@ def train_here(cell: Cell, what: str) -> dict[str, Any]:
         return train(cell, bar.update)
 
 
-def do(cells: Iterable[Cell], args: argparse.Namespace, what: str) -> None:
+def do(cells: Iterable[Cell], args: argparse.Namespace, folder: Path, what: str) -> None:
     """Train the cells that are not done yet."""
-    waiting = [cell for cell in cells if read(cell, args.out) is None]
+    waiting = [cell for cell in cells if read(cell, folder) is None]
     if args.processes == 1 or len(waiting) < 2:
         for number, cell in enumerate(waiting, start=1):
-            write(cell, args.out, train_here(cell, f"{what} {number}/{len(waiting)}"))
+            write(cell, folder, train_here(cell, f"{what} {number}/{len(waiting)}"))
         return
     context = multiprocessing.get_context("spawn")
+    shared = context.Value("q", 0)
+    iterations = sum(cell.settings["iterations"] for cell in waiting)
     with (
-        ProcessPoolExecutor(args.processes, mp_context=context) as pool,
-        tqdm(total=len(waiting), desc=what, unit="cell") as bar,
+        ProcessPoolExecutor(args.processes, context, count_for, (shared,)) as pool,
+        tqdm(total=iterations, desc=f"{what} 0/{len(waiting)}") as bar,
     ):
-        running = [pool.submit(work, cell, args.out) for cell in waiting]
+        running = {pool.submit(work, cell, folder) for cell in waiting}
         try:
-            for done in as_completed(running):
-                done.result()
-                bar.update()
+            while running:
+                done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                for cell_done in done:
+                    cell_done.result()
+                bar.set_description(f"{what} {len(waiting) - len(running)}/{len(waiting)}", refresh=False)
+                bar.update(shared.value - bar.n)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -180,7 +201,7 @@ def report(args: argparse.Namespace) -> str:
     """All tables, as Markdown."""
     parts = []
     for loss in args.losses:
-        chosen, results, trained = {}, {}, []
+        chosen, results, made_with = {}, {}, set[str]()
         for name in args.generators:
             best = best_options(args, loss, name)
             if best is None:
@@ -188,20 +209,20 @@ def report(args: argparse.Namespace) -> str:
             if ALL[name].tuned_as is None:
                 chosen[name] = (*best, tried(args, loss, name))
             tested = seeds(args, loss, name, best[0])
-            trained += [*trials(args, loss, name), *tested]
+            made_with |= machines(trials(args, loss, name), args.trials_from) | machines(tested, args.out)
             found = {cell.number: read(cell, args.out) for cell in tested}
             done = {seed: result for seed, result in found.items() if result is not None}
             if done:
                 results[name] = done
         if chosen or results:
-            times = ratios(read_times(one_of_each(args, loss), args.out))
+            times = ratios(read_times(one_of_each(args, loss), args.trials_from))
             whole = {name: done for name, done in results.items() if name not in ABLATIONS}
             parts += [f"## {loss}", loss_table(whole, TITLES, times)]
             parts += [control_table(results, TITLES, LEARNED, CONTROLS), step_table(results, TITLES, STEPS)]
             parts += [ablation_table(results, TITLES, "gca", list(ABLATIONS), times)]
             if chosen:
                 parts += ["Chosen on validation classes:", chosen_table(chosen, TITLES)]
-            parts += [f"Trained with {' and '.join(machines(trained, args.out))}."]
+            parts += [f"Trained with {' and '.join(sorted(made_with))}."]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -236,15 +257,15 @@ def main(argv: list[str] | None = None) -> None:
         if args.time:
             time_all(args)
         elif not args.report:
-            cells = {cell.file(args.out): cell for pair in pairs for cell in trials(args, *pair)}
-            do(cells.values(), args, "tuning")
+            cells = {cell.file(args.trials_from): cell for pair in pairs for cell in trials(args, *pair)}
+            do(cells.values(), args, args.trials_from, "tuning")
             runs = []
             for loss, name in pairs:
                 best = best_options(args, loss, name)
                 assert best is not None
                 runs += seeds(args, loss, name, best[0])
             # Seed by seed, so that what is there at any time can be compared.
-            do(sorted(runs, key=lambda cell: cell.number), args, "runs")
+            do(sorted(runs, key=lambda cell: cell.number), args, args.out, "runs")
         tables = report(args)
     except (OSError, ValueError) as error:
         sys.exit(f"compare_generators.py: {error}")

@@ -128,6 +128,19 @@ def test_curves_value_labels_do_not_overlap_or_leave_the_figure(count):
     assert len(looks) == count
 
 
+@pytest.mark.parametrize("panels", [1, 2])
+def test_curves_legend_of_long_names_stays_inside(panels):
+    runs = {f"{number} {'a name of many words ' * 6}".strip(): [run(), run()] for number in range(3)}
+    figure = visualize.plot_curves(runs, seconds="seconds" if panels == 2 else None)
+    (legend,) = figure.legends
+    figure.draw_without_rendering()
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert [" ".join(text.get_text().split()) for text in legend.get_texts()] == [
+        f"{name} (mean ± s.d. of 2 seeds)" for name in runs
+    ]
+
+
 def test_curves_one_panel_other_metric_single_point():
     values = {"step": [0], "loss": [2.5]}
     figure = plot_curves({"a": values}, "loss", metric_label="Loss", percent=False, iterations="step", seconds=None)

@@ -95,11 +95,11 @@ def content_of(file: Path) -> dict[str, Any]:
     return content
 
 
-def machines(cells: Iterable[Cell], folder: Path) -> list[str]:
+def machines(cells: Iterable[Cell], folder: Path) -> set[str]:
     """What those cells that are done were trained with; results of two differ by rounding, which training enlarges."""
     done = [file for cell in cells if (file := cell.file(folder)).exists()]
     found = (content_of(file).get("machine", {}) for file in done)
-    return sorted({f"torch {its.get('torch')} ({its.get('processor')})" for its in found})
+    return {f"torch {its.get('torch')} ({its.get('processor')})" for its in found}
 
 
 def load(file: Path) -> tuple[Cell, dict[str, Any], dict[str, Any]]:

@@ -80,6 +80,14 @@ def ablation(
     return replace(ours(title, schedule, **options), tuned={}, tuned_as="gca", fixed=fixed or {})
 
 
+def learned(title: str, **options: Any) -> Contender:
+    """The hardest candidates with node classification through the graph, and all hyperparameters as there; but λ is
+    learned in the place of 1, and counts in full.
+    """
+    contender = ours(title, alpha=0.0, merging="hardest", **options)
+    return replace(contender, tuned={}, tuned_as="graph_hardest", fixed={"beta": 1e6})
+
+
 CONTENDERS = {
     "none": Contender("the loss alone", None),
     "none_double": Contender("the loss alone, 2 × the iterations", None, tuned_as="none", length=2),
@@ -93,7 +101,8 @@ CONTENDERS = {
         diversity_weight=0,
     ),
     "gca_counting": ablation("GCA-HNG, α 0 and J_syn of full weight", fixed={"beta": 1e6}, alpha=0.0),
-    "gca_hardest": ours("GCA-HNG, the hardest candidate of a class", merging="hardest"),
+    "gca_hardest": learned("GCA-HNG, α 0, J_syn of full weight, hardest candidates"),
+    "gca_hardest_free": learned("GCA-HNG, α 0, J_syn of full weight, hardest candidates, no J_div", diversity_weight=0),
     "constant": Contender(
         "constant λ, no graph", ConstantGenerator, {"alpha": ALPHAS, "coefficient": (0.25, 0.5, 0.75)}
     ),
@@ -126,7 +135,7 @@ CONTENDERS = {
 }
 
 LONGER = ("none_double", "none_longer")
-LEARNED = ("gca", "gca_counting", "gca_free", "gca_hardest")
+LEARNED = ("gca", "gca_free", "gca_counting", "gca_hardest", "gca_hardest_free")
 CONTROLS = (
     *("real", "hardest", "constant", "random", "linear_real"),
     *("nodes_real", "graph_real", "graph_hardest", "graph_constant", "graph_random"),
@@ -146,6 +155,7 @@ STEPS = (
     *(("none_double", name) for name in ("gca", "symmetrical_synthesis", "hardest", "graph_hardest")),
     ("graph_real", "gca_counting"),
     ("graph_hardest", "gca_hardest"),
+    ("graph_hardest", "gca_hardest_free"),
 )
 
 

@@ -80,23 +80,23 @@ def loss_table(
     ratios = ratios or {}
     alone = results.get("none", {})
     head = ["", "seeds", "Recall@1", "difference to the loss alone, same seeds", "MAP@R"]
-    head += ["reaches the loss alone after, of its iterations", "time of an iteration", "of its time"]
+    head += ["reaches the loss alone after, of its iterations"]
+    head += ["time of an iteration", "of its time"] if ratios else []
     lines = [head, ["---", *("---:" for _ in head[1:])]]
     for name, seeds in results.items():
         differences = paired(results, name, "none")
         shares, ratio = reach_shares(seeds, alone), ratios.get(name)
-        lines.append(
-            [
-                titles[name],
-                str(len(seeds)),
-                cell_text([result["metrics"]["recall_at_1"] for result in seeds.values()]),
-                cell_text(differences, sign=True) if differences and name != "none" else "",
-                cell_text([result["metrics"]["mean_average_precision_at_r"] for result in seeds.values()]),
-                percent(shares),
-                "" if ratio is None else f"{ratio:.2f} ×",
-                "" if ratio is None else percent([share * ratio for share in shares]),
-            ]
-        )
+        line = [
+            titles[name],
+            str(len(seeds)),
+            cell_text([result["metrics"]["recall_at_1"] for result in seeds.values()]),
+            cell_text(differences, sign=True) if differences and name != "none" else "",
+            cell_text([result["metrics"]["mean_average_precision_at_r"] for result in seeds.values()]),
+            percent(shares),
+        ]
+        if ratio is not None:
+            line += [f"{ratio:.2f} ×", percent([share * ratio for share in shares])]
+        lines.append([*line, *("" for _ in head[len(line) :])])
     return as_markdown(lines)
 
 

@@ -51,13 +51,14 @@ def time_iterations(
             tick()
     file = file_of(folder, next(iter(cells.values())).loss)
     file.parent.mkdir(parents=True, exist_ok=True)
-    timed = {name: identity(of_any_seed(cell)) for name, cell in cells.items()}
+    timed = {name: identity(of_any_run(cell)) for name, cell in cells.items()}
     runs.write_json(file, {"cell": timed, "machine": machine(), "seconds": seconds})
 
 
-def of_any_seed(cell: Cell) -> Cell:
-    """The first seed's: what an iteration takes is that of all."""
-    return replace(cell, number=0)
+def of_any_run(cell: Cell) -> Cell:
+    """The first seed's, of no length: what an iteration takes is that of all."""
+    settings = {name: value for name, value in cell.settings.items() if name not in ("iterations", "evaluate_every")}
+    return replace(cell, number=0, settings=settings)
 
 
 def read_times(cells: Mapping[str, Cell], folder: Path) -> dict[str, list[float]]:
@@ -74,7 +75,7 @@ def read_times(cells: Mapping[str, Cell], folder: Path) -> dict[str, list[float]
     if file is None or not file.exists():
         return {}
     timed = content_of(file)["cell"]
-    wanted = {name: identity(of_any_seed(cells[name])) if name in cells else timed[name] for name in timed}
+    wanted = {name: identity(of_any_run(cells[name])) if name in cells else timed[name] for name in timed}
     seconds: dict[str, list[float]] = read_of(wanted, file, "time them anew by --time")["seconds"]
     return {name: values for name, values in seconds.items() if name in cells}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -155,9 +156,11 @@ def plot_curves(
     if title:
         figure.suptitle(title, fontsize=12)
     handles = panels[0].get_legend_handles_labels()[0]
-    fitting = int(56 * len(xlabels) / (max(len(handle.get_label()) for handle in handles) + 6))
+    room = 56 * len(xlabels)  # in characters
+    fitting = int(room / (max(len(handle.get_label()) for handle in handles) + 6))
     columns = max(1, min(len(handles), fitting))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    names = [fill(handle.get_label(), room - 6) for handle in handles]
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     # Lay the figure out to learn the height of a label in data coordinates, then push labels apart.
     figure.draw_without_rendering()
     points = 72 / figure.dpi

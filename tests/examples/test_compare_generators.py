@@ -73,6 +73,33 @@ def test_several_processes_find_what_one_does(tmp_path):
     assert results[0] == results[1]
 
 
+def test_progress_of_several_processes_counts_iterations(tmp_path, capsys):
+    compare_generators.main([*SMALL, "--generators", "none", "--processes", "2", "--seeds", "2", "--out", str(tmp_path)])
+    shown = capsys.readouterr().err
+    assert "tuning 2/2: 100%" in shown
+    assert "| 4/4 [" in shown
+    assert "runs 2/2: 100%" in shown
+    assert "| 6/6 [" in shown
+
+
+def test_trials_of_another_folder_choose(tmp_path, capsys):
+    short, long = tmp_path / "short", tmp_path / "long"
+    compare_generators.main([*SMALL, "--out", str(short)])
+    trials = {file: file.read_text() for file in short.rglob("tune/**/*.json")}
+    file = sorted(trials)[1]  # of the constant's two
+    content = json.loads(trials[file])
+    content["result"]["val_recall_at_1"] = 2.0
+    file.write_text(json.dumps(content))
+    arguments = ["--out", str(long), "--trials-from", str(short), "--iterations", "4"]
+    capsys.readouterr()
+    compare_generators.main([*SMALL, *arguments])
+    assert "200.0" in capsys.readouterr().out
+    assert sorted(path.relative_to(long).parts[0] for path in long.rglob("*.json")) == ["run", "run"]
+    chosen = json.loads((long / "run" / "n_pairs" / "constant" / "0.json").read_text())["cell"]
+    assert chosen["options"] == content["cell"]["options"]
+    assert chosen["settings"]["iterations"] == 4
+
+
 def test_a_contender_that_is_another_by_now_is_refused(tmp_path, monkeypatch):
     args = compare_generators.parse_arguments([*SMALL, "--out", str(tmp_path)])
     cells.write(compare_generators.trials(args, "n_pairs", "constant")[0], tmp_path, {})
@@ -121,6 +148,8 @@ def test_iterations_are_timed_in_turns(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     compare_generators.main([*arguments, "--report"])
     assert f"| {timing.ratios(seconds)['constant']:.2f} × |" in capsys.readouterr().out
+    longer = compare_generators.parse_arguments([*arguments, "--iterations", "9"])
+    assert timing.read_times(compare_generators.one_of_each(longer, "n_pairs"), tmp_path) == seconds
     changed = {**cells_of_each, "constant": replace(cells_of_each["constant"], options={"lr": 7})}
     with pytest.raises(ValueError, match=r"n_pairs\.json is of another version or setting \(constant is .*'lr': 7"):
         timing.read_times(changed, tmp_path)
@@ -241,8 +270,8 @@ NAMES = {"none": "alone", "gca": "ours", "real": "control", "random": "another"}
 
 def test_differences_are_paired():
     table = tables.loss_table(RESULTS, NAMES)
-    assert "| alone | 2 | 40.0 ± 127.1 |  | 10.0 ± 0.0 | 100 ± 0% |  |  |" in table
-    assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 75 ± 318% |  |  |" in table
+    assert "| alone | 2 | 40.0 ± 127.1 |  | 10.0 ± 0.0 | 100 ± 0% |\n" in table
+    assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 75 ± 318% |\n" in table
     table = tables.loss_table(RESULTS, NAMES, {"none": 1.0, "gca": 3.0, "real": 1.5})
     assert "| alone | 2 | 40.0 ± 127.1 |  | 10.0 ± 0.0 | 100 ± 0% | 1.00 × | 100 ± 0% |" in table
     assert "| ours | 3 | 58.0 ± 73.2 | +2.0 ± 0.0 | 10.0 ± 0.0 | 75 ± 318% | 3.00 × | 225 ± 953% |" in table
