@@ -29,6 +29,7 @@ METRICS = {
 SAMPLES_PER_CLASS = 3
 QUERIES_SHOWN = 8
 NUM_HEADS = 2  # of the generator's attention
+KINDS = {"none": "{}", "gca": "{} + GCA-HNG", "hardest": "{} + hardest real negatives and graph"}
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -41,9 +42,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--loss", choices=NAMED_LOSSES, default="n_pairs", help="metric loss of PML (default: %(default)s)")
     add(
         "--generator",
-        choices=("none", "gca", "both"),
+        choices=(*KINDS, "both"),
         default="both",
-        help="the loss alone, with GCA-HNG, or one after the other (default: %(default)s)",
+        help="the loss alone, with GCA-HNG, with GCA-HNG's graph and the hardest real negatives, or the first two, one "
+        "after the other (default: %(default)s)",
     )
     add("--data", type=Path, metavar="DIR", help="folder of class folders of images (default: characters in 16 fonts)")
     add("--epochs", type=int, default=8, help="each followed by a validation (default: %(default)s)")
@@ -96,9 +98,9 @@ def convolutional_trunk(channels: int) -> tuple[nn.Module, int]:
 class Run:
     """One training run in a folder of its own, that goes on where it was stopped."""
 
-    def __init__(self, name: str, with_generator: bool, args: argparse.Namespace, data: dict[str, Any]) -> None:
+    def __init__(self, name: str, kind: str, args: argparse.Namespace, data: dict[str, Any]) -> None:
         self.name, self.args, self.data = name, args, data
-        self.folder = args.out / ("gca" if with_generator else "none")
+        self.folder = args.out / kind
         self.folder.mkdir(parents=True, exist_ok=True)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         runs.set_seed(args.seed)
@@ -114,8 +116,9 @@ class Run:
             f"{name}_optimizer": torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-4)
             for name, model in self.models.items()
         }
-        if with_generator:
-            generator = GlobalCorrelationGenerator(num_classes, size, num_layers=args.layers, num_heads=NUM_HEADS)
+        if kind != "none":
+            make = GlobalCorrelationGenerator if kind == "gca" else GlobalCorrelationGenerator.of_real_negatives
+            generator = make(num_classes, size, num_layers=args.layers, num_heads=NUM_HEADS)
             loss = HardNegativeGenerationLoss(loss, generator, collect_stats=True).to(device)
             groups = loss.parameter_groups(lr=args.generator_lr)
         else:
@@ -133,7 +136,7 @@ class Run:
             dataloader_num_workers=0,
         )
         self.batch_size = min(args.classes_per_batch, num_classes) * SAMPLES_PER_CLASS
-        if with_generator:
+        if kind != "none":
             print(f"{self.name}: a step of the generator, {generator.cost(self.batch_size, SAMPLES_PER_CLASS)}")
         self.trainer = trainers.TrainWithClassifier(
             models=self.models,
@@ -228,7 +231,7 @@ def prepare_folder(args: argparse.Namespace) -> None:
     """Refuse to mix runs of different settings, or to write over a run unasked."""
     ignored = ("out", "resume", "overwrite", "generator")
     settings = {name: value for name, value in vars(args).items() if name not in ignored}
-    runs.claim_folder(args.out, settings, resume=args.resume, overwrite=args.overwrite, runs=("none", "gca"))
+    runs.claim_folder(args.out, settings, resume=args.resume, overwrite=args.overwrite, runs=tuple(KINDS))
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -275,9 +278,9 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     title = args.loss.replace("_", "-")
-    names = {"none": title, "gca": f"{title} + GCA-HNG"}
+    names = {kind: name.format(title) for kind, name in KINDS.items()}
     wanted = ("none", "gca") if args.generator == "both" else (args.generator,)
-    results = {names[kind]: Run(names[kind], kind == "gca", args, data).train() for kind in wanted}
+    results = {names[kind]: Run(names[kind], kind, args, data).train() for kind in wanted}
 
     test = data["test"]
     report = table(results)

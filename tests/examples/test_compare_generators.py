@@ -74,7 +74,9 @@ def test_several_processes_find_what_one_does(tmp_path):
 
 
 def test_progress_of_several_processes_counts_iterations(tmp_path, capsys):
-    compare_generators.main([*SMALL, "--generators", "none", "--processes", "2", "--seeds", "2", "--out", str(tmp_path)])
+    compare_generators.main(
+        [*SMALL, "--generators", "none", "--processes", "2", "--seeds", "2", "--out", str(tmp_path)]
+    )
     shown = capsys.readouterr().err
     assert "tuning 2/2: 100%" in shown
     assert "| 4/4 [" in shown

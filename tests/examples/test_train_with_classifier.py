@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from sameness import assert_same
 
+from pml_gca import HardNegativeGenerationLoss
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 import train_with_classifier  # noqa: E402
@@ -97,6 +99,23 @@ def test_losses_on_offer_train_with_the_generator(loss, pictures, tmp_path):
         ]
     )
     assert (tmp_path / "table.md").read_text().count("\n") == 3
+
+
+def test_hardest_real_negatives(pictures, tmp_path, capsys, monkeypatch):
+    made = []
+
+    def wrap(loss, generator, **options):
+        made.append((generator.coefficients, generator.merging))
+        return HardNegativeGenerationLoss(loss, generator, **options)
+
+    monkeypatch.setattr(train_with_classifier, "HardNegativeGenerationLoss", wrap)
+    common = ["--data", str(pictures), *SETTINGS, "--out", str(tmp_path)]
+    train_with_classifier.main([*common, "--generator", "gca"])
+    train_with_classifier.main([*common, "--generator", "hardest", "--resume"])
+    assert "| n-pairs + hardest real negatives and graph |" in capsys.readouterr().out
+    assert made == [("learned", "random"), (1.0, "hardest")]
+    with pytest.raises(SystemExit, match="holds runs"):
+        train_with_classifier.main([*common, "--generator", "hardest"])
 
 
 def test_bad_data_folder(tmp_path):

@@ -43,6 +43,33 @@ def test_constant_coefficients_leave_the_node_classification():
     assert set(found.objectives) == {"node_classification_loss"}
 
 
+@pytest.mark.parametrize("options", [{}, {"merging": "random"}, {"num_layers": 2, "num_heads": 4}])
+def test_real_negatives(options):
+    torch.manual_seed(0)
+    generator = GlobalCorrelationGenerator.of_real_negatives(5, 8, **options).double()
+    z, y = torch.randn(len(LABELS), 8, dtype=torch.float64), torch.tensor(LABELS)
+    draws = torch.rand(len(LABELS), len(LABELS), dtype=torch.float64)
+    found = generator.generate(z, y, len(z), metric_level=2.0, draws=draws)
+    for anchor, label, row in zip(found.anchors.tolist(), found.labels.tolist(), found.embeddings, strict=True):
+        members = z[y == label]
+        if "merging" in options:
+            assert not (row - members).abs().sum(dim=1).lt(1e-9).any()  # a mean of them
+        else:
+            nearest = torch.nn.functional.cosine_similarity(members, z[anchor : anchor + 1]).argmax()
+            torch.testing.assert_close(row, members[nearest])
+    assert set(found.objectives) == {"node_classification_loss"}
+    assert generator.interpolation_strength(2.0) == 1
+    propagation = generator.propagation
+    assert len(propagation.layers) == options.get("num_layers", 1)
+    assert propagation.layers[0].node.num_heads == options.get("num_heads", 2)
+
+
+@pytest.mark.parametrize("name", ["alpha", "coefficients"])
+def test_real_negatives_are_not_pulled(name):
+    with pytest.raises(ValueError, match=rf"{name} decides how far negatives are pulled, and here none is; got 0.5"):
+        GlobalCorrelationGenerator.of_real_negatives(5, 8, **{name: 0.5})
+
+
 def test_random_coefficients_are_0_or_1_and_symmetric():
     generator, z, _, draws = make(coefficients="random", alpha=0.0, merging="mean")
     seen = set()
