@@ -206,14 +206,16 @@ def report(args: argparse.Namespace) -> str:
             best = best_options(args, loss, name)
             if best is None:
                 continue
-            if ALL[name].tuned_as is None:
-                chosen[name] = (*best, tried(args, loss, name))
             tested = seeds(args, loss, name, best[0])
-            made_with |= machines(trials(args, loss, name), args.trials_from) | machines(tested, args.out)
             found = {cell.number: read(cell, args.out) for cell in tested}
             done = {seed: result for seed, result in found.items() if result is not None}
             if done:
                 results[name] = done
+            elif args.trials_from != args.out:
+                continue  # others' trials, of which nothing was made here
+            made_with |= machines(trials(args, loss, name), args.trials_from) | machines(tested, args.out)
+            if ALL[name].tuned_as is None:
+                chosen[name] = (*best, tried(args, loss, name))
         if chosen or results:
             times = ratios(read_times(one_of_each(args, loss), args.trials_from))
             whole = {name: done for name, done in results.items() if name not in ABLATIONS}

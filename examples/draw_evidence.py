@@ -64,7 +64,7 @@ def convergence(results: Results) -> Any:
     """Recall@1 on validation classes against iterations, and against seconds where iterations were timed."""
     found = {name: runs for name in CURVES if (runs := results.runs(name))}
     cells = {name: results.cells(name)[0] for name in found}
-    times = {name: statistics.median(turns) for name, turns in read_times(cells, results.args.out).items()}
+    times = {name: statistics.median(turns) for name, turns in read_times(cells, results.args.trials_from).items()}
     timed = times.keys() == found.keys()
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for name, runs in found.items():

@@ -70,13 +70,15 @@ def percent(shares: Sequence[float]) -> str:
 def loss_table(
     results: Mapping[str, Mapping[int, Result]], titles: Mapping[str, str], ratios: Mapping[str, float] | None = None
 ) -> str:
-    """Markdown for one loss.
+    """Markdown for one loss; empty without results.
 
     Args:
         results: by contender and seed; of ``"none"``, the loss alone, too.
         titles: of the contenders.
         ratios: time of an iteration in units of that of the loss alone, where it was measured.
     """
+    if not results:
+        return ""
     ratios = ratios or {}
     alone = results.get("none", {})
     head = ["", "seeds", "Recall@1", "difference to the loss alone, same seeds", "MAP@R"]

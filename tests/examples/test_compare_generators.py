@@ -100,6 +100,12 @@ def test_trials_of_another_folder_choose(tmp_path, capsys):
     chosen = json.loads((long / "run" / "n_pairs" / "constant" / "0.json").read_text())["cell"]
     assert chosen["options"] == content["cell"]["options"]
     assert chosen["settings"]["iterations"] == 4
+    compare_generators.main([*SMALL, "--generators", "real", "--out", str(short)])
+    capsys.readouterr()
+    compare_generators.main([*SMALL, *arguments, "--generators", "none", "real", "--report"])
+    assert "real negatives" not in capsys.readouterr().out  # tuned, and not run here
+    compare_generators.main([*SMALL, *arguments, "--generators", "real", "--report"])
+    assert capsys.readouterr().out == f"nothing in {long} yet\n"
 
 
 def test_a_contender_that_is_another_by_now_is_refused(tmp_path, monkeypatch):

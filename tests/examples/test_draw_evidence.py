@@ -48,6 +48,19 @@ def test_all_figures(tmp_path, capsys):
         draw_evidence.main(["--to", str(tmp_path), *arguments, "--image-size", "24"])
 
 
+def test_longer_runs_are_drawn_over_the_seconds_of_those_that_were_timed(tmp_path, monkeypatch):
+    short, long = tmp_path / "short", [*SMALL, "--out", str(tmp_path / "long"), "--iterations", "3"]
+    compare_generators.main([*SMALL, "--out", str(short), "--losses", "n_pairs", "--generators", "none"])
+    long += ["--trials-from", str(short)]
+    compare_generators.main([*long, "--losses", "n_pairs", "--generators", "none"])
+    monkeypatch.setattr(compare_generators, "ROUNDS", 1)
+    compare_generators.main([*SMALL, "--out", str(short), "--losses", "n_pairs", "--time"])
+    drawn = draw_evidence.convergence(draw_evidence.Results("n_pairs", long))
+    assert [ax.get_xlabel() for ax in drawn.axes] == ["Training iterations", "Training time (s)"]
+    alone = draw_evidence.convergence(draw_evidence.Results("n_pairs", [*long[:-1], str(tmp_path / "long")]))
+    assert alone is None  # no trials there
+
+
 def test_gains_are_paired():
     class Known(draw_evidence.Results):
         def __init__(self):
