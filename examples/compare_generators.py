@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--processes",
         type=int,
         default=max((os.cpu_count() or 2) // 2, 1),
-        help="with a thread each (default: %(default)s)",
+        help="of one thread each (default: %(default)s)",
     )
     add("--out", type=Path, default=Path("docs/evidence"), metavar="DIR", help="(default: %(default)s)")
-    add("--trials-from", type=Path, metavar="DIR", help="results whose trials choose, and whose times count (--out)")
+    add(
+        "--trials-from",
+        type=Path,
+        metavar="DIR",
+        help="folder of other results, whose trials choose, and whose times count (default: that of --out)",
+    )
     add("--report", action="store_true", help="print the tables of what is there, and train nothing")
     add("--time", action="store_true", help="time the iterations of those that are tuned, and train nothing else")
     add("--repeat", type=Path, metavar="FILE", help="train the cell of a result file anew, and compare")
     args = parser.parse_args(argv)
     args.generators = args.generators or list(ALL if args.report else CONTENDERS)
+    if args.trials_from and args.time:
+        parser.error("--time goes with --out alone: times are kept beside the trials")
     args.trials_from = args.trials_from or args.out
     for name in ("trials", "trial_iterations", "seeds", "iterations", "embedding_size", "evaluate_every", "processes"):
         if getattr(args, name) < 1:
@@ -101,7 +109,8 @@ def trials(args: argparse.Namespace, loss: str, name: str) -> list[Cell]:
 def best_options(args: argparse.Namespace, loss: str, name: str) -> tuple[dict[str, Any], float] | None:
     """The options with the best Recall@1 on validation classes; None while trials are missing."""
     cells = trials(args, loss, name)
-    found = [read(cell, args.trials_from) for cell in cells]
+    remedy = "choose another --out" if args.trials_from == args.out else "choose another --trials-from"
+    found = [read(cell, args.trials_from, remedy) for cell in cells]
     if any(result is None for result in found):
         return None
     recalls = [result["val_recall_at_1"] for result in found if result is not None]
@@ -151,14 +160,17 @@ def count_for(shared: Any) -> None:
     torch.set_num_threads(1)
 
 
-def tick() -> None:
+def count(iterations: int = 1) -> None:
     with iterations_done.get_lock():
-        iterations_done.value += 1
+        iterations_done.value += iterations
 
 
 def work(cell: Cell, folder: Path) -> None:
     """Train a cell and keep what came of it."""
-    write(cell, folder, train(cell, tick))
+    result = train(cell, count)
+    write(cell, folder, result)
+    if "diverged" in result:  # the rest will not come
+        count(cell.settings["iterations"] - result["diverged"] + 1)
 
 
 def train_here(cell: Cell, what: str) -> dict[str, Any]:
@@ -170,12 +182,12 @@ def train_here(cell: Cell, what: str) -> dict[str, Any]:
         return train(cell, bar.update)
 
 
-def do(cells: Iterable[Cell], args: argparse.Namespace, folder: Path, what: str) -> None:
+def do(cells: Iterable[Cell], args: argparse.Namespace, what: str) -> None:
     """Train the cells that are not done yet."""
-    waiting = [cell for cell in cells if read(cell, folder) is None]
+    waiting = [cell for cell in cells if read(cell, args.out) is None]
     if args.processes == 1 or len(waiting) < 2:
         for number, cell in enumerate(waiting, start=1):
-            write(cell, folder, train_here(cell, f"{what} {number}/{len(waiting)}"))
+            write(cell, args.out, train_here(cell, f"{what} {number}/{len(waiting)}"))
         return
     context = multiprocessing.get_context("spawn")
     shared = context.Value("q", 0)
@@ -184,14 +196,19 @@ def do(cells: Iterable[Cell], args: argparse.Namespace, folder: Path, what: str)
         ProcessPoolExecutor(args.processes, context, count_for, (shared,)) as pool,
         tqdm(total=iterations, desc=f"{what} 0/{len(waiting)}") as bar,
     ):
-        running = {pool.submit(work, cell, folder) for cell in waiting}
         try:
+            running = {pool.submit(work, cell, args.out) for cell in waiting}
             while running:
                 done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
                 for cell_done in done:
                     cell_done.result()
                 bar.set_description(f"{what} {len(waiting) - len(running)}/{len(waiting)}", refresh=False)
                 bar.update(shared.value - bar.n)
+        except BrokenProcessPool:
+            sys.exit(
+                "compare_generators.py: a process was killed, perhaps for want of memory; what is done is kept: run it "
+                f"anew with --processes {max(args.processes // 2, 1)}"
+            )
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -259,16 +276,20 @@ def main(argv: list[str] | None = None) -> None:
         if args.time:
             time_all(args)
         elif not args.report:
-            cells = {cell.file(args.trials_from): cell for pair in pairs for cell in trials(args, *pair)}
-            do(cells.values(), args, args.trials_from, "tuning")
+            if args.trials_from == args.out:
+                cells = {cell.file(args.out): cell for pair in pairs for cell in trials(args, *pair)}
+                do(cells.values(), args, "tuning")
             runs = []
             for loss, name in pairs:
                 best = best_options(args, loss, name)
-                assert best is not None
+                if best is None:
+                    raise ValueError(f"{args.trials_from} has not all trials of {loss}, {name}; tune there first")
                 runs += seeds(args, loss, name, best[0])
             # Seed by seed, so that what is there at any time can be compared.
-            do(sorted(runs, key=lambda cell: cell.number), args, args.out, "runs")
+            do(sorted(runs, key=lambda cell: cell.number), args, "runs")
         tables = report(args)
+        if not tables and any(args.out.glob("run/*/*/*.json")):
+            raise ValueError(f"there are runs in {args.out}, and no trials in {args.trials_from}; give --trials-from")
     except (OSError, ValueError) as error:
         sys.exit(f"compare_generators.py: {error}")
     print(tables or f"nothing in {args.out} yet")

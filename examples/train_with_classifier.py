@@ -29,6 +29,7 @@ METRICS = {
 SAMPLES_PER_CLASS = 3
 QUERIES_SHOWN = 8
 NUM_HEADS = 2  # of the generator's attention
+SEVERAL = {"both": ("none", "gca"), "all": ("none", "gca", "hardest")}
 KINDS = {"none": "{}", "gca": "{} + GCA-HNG", "hardest": "{} + hardest real negatives and graph"}
 
 
@@ -42,10 +43,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--loss", choices=NAMED_LOSSES, default="n_pairs", help="metric loss of PML (default: %(default)s)")
     add(
         "--generator",
-        choices=(*KINDS, "both"),
+        choices=(*KINDS, *SEVERAL),
         default="both",
-        help="the loss alone, with GCA-HNG, with GCA-HNG's graph and the hardest real negatives, or the first two, one "
-        "after the other (default: %(default)s)",
+        help="the loss alone, with GCA-HNG, with GCA-HNG's graph and the hardest real negatives; both: the first two, "
+        "one after the other; all: the three (default: %(default)s)",
     )
     add("--data", type=Path, metavar="DIR", help="folder of class folders of images (default: characters in 16 fonts)")
     add("--epochs", type=int, default=8, help="each followed by a validation (default: %(default)s)")
@@ -236,19 +237,19 @@ def prepare_folder(args: argparse.Namespace) -> None:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Results on unseen classes as a Markdown table, percentages but for the last column."""
-    rows = {
-        name: [f"{100 * result['metrics'][m]:.2f}" for m in METRICS] + [f"{result['seconds_per_iteration']:.3f}"]
-        for name, result in results.items()
-    }
-    if len(results) == 2:
-        old, new = results.values()
-        rows["difference"] = [f"{100 * (new['metrics'][m] - old['metrics'][m]):+.2f}" for m in METRICS]
-        rows["difference"].append(f"{new['seconds_per_iteration'] - old['seconds_per_iteration']:+.3f}")
-    width = max(len(name) for name in rows)
+    rows = {name: [*(100 * result["metrics"][m] for m in METRICS)] for name, result in results.items()}
+    times = {name: result["seconds_per_iteration"] for name, result in results.items()}
+    shown = {name: [*(f"{value:.2f}" for value in row), f"{times[name]:.3f}"] for name, row in rows.items()}
+    alone, *others = results
+    for name in others:
+        change = [f"{new - old:+.2f}" for old, new in zip(rows[alone], rows[name], strict=True)]
+        label = "difference" if len(others) == 1 else f"difference, {name}"
+        shown[label] = [*change, f"{times[name] - times[alone]:+.3f}"]
+    width = max(len(name) for name in shown)
     head = [*METRICS.values(), "s/iteration"]
     lines = [[" " * width, *head], ["-" * width, *("-" * (len(title) - 1) + ":" for title in head)]]
     lines += [
-        [name.ljust(width), *(v.rjust(len(t)) for v, t in zip(row, head, strict=True))] for name, row in rows.items()
+        [name.ljust(width), *(v.rjust(len(t)) for v, t in zip(row, head, strict=True))] for name, row in shown.items()
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -279,7 +280,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(str(error))
     title = args.loss.replace("_", "-")
     names = {kind: name.format(title) for kind, name in KINDS.items()}
-    wanted = ("none", "gca") if args.generator == "both" else (args.generator,)
+    wanted = SEVERAL.get(args.generator, (args.generator,))
     results = {names[kind]: Run(names[kind], kind, args, data).train() for kind in wanted}
 
     test = data["test"]

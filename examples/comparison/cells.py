@@ -46,16 +46,16 @@ class Cell:
         return folder / self.stage / self.loss / self.contender / f"{self.number}.json"
 
 
-def read(cell: Cell, folder: Path) -> dict[str, Any] | None:
+def read(cell: Cell, folder: Path, remedy: str = "choose another --out") -> dict[str, Any] | None:
     """What came of a cell; None if it has not been run.
 
     Raises:
-        ValueError: the file is of another version or setting.
+        ValueError: the file is of another version or setting; the message advises ``remedy``.
     """
     file = cell.file(folder)
     if not file.exists():
         return None
-    result: dict[str, Any] = read_of(identity(cell), file)["result"]
+    result: dict[str, Any] = read_of(identity(cell), file, remedy)["result"]
     return result
 
 

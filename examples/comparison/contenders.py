@@ -80,13 +80,13 @@ def ablation(
     return replace(ours(title, schedule, **options), tuned={}, tuned_as="gca", fixed=fixed or {})
 
 
-def learned(title: str, **options: Any) -> Contender:
-    """The hardest candidates with node classification through the graph, and all hyperparameters as there; but λ is
-    learned in the place of 1, and counts in full.
-    """
-    contender = ours(title, alpha=0.0, merging="hardest", **options)
-    return replace(contender, tuned={}, tuned_as="graph_hardest", fixed={"beta": 1e6})
+def tuned_alike(title: str, other: str, fixed: Mapping[str, Any] | None = None, **options: Any) -> Contender:
+    """GCA-HNG or what is left of it, with the hyperparameters that were chosen for another contender."""
+    return replace(ours(title, **options), tuned={}, tuned_as=other, fixed=fixed or {})
 
+
+# Hyperparameters and graph of the hardest real negatives, but λ is learned in the place of 1, and counts in full.
+HARDEST_LEARNED: dict[str, Any] = {"other": "graph_hardest", "fixed": {"beta": 1e6}, "alpha": 0.0, "merging": "hardest"}
 
 CONTENDERS = {
     "none": Contender("the loss alone", None),
@@ -101,8 +101,10 @@ CONTENDERS = {
         diversity_weight=0,
     ),
     "gca_counting": ablation("GCA-HNG, α 0 and J_syn of full weight", fixed={"beta": 1e6}, alpha=0.0),
-    "gca_hardest": learned("GCA-HNG, α 0, J_syn of full weight, hardest candidates"),
-    "gca_hardest_free": learned("GCA-HNG, α 0, J_syn of full weight, hardest candidates, no J_div", diversity_weight=0),
+    "gca_hardest": tuned_alike("GCA-HNG, α 0, J_syn of full weight, hardest candidates", **HARDEST_LEARNED),
+    "gca_hardest_free": tuned_alike(
+        "GCA-HNG, α 0, J_syn of full weight, hardest candidates, no J_div", **HARDEST_LEARNED, diversity_weight=0
+    ),
     "constant": Contender(
         "constant λ, no graph", ConstantGenerator, {"alpha": ALPHAS, "coefficient": (0.25, 0.5, 0.75)}
     ),
@@ -123,6 +125,13 @@ CONTENDERS = {
     "linear_real": ours(
         "real negatives, linear classification without a graph", coefficients=1.0, alpha=0.0, num_layers=0
     ),
+    "linear_as_graph": tuned_alike(
+        "real negatives, linear classification, hyperparameters of the graph's",
+        "graph_real",
+        coefficients=1.0,
+        alpha=0.0,
+        num_layers=0,
+    ),
     "hdml": Contender("HDML", HardnessAwareGenerator, {"alpha": (5.0, 20.0, 90.0)}),
     "hdml_reembed": Contender(
         "HDML, re-embedded",
@@ -137,30 +146,32 @@ CONTENDERS = {
 LONGER = ("none_double", "none_longer")
 LEARNED = ("gca", "gca_free", "gca_counting", "gca_hardest", "gca_hardest_free")
 CONTROLS = (
-    *("real", "hardest", "constant", "random", "linear_real"),
+    *("real", "hardest", "constant", "random", "linear_real", "linear_as_graph"),
     *("nodes_real", "graph_real", "graph_hardest", "graph_constant", "graph_random"),
 )
 
-# From one control to another, and from those with λ = 1 to GCA-HNG with nothing but λ beside them.
+# From one control to another, and from those with λ = 1 to GCA-HNG with λ learned, by the graph that classifies.
 STEPS = (
     ("none", "real"),
     ("real", "linear_real"),
     ("linear_real", "nodes_real"),
     ("nodes_real", "graph_real"),
     ("linear_real", "graph_real"),
+    ("linear_as_graph", "graph_real"),
     ("real", "hardest"),
     ("graph_real", "graph_hardest"),
     ("hardest", "graph_hardest"),
     ("symmetrical_synthesis", "graph_hardest"),
     *(("none_double", name) for name in ("gca", "symmetrical_synthesis", "hardest", "graph_hardest")),
     ("graph_real", "gca_counting"),
+    ("graph_random", "gca_counting"),
     ("graph_hardest", "gca_hardest"),
     ("graph_hardest", "gca_hardest_free"),
 )
 
 
 ABLATIONS = {
-    "no_propagation": ablation("no propagation", num_layers=0),
+    "no_propagation": ablation("no propagation, so that classification is linear", num_layers=0),
     "no_edge_messages": ablation("no edge messages", edge_messages=False),
     "scalar": ablation("one coefficient for each pair", channelwise=False),
     "no_random_weighting": ablation("no random weighting", merging="mean"),
@@ -168,6 +179,7 @@ ABLATIONS = {
     "no_similarity_term": ablation("without J_sim", similarity_weight=0),
     "no_diversity_term": ablation("without J_div", diversity_weight=0),
     "no_strength": ablation("without e^(-α/L)", alpha=0.0),
+    "no_synthesis": ablation("without J_syn", fixed={"beta": 0.0}),
     "full_weight": ablation("J_syn of full weight", fixed={"beta": 1e6}),
     "detached": ablation("node classification kept out of the embeddings", classify_embeddings=False),
     "alternating": ablation("alternating schedule", schedule="alternating"),

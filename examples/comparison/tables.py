@@ -149,21 +149,22 @@ def ablation_table(
     names = [name for name in parts if name in results]
     if not names:
         return ""
-    head = ["", "seeds", "Recall@1", "difference to the whole, same seeds", "MAP@R", "time of an iteration"]
+    head = ["", "seeds", "Recall@1", "difference to the whole, same seeds", "MAP@R"]
+    head += ["time of an iteration"] if ratios else []
     lines = [head, ["---", *("---:" for _ in head[1:])]]
     for name in (*([whole] if whole in results else []), *names):
         differences = [] if name == whole else paired(results, name, whole)
         runs = results[name].values()
-        lines.append(
-            [
-                titles[name],
-                str(len(runs)),
-                cell_text([result["metrics"]["recall_at_1"] for result in runs]),
-                cell_text(differences, sign=True) if differences else "",
-                cell_text([result["metrics"]["mean_average_precision_at_r"] for result in runs]),
-                f"{ratios[name]:.2f} ×" if name in ratios else "",
-            ]
-        )
+        line = [
+            titles[name],
+            str(len(runs)),
+            cell_text([result["metrics"]["recall_at_1"] for result in runs]),
+            cell_text(differences, sign=True) if differences else "",
+            cell_text([result["metrics"]["mean_average_precision_at_r"] for result in runs]),
+        ]
+        if ratios:
+            line += [f"{ratios[name]:.2f} ×" if name in ratios else ""]
+        lines.append(line)
     return as_markdown(lines)
 
 

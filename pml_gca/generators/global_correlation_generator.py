@@ -351,12 +351,13 @@ class GlobalCorrelationGenerator(BaseGenerator):
     ) -> "GlobalCorrelationGenerator":
         """The graph's node classification beside real negatives: λ = 1, so that no negative is pulled.
 
-        In the comparison of docs/evidence.md it gained more than learned coefficients, at about half of their cost.
+        In the comparison of docs/evidence.md it gained at least as much as learned coefficients, and an iteration took
+        0.6 times as long.
 
         Args:
             num_classes: as in the constructor, and so is ``embedding_size``.
-            merging: ``"hardest"``, the negative of each class that is most like the anchor; or ``"random"``, a random
-                mean of the class's, for a loss that looks for hard negatives by itself, such as multi-similarity.
+            merging: ``"hardest"``, the negative of each class that is most like the anchor; ``"random"``, a random mean
+                of the class's, perhaps for a loss that looks for hard negatives by itself; or ``"mean"``.
             **kwargs: further options of the constructor. Unless given, there is one layer, of two heads.
 
         Raises:

@@ -1,6 +1,8 @@
 import json
 import math
+import multiprocessing
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,14 @@ WITHOUT_ALPHA = ("no_strength", "gca_counting")
 def cell(contender="none", **changes):
     recipe = compare_generators.ALL[contender].recipe
     return replace(cells.Cell("tune", "proxy_anchor", contender, 0, {"lr": 1e-3}, COMMON, recipe), **changes)
+
+
+def spy(method, before):
+    def called(*args):
+        before()
+        return method(*args)
+
+    return called
 
 
 def test_done_cells_are_kept_and_others_made(tmp_path, capsys):
@@ -84,6 +94,32 @@ def test_progress_of_several_processes_counts_iterations(tmp_path, capsys):
     assert "| 6/6 [" in shown
 
 
+@pytest.mark.parametrize("diverges", [False, True])
+def test_a_process_of_several_counts_every_iteration(diverges, tmp_path, monkeypatch):
+    if diverges:
+        monkeypatch.setattr(
+            training.Embedder, "forward", lambda self, images: images.mean((1, 2, 3))[:, None] * math.nan
+        )
+        monkeypatch.setattr(training.Run, "recall", lambda self, split: 0.0)
+    shared = multiprocessing.get_context("spawn").Value("q", 0)
+    monkeypatch.setattr(compare_generators, "iterations_done", shared)
+    seen = []
+    monkeypatch.setattr(training.Run, "step", spy(training.Run.step, lambda: seen.append(shared.value)))
+    compare_generators.work(cell(), tmp_path)
+    assert seen == ([0] if diverges else [0, 1])
+    assert shared.value == COMMON["iterations"]
+
+
+def test_a_process_that_is_killed_is_no_traceback(tmp_path, monkeypatch):
+    class Broken(compare_generators.ProcessPoolExecutor):
+        def submit(self, *_):
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(compare_generators, "ProcessPoolExecutor", Broken)
+    with pytest.raises(SystemExit, match=r"a process was killed, .* run it anew with --processes 1"):
+        compare_generators.main([*SMALL, "--processes", "2", "--out", str(tmp_path)])
+
+
 def test_trials_of_another_folder_choose(tmp_path, capsys):
     short, long = tmp_path / "short", tmp_path / "long"
     compare_generators.main([*SMALL, "--out", str(short)])
@@ -104,8 +140,19 @@ def test_trials_of_another_folder_choose(tmp_path, capsys):
     capsys.readouterr()
     compare_generators.main([*SMALL, *arguments, "--generators", "none", "real", "--report"])
     assert "real negatives" not in capsys.readouterr().out  # tuned, and not run here
-    compare_generators.main([*SMALL, *arguments, "--generators", "real", "--report"])
-    assert capsys.readouterr().out == f"nothing in {long} yet\n"
+    compare_generators.main([*SMALL, *arguments, "--generators", "real", "--report", "--out", str(tmp_path / "none")])
+    assert capsys.readouterr().out == f"nothing in {tmp_path / 'none'} yet\n"
+    for words, message in (
+        (["--generators", "hardest"], rf"{short} has not all trials of n_pairs, hardest; tune there first"),
+        (["--embedding-size", "16"], r"is of another version or setting .*; choose another --trials-from"),
+        (
+            ["--trials-from", str(long), "--report"],
+            rf"there are runs in {long}, and no trials in {long}; give --trials",
+        ),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            compare_generators.main([*SMALL, *arguments, *words])
+    assert not (short / "tune" / "n_pairs" / "hardest").exists()
 
 
 def test_a_contender_that_is_another_by_now_is_refused(tmp_path, monkeypatch):
@@ -243,7 +290,25 @@ def test_an_ablation_has_the_hyperparameters_of_the_whole(tmp_path):
     for name in ("gca", "gca_counting", *ABLATIONS):
         expected = {k: v for k, v in best.items() if (name, k) not in {(n, "alpha") for n in WITHOUT_ALPHA}}
         expected |= {"beta": 1e6} if name in ("gca_counting", "full_weight") else {}
+        expected |= {"beta": 0.0} if name == "no_synthesis" else {}
         assert compare_generators.best_options(args, "n_pairs", name) == (expected, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "fixed", "differs"),
+    [
+        ("gca_hardest", "graph_hardest", {"beta": 1e6}, {"coefficients"}),
+        ("gca_hardest_free", "graph_hardest", {"beta": 1e6}, {"coefficients", "diversity_weight"}),
+        ("linear_as_graph", "graph_real", {}, {"num_layers"}),
+    ],
+)
+def test_a_contender_with_the_hyperparameters_of_another(name, other, fixed, differs, tmp_path):
+    args = compare_generators.parse_arguments(["--trials", "1", "--out", str(tmp_path)])
+    (trial,) = compare_generators.trials(args, "n_pairs", other)
+    cells.write(trial, tmp_path, {"val_recall_at_1": 0.5})
+    assert compare_generators.best_options(args, "n_pairs", name) == ({**trial.options, **fixed}, 0.5)
+    mine, its = (CONTENDERS[which].recipe["settings"] for which in (name, other))
+    assert {key for key in {*mine, *its} if mine.get(key) != its.get(key)} == differs
 
 
 def test_seeds_of_trials_are_no_runs():
@@ -295,6 +360,8 @@ def test_differences_are_paired():
         "| ours | 3 | 58.0 ± 73.2 |  | 10.0 ± 0.0 | 3.00 × |",
         "| control | 1 | 33.0 | +1.0 | 10.0 |  |",
     ]
+    lines = tables.ablation_table(RESULTS, NAMES, "gca", ["real"]).splitlines()
+    assert lines[2:] == ["| ours | 3 | 58.0 ± 73.2 |  | 10.0 ± 0.0 |", "| control | 1 | 33.0 | +1.0 | 10.0 |"]
     assert tables.ablation_table(RESULTS, NAMES, "gca", ["random"]) == ""
 
 
@@ -325,6 +392,7 @@ def test_a_report_says_what_results_were_made_with(tmp_path, capsys):
 def test_bad_arguments(capsys):
     for arguments, message in (
         (["--generators", "daml"], "invalid choice: 'daml'"),
+        (["--time", "--trials-from", "there"], "--time goes with --out alone"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--image-size", "8"], "--image-size must be at least 16"),
         (["--embedding-size", "9"], "--embedding-size must be divisible by the 2 heads"),

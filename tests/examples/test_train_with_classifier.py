@@ -111,9 +111,11 @@ def test_hardest_real_negatives(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train_with_classifier, "HardNegativeGenerationLoss", wrap)
     common = ["--data", str(pictures), *SETTINGS, "--out", str(tmp_path)]
     train_with_classifier.main([*common, "--generator", "gca"])
-    train_with_classifier.main([*common, "--generator", "hardest", "--resume"])
-    assert "| n-pairs + hardest real negatives and graph |" in capsys.readouterr().out
-    assert made == [("learned", "random"), (1.0, "hardest")]
+    train_with_classifier.main([*common, "--generator", "all", "--resume"])
+    printed = capsys.readouterr().out
+    for name in ("n-pairs + hardest real negatives and graph", "difference, n-pairs + GCA-HNG"):
+        assert f"| {name.ljust(len('difference, n-pairs + hardest real negatives and graph'))} |" in printed
+    assert made == [("learned", "random"), ("learned", "random"), (1.0, "hardest")]
     with pytest.raises(SystemExit, match="holds runs"):
         train_with_classifier.main([*common, "--generator", "hardest"])
 
