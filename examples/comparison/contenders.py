@@ -144,7 +144,7 @@ CONTENDERS = {
 }
 
 LONGER = ("none_double", "none_longer")
-LEARNED = ("gca", "gca_free", "gca_counting", "gca_hardest", "gca_hardest_free")
+LEARNED = ("gca", "gca_counting", "gca_free", "gca_hardest", "gca_hardest_free")
 CONTROLS = (
     *("real", "hardest", "constant", "random", "linear_real", "linear_as_graph"),
     *("nodes_real", "graph_real", "graph_hardest", "graph_constant", "graph_random"),
