@@ -30,7 +30,7 @@ SAMPLES_PER_CLASS = 3
 QUERIES_SHOWN = 8
 NUM_HEADS = 2  # of the generator's attention
 SEVERAL = {"both": ("none", "gca"), "all": ("none", "gca", "hardest")}
-KINDS = {"none": "{}", "gca": "{} + GCA-HNG", "hardest": "{} + hardest real negatives and graph"}
+KINDS = {"none": "{}", "gca": "{} + GCA-HNG", "hardest": "{} + hardest real negatives, classified"}
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -45,8 +45,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--generator",
         choices=(*KINDS, *SEVERAL),
         default="both",
-        help="the loss alone, with GCA-HNG, with GCA-HNG's graph and the hardest real negatives; both: the first two, "
-        "one after the other; all: the three (default: %(default)s)",
+        help="the loss alone, with GCA-HNG, with the hardest real negatives and a second classifier; both: the first "
+        "two, one after the other; all: the three (default: %(default)s)",
     )
     add("--data", type=Path, metavar="DIR", help="folder of class folders of images (default: characters in 16 fonts)")
     add("--epochs", type=int, default=8, help="each followed by a validation (default: %(default)s)")
@@ -118,8 +118,11 @@ class Run:
             for name, model in self.models.items()
         }
         if kind != "none":
-            make = GlobalCorrelationGenerator if kind == "gca" else GlobalCorrelationGenerator.of_real_negatives
-            generator = make(num_classes, size, num_layers=args.layers, num_heads=NUM_HEADS)
+            generator = (
+                GlobalCorrelationGenerator(num_classes, size, num_layers=args.layers, num_heads=NUM_HEADS)
+                if kind == "gca"
+                else GlobalCorrelationGenerator.of_real_negatives(num_classes, size)
+            )
             loss = HardNegativeGenerationLoss(loss, generator, collect_stats=True).to(device)
             groups = loss.parameter_groups(lr=args.generator_lr)
         else:

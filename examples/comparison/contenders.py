@@ -126,10 +126,18 @@ CONTENDERS = {
         "real negatives, linear classification without a graph", coefficients=1.0, alpha=0.0, num_layers=0
     ),
     "linear_as_graph": tuned_alike(
-        "real negatives, linear classification, hyperparameters of the graph's",
+        "real negatives, linear classification without a graph, tuned as with it",
         "graph_real",
         coefficients=1.0,
         alpha=0.0,
+        num_layers=0,
+    ),
+    "linear_hardest": tuned_alike(
+        "hardest real negatives, linear classification",
+        "graph_hardest",
+        coefficients=1.0,
+        alpha=0.0,
+        merging="hardest",
         num_layers=0,
     ),
     "hdml": Contender("HDML", HardnessAwareGenerator, {"alpha": (5.0, 20.0, 90.0)}),
@@ -146,7 +154,7 @@ CONTENDERS = {
 LONGER = ("none_double", "none_longer")
 LEARNED = ("gca", "gca_counting", "gca_free", "gca_hardest", "gca_hardest_free")
 CONTROLS = (
-    *("real", "hardest", "constant", "random", "linear_real", "linear_as_graph"),
+    *("real", "hardest", "constant", "random", "linear_real", "linear_as_graph", "linear_hardest"),
     *("nodes_real", "graph_real", "graph_hardest", "graph_constant", "graph_random"),
 )
 
@@ -158,6 +166,7 @@ STEPS = (
     ("nodes_real", "graph_real"),
     ("linear_real", "graph_real"),
     ("linear_as_graph", "graph_real"),
+    ("linear_hardest", "graph_hardest"),
     ("real", "hardest"),
     ("graph_real", "graph_hardest"),
     ("hardest", "graph_hardest"),

@@ -11,7 +11,7 @@ from pml_gca.utils import runs
 from .cells import Cell, content_of, identity, machine, read_of
 from .training import Run
 
-ROUNDS = 15
+ROUNDS = 8
 ITERATIONS = 10  # of each contender in a round
 WARM_UP = 3
 

@@ -300,6 +300,7 @@ def test_an_ablation_has_the_hyperparameters_of_the_whole(tmp_path):
         ("gca_hardest", "graph_hardest", {"beta": 1e6}, {"coefficients"}),
         ("gca_hardest_free", "graph_hardest", {"beta": 1e6}, {"coefficients", "diversity_weight"}),
         ("linear_as_graph", "graph_real", {}, {"num_layers"}),
+        ("linear_hardest", "graph_hardest", {}, {"num_layers"}),
     ],
 )
 def test_a_contender_with_the_hyperparameters_of_another(name, other, fixed, differs, tmp_path):

@@ -113,8 +113,8 @@ def test_hardest_real_negatives(pictures, tmp_path, capsys, monkeypatch):
     train_with_classifier.main([*common, "--generator", "gca"])
     train_with_classifier.main([*common, "--generator", "all", "--resume"])
     printed = capsys.readouterr().out
-    for name in ("n-pairs + hardest real negatives and graph", "difference, n-pairs + GCA-HNG"):
-        assert f"| {name.ljust(len('difference, n-pairs + hardest real negatives and graph'))} |" in printed
+    for name in ("n-pairs + hardest real negatives, classified", "difference, n-pairs + GCA-HNG"):
+        assert f"| {name.ljust(len('difference, n-pairs + hardest real negatives, classified'))} |" in printed
     assert made == [("learned", "random"), ("learned", "random"), (1.0, "hardest")]
     with pytest.raises(SystemExit, match="holds runs"):
         train_with_classifier.main([*common, "--generator", "hardest"])

@@ -60,8 +60,7 @@ def test_real_negatives(options):
     assert set(found.objectives) == {"node_classification_loss"}
     assert generator.interpolation_strength(2.0) == 1
     propagation = generator.propagation
-    assert len(propagation.layers) == options.get("num_layers", 1)
-    assert propagation.layers[0].node.num_heads == options.get("num_heads", 2)
+    assert [layer.node.num_heads for layer in propagation.layers] == [4] * options.get("num_layers", 0)
 
 
 @pytest.mark.parametrize("name", ["alpha", "coefficients"])
