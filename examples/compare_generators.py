@@ -145,9 +145,9 @@ def time_all(args: argparse.Namespace) -> None:
     for loss in args.losses:
         cells = one_of_each(args, loss)
         if not cells:
-            raise ValueError(f"nothing is tuned for {loss} in {args.trials_from} yet, so that there is nothing to time")
+            raise ValueError(f"nothing is tuned for {loss} in {args.out} yet, so that there is nothing to time")
         with one_thread(), tqdm(total=ROUNDS * len(cells), desc=f"timing: {loss}", unit="turn") as bar:
-            time_iterations(cells, args.trials_from, ROUNDS, tick=bar.update)
+            time_iterations(cells, args.out, ROUNDS, tick=bar.update)
 
 
 iterations_done: Any = None  # in a process of several: the counter that all share

@@ -9,7 +9,7 @@ from typing import Any
 
 from compare_generators import ALL, TITLES, best_options, parse_arguments, seeds
 from comparison.cells import Cell, read
-from comparison.contenders import ABLATIONS, CONTROLS, LEARNED, LONGER
+from comparison.contenders import ABLATIONS, ALONE, CONTROLS, LEARNED
 from comparison.probes import LEVELS, as_panel, watch
 from comparison.tables import interval, paired
 from comparison.timing import read_times
@@ -81,7 +81,7 @@ def gains(results: Results) -> Any:
     names = [name for name in ALL if name not in ABLATIONS and name != "none"]
     rows = results.gains(names, "none")
     known = {TITLES[name]: "GCA-HNG" for name in LEARNED}
-    known |= {TITLES[name]: "controls" for name in (*CONTROLS, *LONGER)}
+    known |= {TITLES[name]: "controls" for name in (*CONTROLS, *ALONE)}
     groups = {row: group for row, group in known.items() if row in rows}
     groups |= {row: "other generators" for row in rows if row not in known}
     title = f"{words(results.loss)}: gain over the loss alone, unseen classes"

@@ -29,8 +29,8 @@ METRICS = {
 SAMPLES_PER_CLASS = 3
 QUERIES_SHOWN = 8
 NUM_HEADS = 2  # of the generator's attention
-SEVERAL = {"both": ("none", "gca"), "all": ("none", "gca", "hardest")}
 KINDS = {"none": "{}", "gca": "{} + GCA-HNG", "hardest": "{} + hardest real negatives, classified"}
+SEVERAL = {"both": ("none", "gca"), "all": tuple(KINDS)}
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

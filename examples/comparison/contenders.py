@@ -92,6 +92,9 @@ CONTENDERS = {
     "none": Contender("the loss alone", None),
     "none_double": Contender("the loss alone, 2 × the iterations", None, tuned_as="none", length=2),
     "none_longer": Contender("the loss alone, 3 × the iterations", None, tuned_as="none", length=3),
+    "none_as_hardest": Contender(
+        "the loss alone, learning rate of the hardest real negatives", None, tuned_as="graph_hardest"
+    ),
     "gca": ours("GCA-HNG"),
     # Published weights drive λ to 0 and 1, and α makes it count for nothing once the loss is low: here neither does.
     "gca_free": ours(
@@ -151,7 +154,7 @@ CONTENDERS = {
     "mixup": Contender("mixup, after Metrix", MixupGenerator, {"concentration": (1.0, 2.0)}),
 }
 
-LONGER = ("none_double", "none_longer")
+ALONE = ("none_double", "none_longer", "none_as_hardest")
 LEARNED = ("gca", "gca_counting", "gca_free", "gca_hardest", "gca_hardest_free")
 CONTROLS = (
     *("real", "hardest", "constant", "random", "linear_real", "linear_as_graph", "linear_hardest"),
@@ -160,6 +163,11 @@ CONTROLS = (
 
 # From one control to another, and from those with λ = 1 to GCA-HNG with λ learned, by the graph that classifies.
 STEPS = (
+    ("none", "none_as_hardest"),
+    ("none_as_hardest", "gca"),
+    ("none_as_hardest", "graph_hardest"),
+    ("none_as_hardest", "linear_hardest"),
+    ("none_as_hardest", "symmetrical_synthesis"),
     ("none", "real"),
     ("real", "linear_real"),
     ("linear_real", "nodes_real"),

@@ -349,9 +349,11 @@ class GlobalCorrelationGenerator(BaseGenerator):
     def of_real_negatives(
         cls, num_classes: int, embedding_size: int, *, merging: str = "hardest", **kwargs: Any
     ) -> "GlobalCorrelationGenerator":
-        """Classification beside hard real negatives: λ = 1, so that no negative is pulled, and nothing is propagated.
+        """Classification beside real negatives: λ = 1 in the equation of :mod:`pml_gca.interpolation`, so that none is
+        pulled, and nothing is propagated.
 
-        What docs/evidence.md found to gain most, with each of three losses, and at a fraction of the cost.
+        Not the paper's method, but what had the largest mean gain with each of three losses in docs/evidence.md, on one
+        small network.
 
         Args:
             num_classes: as in the constructor, and so is ``embedding_size``.
@@ -368,8 +370,9 @@ class GlobalCorrelationGenerator(BaseGenerator):
             >>> generator.coefficients, generator.merging
             (1.0, 'hardest')
         """
-        for name in {"coefficients", "alpha"} & kwargs.keys():
-            raise ValueError(f"{name} decides how far negatives are pulled, and here none is; got {kwargs[name]!r}")
+        for name in ("coefficients", "alpha"):
+            if name in kwargs:
+                raise ValueError(f"{name} decides how far negatives are pulled, and here none is; got {kwargs[name]!r}")
         options = {"num_layers": 0, "num_heads": 1, **kwargs}
         return cls(num_classes, embedding_size, coefficients=1.0, alpha=0.0, merging=merging, **options)
 
