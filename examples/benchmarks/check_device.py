@@ -1,0 +1,231 @@
+"""Whether pml-gca works on a device, what makes the device wait there, and how exact it is."""
+
+import argparse
+import sys
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import torch
+from pytorch_metric_learning import losses
+from torch import Tensor
+
+import pml_gca.generators
+from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
+from pml_gca.losses.families import SyntheticBatch, synthetic_loss
+from pml_gca.losses.named import NAMED_LOSSES, n_pairs
+from pml_gca.utils import RecallCalculator
+
+CLASSES, SIZE, BATCH = 20, 64, 30
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+REFERENCES = Path(__file__).parents[2] / "tests" / "data"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Train a step with every generator and loss in every precision, name what makes the device wait, "
+        "and compare with the CPU in float64 on the reference files of tests/data. Exits with 1 if a step fails.",
+    )
+    parser.add_argument("--device", default="cuda", help="(default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU")
+    device = torch.device(args.device)
+    print(f"{measure.machine(device.type)}, torch {torch.__version__}\n")
+    failures = works(device)
+    if device.type == "cuda":
+        waits(device)
+    exact(device)
+    repeats(device)
+    sys.exit(min(failures, 1))
+
+
+def generators() -> dict[str, Callable[[], Any]]:
+    """Every generator of the package, small."""
+    named = {name: getattr(pml_gca.generators, name) for name in pml_gca.generators.__all__ if name != "BaseGenerator"}
+    made = {
+        name: (lambda kind=kind: kind(CLASSES, SIZE))
+        for name, kind in named.items()
+        if isinstance(kind, type) and issubclass(kind, pml_gca.generators.BaseGenerator)
+    }
+    made["of_real_negatives"] = lambda: GlobalCorrelationGenerator.of_real_negatives(CLASSES, SIZE)
+    return made
+
+
+def batch(device: torch.device, size: int = BATCH, channels: int = SIZE) -> tuple[Tensor, Tensor]:
+    """Embeddings with gradient, three of a class, and labels."""
+    source = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(size, channels, generator=source).to(device)
+    return embeddings.requires_grad_(), (torch.arange(size) // 3).to(device)
+
+
+@contextmanager
+def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """The global settings of a precision, and autocast for the two short ones."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    with torch.autocast(device.type, dtype, enabled=precision in ("bf16", "fp16")):
+        yield
+
+
+def works(device: torch.device) -> int:
+    """Two training steps, an evaluation and a mining of every generator with every named loss; returns the failures."""
+    failed = steps = 0
+    for (generator, make), (name, loss_of), precision in (
+        (g, n, p) for g in generators().items() for n in NAMED_LOSSES.items() for p in PRECISIONS
+    ):
+        steps += 1
+        try:
+            train(make(), loss_of(CLASSES, SIZE), precision, device)
+        except Exception:
+            failed += 1
+            print(f"FAILED: {generator}, {name}, {precision}")
+            traceback.print_exc(limit=-4, file=sys.stdout)
+    try:
+        embeddings, labels = batch(device)
+        triplets = GlobalCorrelationMiner(GlobalCorrelationGenerator(CLASSES, SIZE).to(device))(embeddings, labels)
+        assert len(triplets[0]), "no triplet mined"
+        RecallCalculator(recall_at=(1, 2)).get_accuracy(embeddings.detach(), labels, embeddings.detach(), labels, True)
+    except Exception:
+        failed += 1
+        traceback.print_exc(limit=-4, file=sys.stdout)
+    print(f"works: {steps} combinations of generator, loss and precision, a miner and a calculator; {failed} failed\n")
+    return failed
+
+
+def train(generator: Any, inner: torch.nn.Module, precision: str, device: torch.device) -> None:
+    """Two steps whose loss, gradients and parameters are to be finite, then an evaluation."""
+    torch.manual_seed(0)
+    loss = HardNegativeGenerationLoss(inner, generator).to(device)
+    embeddings, labels = batch(device)
+    groups = loss.parameter_groups(lr=1e-3)
+    optimizer = torch.optim.AdamW(groups) if groups else None
+    scaler = torch.amp.GradScaler(device.type, init_scale=256.0, enabled=precision == "fp16")
+    for _ in range(2):
+        embeddings.grad = None
+        with arithmetic(precision, device):
+            value = loss(embeddings, labels)
+        scaler.scale(value).backward()
+        if optimizer is not None:
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        assert value.device == embeddings.device, f"the loss is on {value.device}"
+        assert value.isfinite(), f"the loss is {value}"
+        assert embeddings.grad is not None
+        assert embeddings.grad.isfinite().all(), "a gradient of the embeddings is not finite"
+    assert all(p.isfinite().all() for p in loss.parameters()), "a parameter is not finite"
+    with torch.no_grad():
+        assert loss.eval()(embeddings, labels).isfinite()
+
+
+def waits(device: torch.device) -> None:
+    """What the host waits for in a forward and backward pass, by file and line."""
+    references = batch(device, 12)
+    for name in ("n_pairs", "contrastive", "multi_similarity", "proxy_anchor"):
+        loss = HardNegativeGenerationLoss(NAMED_LOSSES[name](CLASSES, SIZE), GlobalCorrelationGenerator(CLASSES, SIZE))
+        embeddings, labels = batch(device)
+        for given in ((), (None, *(x.detach() for x in references))):
+            if given and name in ("n_pairs", "proxy_anchor"):
+                continue
+            loss.to(device)(embeddings, labels, *given).backward()
+            found = waited(lambda loss=loss, z=embeddings, y=labels, r=given: loss(z, y, *r).backward())
+            print(f"waits of {name}{', with ref_emb' if given else ''}: {sum(found.values())}")
+            for place, count in sorted(found.items()):
+                print(f"    {count} x {place}")
+    generator = GlobalCorrelationGenerator(CLASSES, SIZE).to(device)
+    on_device = batch(device)
+    found = waited(lambda: sum(generator.generate(*on_device, BATCH).objectives.values()).backward())
+    print(f"waits of the generator alone: {sum(found.values())}, {dict(found)}\n")
+
+
+def waited(work: Callable[[], Any]) -> Counter[str]:
+    """Places, as torch reports them, where ``work`` makes the host wait for the GPU."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    seen = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
+    return Counter("/".join(Path(w.filename).parts[-3:]) + f":{w.lineno}" for w in seen)
+
+
+def exact(device: torch.device) -> None:
+    """Largest error, relative to the CPU in float64, on each reference file."""
+    names = ("coefficients", "synthetic", "loss", "embeddings' gradient", "parameters' gradient")
+    print("relative errors against the CPU in float64, |a - b| / |b|\n")
+    print(f"| reference file | precision | {' | '.join(names)} |\n|---|---|{'---:|' * len(names)}")
+    for path in sorted(REFERENCES.glob("*.npz")):
+        with np.load(path) as file:
+            if "meta.num_heads" not in file or "embeddings" not in file:
+                continue
+            data = {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}
+        expected = everything(data, torch.device("cpu"), "fp32", torch.float64)
+        for precision in ("fp64", *PRECISIONS):
+            dtype = torch.float64 if precision == "fp64" else torch.float32
+            found = everything(data, device, precision, dtype)
+            errors = [
+                (torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b)).item()
+                for a, b in zip(found, expected, strict=True)
+            ]
+            print(f"| {path.stem} | {precision} | {' | '.join(f'{e:.1e}' for e in errors)} |")
+    print()
+
+
+def everything(data: dict[str, Tensor], device: torch.device, precision: str, dtype: torch.dtype) -> list[Tensor]:
+    """Coefficients, synthetic negatives, the loss and its gradients of a reference file, in float64 on the CPU."""
+    meta = {name.removeprefix("meta."): value.item() for name, value in data.items() if name.startswith("meta.")}
+    state = {name.removeprefix("state."): value for name, value in data.items() if name.startswith("state.")}
+    weights = ("alpha", "classification_weight", "similarity_weight", "diversity_weight")
+    generator = GlobalCorrelationGenerator.from_published(
+        state, num_heads=meta["num_heads"], dropout=0.0, **{name: meta[name] for name in weights}
+    ).to(device, dtype)
+    labels = data["labels"].to(device)
+    rank = torch.arange(len(labels)) // meta["num_sampled_classes"]
+    draws = data["out.random_weighting_draws"][rank][:, rank].to(device, dtype)
+    z = data["embeddings"].detach().to(device, dtype, copy=True).requires_grad_()
+    with arithmetic(precision, device):
+        coefficients = generator.propagation(z.detach(), labels).coefficients
+        negatives = generator.generate(z, labels, len(z), meta["metric_level"], draws)
+        loss = synthetic_loss(n_pairs(0, 0), SyntheticBatch(z, labels, z, labels, negatives))
+        loss = loss + sum(negatives.objectives.values())
+    scale = 1024.0 if precision == "fp16" else 1.0  # as a gradient scaler does
+    (loss * scale).backward()
+    assert z.grad is not None
+    by_parameter = torch.cat([p.grad.flatten() for p in generator.parameters() if p.grad is not None])
+    found = (coefficients, negatives.embeddings, loss, z.grad / scale, by_parameter / scale)
+    return [value.detach().cpu().double() for value in found]
+
+
+def repeats(device: torch.device) -> None:
+    """How far two runs of one seed are apart after five steps."""
+    for precision in ("fp32", "bf16"):
+        runs = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            generator = GlobalCorrelationGenerator(100, 128)
+            loss = HardNegativeGenerationLoss(losses.ProxyAnchorLoss(100, 128), generator).to(device)
+            optimizer = torch.optim.AdamW(loss.parameter_groups(lr=1e-3))
+            embeddings, labels = batch(device, 81, 128)
+            for _ in range(5):
+                with arithmetic(precision, device):
+                    value = loss(embeddings, labels)
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+            runs.append(torch.cat([p.detach().flatten() for p in loss.parameters()]))
+        apart = (runs[0] - runs[1]).abs().max().item()
+        print(f"two runs of one seed, {precision}, after five steps: parameters at most {apart:.1e} apart")
+
+
+if __name__ == "__main__":
+    main()
