@@ -243,7 +243,11 @@ def captured(work: Callable[[], None]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    replay: Callable[[], None] = graph.replay
+
+    def replay(reads_from: Callable[[], None] = work) -> None:
+        """The graph holds addresses, not tensors: it lives no longer than the work that owns these."""
+        graph.replay()
+
     return replay
 
 

@@ -1,11 +1,15 @@
+import contextlib
 import csv
+import gc
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "benchmarks"))
+import measure
 import step_cost
 
 SMALL = ["--embedding-size", "16", "--num-layers", "1", "--num-heads", "2", "--repeats", "1"]
@@ -131,3 +135,23 @@ def test_help_tells_of_every_option(capsys):
     for option in ("--batch-size", "--edge-chunk-size", "--compile", "--cuda-graph", "--trunk", "--naive-up-to"):
         assert option in text
     assert "--probe" not in text
+
+
+def test_a_captured_graph_keeps_alive_what_it_reads(monkeypatch):
+    class Work:
+        def step(self):
+            pass
+
+    context = contextlib.nullcontext()
+    context.wait_stream = lambda other: None
+    for name in ("Stream", "current_stream", "stream", "graph", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args: context)
+    work = Work()
+    kept = weakref.ref(work)
+    replay = measure.captured(work.step)
+    del work
+    gc.collect()
+    assert kept() is not None
+    del replay
+    gc.collect()
+    assert kept() is None

@@ -24,7 +24,7 @@ OPTIONS = Options(pretrained=False, image_size=32, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def benchmark(tmp_path_factory):
+def cub(tmp_path_factory):
     return load_benchmark("cub", layouts.write_cub(tmp_path_factory.mktemp("cub")), image_size=32, val_fraction=0.4)
 
 
@@ -32,8 +32,8 @@ def weights(experiment):
     return {name: p.detach().clone() for name, p in experiment.parts.models["trunk"].named_parameters()}
 
 
-def test_in_the_warm_up_only_the_head_learns(benchmark, tmp_path):
-    experiment = Experiment(RECIPE, benchmark, OPTIONS, tmp_path)
+def test_in_the_warm_up_only_the_head_learns(cub, tmp_path):
+    experiment = Experiment(RECIPE, cub, OPTIONS, tmp_path)
     experiment.build()
     head = experiment.parts.models["embedder"][1].weight.clone()
     before = weights(experiment)
@@ -46,8 +46,8 @@ def test_in_the_warm_up_only_the_head_learns(benchmark, tmp_path):
     assert not [name for name in moved if ".bn" in name]  # which the recipe freezes
 
 
-def test_a_folder_of_another_run_is_refused(benchmark, tmp_path):
-    Experiment(RECIPE, benchmark, OPTIONS, tmp_path).train()
+def test_a_folder_of_another_run_is_refused(cub, tmp_path):
+    Experiment(RECIPE, cub, OPTIONS, tmp_path).train()
     others = {
         "alpha is 1.0, was 5": (replace(RECIPE, alpha=1.0), OPTIONS),
         "loss is triplet, was n_pairs": (RECIPE, replace(OPTIONS, loss="triplet")),
@@ -55,27 +55,27 @@ def test_a_folder_of_another_run_is_refused(benchmark, tmp_path):
     }
     for message, (recipe, options) in others.items():
         with pytest.raises(ValueError, match=f"result.json is of another run .*{message}"):
-            Experiment(recipe, benchmark, options, tmp_path).train()
+            Experiment(recipe, cub, options, tmp_path).train()
     (tmp_path / "result.json").unlink()
     with pytest.raises(ValueError, match=r"checkpoint.pt is of another run \(alpha is 1"):
-        Experiment(others["alpha is 1.0, was 5"][0], benchmark, OPTIONS, tmp_path).train()
-    fewer = replace(benchmark, test={"test": benchmark.val})
+        Experiment(others["alpha is 1.0, was 5"][0], cub, OPTIONS, tmp_path).train()
+    fewer = replace(cub, test={"test": cub.val})
     with pytest.raises(ValueError, match=r"checkpoint.pt is of another run .*images is"):
         Experiment(RECIPE, fewer, OPTIONS, tmp_path).train()
 
 
-def test_processes_that_load(benchmark, tmp_path, capfd):
-    result = Experiment(RECIPE, benchmark, replace(OPTIONS, workers=2, select_on="last"), tmp_path).train()
+def test_processes_that_load(cub, tmp_path, capfd):
+    result = Experiment(RECIPE, cub, replace(OPTIONS, workers=2, select_on="last"), tmp_path).train()
     assert result["epoch"] == 2
     assert result["history"]["recall_at_1"] == []
     (tmp_path / "result.json").unlink()
     capfd.readouterr()
-    Experiment(RECIPE, benchmark, replace(OPTIONS, select_on="last"), tmp_path).train()
+    Experiment(RECIPE, cub, replace(OPTIONS, select_on="last"), tmp_path).train()
     assert "random draws will differ" in capfd.readouterr().out
 
 
-def test_of_recalls_that_are_no_numbers_the_latest_is_kept(benchmark, tmp_path, monkeypatch):
-    experiment = Experiment(RECIPE, benchmark, OPTIONS, tmp_path)
+def test_of_recalls_that_are_no_numbers_the_latest_is_kept(cub, tmp_path, monkeypatch):
+    experiment = Experiment(RECIPE, cub, OPTIONS, tmp_path)
     experiment.build()
     for epoch, (recall, best) in enumerate(
         [(float("nan"), 1), (float("nan"), 2), (0.5, 3), (0.4, 3), (0.6, 5)], start=1
@@ -85,19 +85,19 @@ def test_of_recalls_that_are_no_numbers_the_latest_is_kept(benchmark, tmp_path, 
         assert experiment.best_epoch == best
 
 
-def test_what_keeps_the_records_is_missed_at_once(benchmark, tmp_path, monkeypatch):
+def test_what_keeps_the_records_is_missed_at_once(cub, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "record_keeper", None)
-    for run in (Experiment(RECIPE, benchmark, OPTIONS, tmp_path).train, lambda: dry_run(RECIPE, benchmark, OPTIONS)):
+    for run in (Experiment(RECIPE, cub, OPTIONS, tmp_path).train, lambda: dry_run(RECIPE, cub, OPTIONS)):
         with pytest.raises(
             ImportError, match=r"records of the run need record_keeper.*pip install 'pml-gca\[examples\]'"
         ):
             run()
 
 
-def test_the_paper_stands_beside_its_own_recipe_alone(benchmark):
+def test_the_paper_stands_beside_its_own_recipe_alone(cub):
     result = {"epoch": 7, "metrics": dict.fromkeys(METRICS, 0.5), "seconds_per_iteration": 1.0}
     options = Options(loss="proxy_anchor", select_on="test", device="cpu")
-    table = seeds_table({0: result}, recipes.RESNET50_CUB, options, benchmark)
+    table = seeds_table({0: result}, recipes.RESNET50_CUB, options, cub)
     assert "| the paper, epoch chosen on test classes | 72.3 ± 0.3 |" in table
     assert "Unlike the paper" not in table
     assert "classes, 2 more held out" in table
@@ -106,17 +106,17 @@ def test_the_paper_stands_beside_its_own_recipe_alone(benchmark):
         (recipes.RESNET50_CUB, replace(options, amp=True)),
         (recipes.RESNET50_CUB, replace(options, schedule="one_backward")),
     ):
-        table = seeds_table({0: result}, *other, benchmark)
+        table = seeds_table({0: result}, *other, cub)
         assert "72.3" not in table
         assert "Unlike the paper: " in table
-    alone = seeds_table({0: result}, recipes.RESNET50_CUB, replace(options, generator="none"), benchmark)
+    alone = seeds_table({0: result}, recipes.RESNET50_CUB, replace(options, generator="none"), cub)
     assert "| the paper, epoch chosen on test classes | 68.5 ± 0.3 |" in alone
 
 
 METRICS = [*(f"recall_at_{k}" for k in (1, 2, 4, 8)), "mean_average_precision_at_r", "r_precision"]
 
 
-def test_a_backbone_of_ones_own_and_the_whole_precision(benchmark, tmp_path):
+def test_a_backbone_of_ones_own_and_the_whole_precision(cub, tmp_path):
     class Colours(torch.nn.Module):
         num_features = 3
 
@@ -124,5 +124,5 @@ def test_a_backbone_of_ones_own_and_the_whole_precision(benchmark, tmp_path):
             return images.mean(dim=(2, 3))
 
     recipe = replace(RECIPE, frozen=None)
-    result = Experiment(recipe, benchmark, replace(OPTIONS, amp=True), Path(tmp_path), backbone=Colours()).train()
+    result = Experiment(recipe, cub, replace(OPTIONS, amp=True), Path(tmp_path), backbone=Colours()).train()
     assert 0 < result["metrics"]["recall_at_8"] <= 1
