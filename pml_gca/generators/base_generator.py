@@ -52,7 +52,7 @@ class BaseGenerator(ModuleWithRecords):
     """
 
     stat_names: tuple[str, ...] = ("num_negatives", "num_skipped_anchors")
-    wanted_objectives: frozenset[str] | None = None  # all; a generator need not compute the others
+    phase = "all"  # which half of an alternating schedule asks, see HardNegativeGenerationLoss.phase
 
     def __init__(self, num_classes: int, embedding_size: int, collect_stats: bool | None = None) -> None:
         check_positive_int("num_classes", num_classes)
@@ -140,6 +140,13 @@ class BaseGenerator(ModuleWithRecords):
         labels = copy.wait().long()
         check_label_range(labels, self.num_classes)
         return labels
+
+    def wants(self, objective: str) -> bool:
+        """Whether an objective term counts in this :attr:`phase`; a term that does not need not be computed.
+
+        ``generation_loss`` has a phase of its own, and all others, whatever their names, are of the other.
+        """
+        return self.phase == "all" or (objective == "generation_loss") == (self.phase == "generation")
 
     def parameter_groups(self, lr: float, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Optimizer groups of the learned parameters; empty for a generator that does not learn."""

@@ -288,10 +288,6 @@ class GlobalCorrelationGenerator(BaseGenerator):
         """Whether J_gen is there to be followed."""
         return self.coefficients == "learned"
 
-    def wants(self, objective: str) -> bool:
-        """Whether an objective term is to be computed."""
-        return self.wanted_objectives is None or objective in self.wanted_objectives
-
     @torch.no_grad()
     def _record(
         self, nodes: Tensor, correlations: Correlations, synthetic: Tensor, weights: Tensor, plan: CandidatePlan

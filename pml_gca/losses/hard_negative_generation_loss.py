@@ -15,20 +15,11 @@ from ..utils.records import hide_modules_from_records
 from ..utils.validation import FiniteCheck, check_number
 from .families import SyntheticBatch, check_loss, check_references, synthetic_loss
 from .level import Level
-from .optimizer_watch import OptimizerWatch
+from .optimizer_watch import FrozenWatch, OptimizerWatch
 from .total_reducer import TotalReducer
 
 SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")
-PHASES: dict[str, frozenset[str] | None] = {  # each with the generator's objectives that it is for
-    "all": None,
-    "embedding": frozenset({"node_classification_loss", "auxiliary_classification_loss"}),
-    "generation": frozenset({"generation_loss"}),
-}
-NO_OPTIMIZER = (
-    "Optimizers step, but none that holds the parameters of HardNegativeGenerationLoss: its generator does not learn. "
-    'If they are in no optimizer, give PML\'s trainer one more, optimizers={..., "metric_loss_optimizer": '
-    "AdamW(loss.parameter_groups(lr=1.5e-4))}, or add loss.parameter_groups(...) to the optimizer of your own loop."
-)
+PHASES = ("all", "embedding", "generation")
 
 
 class HardNegativeGenerationLoss(BaseMetricLossFunction):
@@ -102,7 +93,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         self.beta = beta
         self.levels = nn.ModuleDict({"metric": Level(level_momentum), "generator": Level(level_momentum)})
         hide_modules_from_records(self.levels)
-        self.optimizer_watch = OptimizerWatch()
+        self.optimizer_watch, self.frozen_watch = OptimizerWatch(), FrozenWatch()
         self._check: FiniteCheck | None = None
         self._phase = "all"
         self.add_to_recordable_attributes(list_of_names=["beta", "metric_level", "generator_level"])
@@ -132,20 +123,21 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
     def phase(self, name: str) -> Iterator[None]:
         """Within this context the loss is one half of itself, as the published alternating schedule needs it.
 
-        ``"embedding"`` leaves out J_gen; ``"generation"`` is J_gen alone, to be called with the same batch, detached,
-        once the first half has been stepped. :class:`pml_gca.trainers.AlternatingTrainer` does all that.
+        ``"embedding"`` leaves out J_gen, the generator's ``generation_loss``; ``"generation"`` is J_gen alone, to be
+        called with the same batch, detached, once the first half has been stepped.
+        :class:`pml_gca.trainers.AlternatingTrainer` does all that.
 
         Raises:
             ValueError: ``name`` is neither of them, nor ``"all"``.
         """
         if name not in PHASES:
             raise ValueError(f"name must be one of {', '.join(PHASES)}, got {name!r}")
-        before = self._phase, self.generator.wanted_objectives
-        self._phase, self.generator.wanted_objectives = name, PHASES[name]
+        before = self._phase, self.generator.phase
+        self._phase = self.generator.phase = name
         try:
             yield
         finally:
-            self._phase, self.generator.wanted_objectives = before
+            self._phase, self.generator.phase = before
 
     def parameter_groups(
         self, lr: float, classifier_lr: float = 1e-3, loss_lr: float | None = None
@@ -185,6 +177,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
             TypeError, ValueError: in training, an argument is not as above; nothing has changed then.
         """
         if not self.training:
+            self.frozen_watch.begin_batch(embeddings, self.parameters())
             self.reset_stats()
             return self._wrapped_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         check = self.generator.start_check(embeddings, labels)
@@ -192,7 +185,8 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
             if ref_emb is not embeddings:
                 check_references(self.loss)
             self.generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
-        self.optimizer_watch.begin_batch(self.generator.parameters(), NO_OPTIMIZER)
+        self.frozen_watch.reset()
+        self.optimizer_watch.begin_batch(self.generator.parameters())
         if self.metric_level.device != embeddings.device:
             self.to(embeddings.device)  # PML's trainers do not move losses
         self._check = check  # to be finished once the device is busy
@@ -235,8 +229,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
             # After the synthetic batch, so that the wrapped loss's own records are those of the real one.
             metric = self._metric_loss(embeddings, labels, indices_tuple, references, node_labels, len(negatives) > 0)
         weight = self.synthetic_weight_at(self.generator_level)
-        wanted = PHASES[self._phase]
-        objectives = {k: v for k, v in negatives.objectives.items() if wanted is None or k in wanted}
+        objectives = {name: term for name, term in negatives.objectives.items() if self.generator.wants(name)}
         generator = sum(objectives.values(), start=torch.zeros_like(self.generator_level))
         values = (metric, weight * synthetic, generator)
         if self.collect_stats:

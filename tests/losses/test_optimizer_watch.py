@@ -9,11 +9,12 @@ from pytorch_metric_learning import losses, trainers
 from torch.optim.optimizer import _global_optimizer_post_hooks, register_optimizer_step_post_hook
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.generators import MixupGenerator
 
 LABELS = torch.tensor([0, 0, 4, 4, 7, 7])
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_losses_left_from_before():
     gc.collect()
 
@@ -69,17 +70,81 @@ def test_accumulating_gradients_raises_no_alarm():
     assert len(train(make_loss(), [trunk_optimizer()], 20, step_every=5)) == 1
 
 
-def test_a_generator_that_steps_less_often_than_the_trunk_raises_no_alarm():
-    """Gradients of the generator accumulated over more batches than the trunk's."""
+@pytest.mark.parametrize("clears", [False, True])
+@pytest.mark.parametrize("steps", [range(1, 99, 2), range(3, 99, 4), range(4, 99, 5), range(12, 99)])
+def test_a_generator_that_steps_seldom_or_late_raises_no_alarm(steps, clears):
+    """It accumulates gradients over more batches than the trunk, or waits for a warm-up to end."""
     loss, trunk = make_loss(), trunk_optimizer()
     own = torch.optim.Adam(loss.parameter_groups(1e-3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for batch in range(8):
+        for batch in range(15):
             loss(torch.randn(6, 8), LABELS).backward()
             trunk.step()
-            if batch % 2:
+            if batch in steps:
                 own.step()
+            if clears:
+                loss.zero_grad()
+
+
+@pytest.mark.parametrize("update", [lambda p: p.data.sub_(1e-3 * p.grad), lambda p: setattr(p, "data", p.data * 0.999)])
+def test_parameters_that_change_are_trained_by_whatever_it_is(update):
+    loss, trunk = make_loss(), trunk_optimizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(8):
+            loss(torch.randn(6, 8), LABELS).backward()
+            trunk.step()
+            for p in loss.generator.parameters():
+                update(p)
+
+
+def forget(loss, batches=8, clears=True):
+    """Messages of a loop that trains a trunk, and never the generator."""
+    trunk = trunk_optimizer()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(batches):
+            loss(torch.randn(6, 8), LABELS).backward()
+            trunk.step()
+            if clears:
+                loss.zero_grad()
+    return [str(w.message) for w in caught]
+
+
+def test_gradients_that_the_next_batch_does_not_find_are_seen():
+    (message,) = forget(make_loss())
+    assert message.startswith("Optimizers step, but none that holds")
+
+
+def test_an_optimizer_of_another_loss_or_one_that_is_gone_is_none():
+    loss, other = make_loss(), make_loss()
+    kept = torch.optim.SGD(other.parameter_groups(0.1))
+    gone = torch.optim.SGD(loss.parameter_groups(0.1))
+    del gone
+    gc.collect()
+    assert len(forget(loss)) == 1
+    del kept
+
+
+def test_a_generator_that_is_frozen_at_first_is_watched_from_then_on():
+    loss = make_loss()
+    loss.generator.requires_grad_(False)
+    with torch.no_grad():
+        loss(torch.randn(6, 8), LABELS)
+    assert not train(loss, [trunk_optimizer()], 5)
+    loss.generator.requires_grad_(True)
+    assert len(forget(loss)) == 1
+
+
+def test_batches_without_gradient_raise_no_alarm():
+    """Somebody looks at the loss, and trains with something else."""
+    loss, trunk = make_loss(), trunk_optimizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(8):
+            loss(torch.randn(6, 8), LABELS)
+            trunk.step()
 
 
 def test_evaluation_and_a_frozen_generator_raise_no_alarm():
@@ -100,6 +165,7 @@ def test_a_copy_watches_for_itself():
     assert len(train(midway, [trunk_optimizer()], 8)) == 1
 
 
+@pytest.mark.usefixtures("no_losses_left_from_before")
 def test_the_watch_ends_with_its_first_finding():
     loss = make_loss()
     train(loss, [trunk_optimizer()], 1)
@@ -108,6 +174,7 @@ def test_the_watch_ends_with_its_first_finding():
     assert not _global_optimizer_post_hooks
 
 
+@pytest.mark.usefixtures("no_losses_left_from_before")
 def test_a_loss_that_is_thrown_away_leaves_no_hook():
     thrown_away, other = make_loss(), make_loss()
     train(thrown_away, [trunk_optimizer()], 1)
@@ -117,6 +184,7 @@ def test_a_loss_that_is_thrown_away_leaves_no_hook():
     assert not _global_optimizer_post_hooks
 
 
+@pytest.mark.usefixtures("no_losses_left_from_before")
 def test_two_losses_at_once():
     """Their watches end inside the same optimizer's step."""
     first, second = make_loss(), make_loss()
@@ -167,12 +235,61 @@ def test_in_a_trainer_of_pml(forgotten):
     assert any(changed) != forgotten
 
 
-def test_steps_that_a_grad_scaler_skips_raise_no_alarm():
-    loss = make_loss()
+@pytest.mark.parametrize("holds", [True, False])
+def test_steps_that_a_grad_scaler_skips(holds):
+    """Gradients of the generator overflow, batch after batch."""
+    loss, trunk = make_loss(), trunk_optimizer()
+    own = torch.optim.SGD(loss.parameter_groups(lr=0.1)) if holds else None
+    before = [p.clone() for p in loss.generator.parameters()]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(8):
+            z = trunk.param_groups[0]["params"][0]
+            scaler.scale(loss(torch.randn(6, 8) + 0 * z.sum(), LABELS)).backward()
+            for p in loss.generator.parameters():
+                p.grad.fill_(torch.inf)
+            for optimizer in (trunk, own) if holds else (trunk,):
+                scaler.step(optimizer)
+                optimizer.zero_grad()
+            scaler.update()
+    assert all(torch.equal(p, q) for p, q in zip(loss.generator.parameters(), before, strict=True))
+    assert len(caught) == (0 if holds else 1)
+
+
+def test_a_frozen_loss_in_evaluation_mode_is_told_once():
+    def train_frozen(loss, batches, **kwargs):
+        return [text for text in train(loss, [trunk_optimizer()], batches, **kwargs) if "freeze_these" in text]
+
+    frozen = make_loss().eval().requires_grad_(False)
+    assert not train_frozen(frozen, 2)
+    (message,) = train_frozen(frozen, 4)
+    assert "without synthetic negatives" in message
+    assert not train_frozen(frozen, 5)
+    without = HardNegativeGenerationLoss(losses.NPairsLoss(), MixupGenerator(9, 8)).eval()
+    assert len(train_frozen(without, 5)) == 1
+    # What the message advises, and what nobody is to be told of.
+    assert not train_frozen(make_loss().requires_grad_(False), 5)
+    assert not train_frozen(make_loss().eval(), 5)
+    assert not train_frozen(make_loss().eval().requires_grad_(False), 5, step_every=100)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        validated, trunk = make_loss().eval().requires_grad_(False), trunk_optimizer()
+        for _ in range(5):
+            validated(torch.randn(6, 8), LABELS)
+            trunk.step()
+
+
+def test_validation_between_training_batches_is_not_told():
+    """Of a loss without parameters, whose validation leaves gradients on."""
+    loss = HardNegativeGenerationLoss(losses.NPairsLoss(), MixupGenerator(9, 8))
+    trunk = trunk_optimizer()
+    z = trunk.param_groups[0]["params"][0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        own, other = torch.optim.SGD(loss.parameter_groups(lr=0.1), lr=0.1), trunk_optimizer()
-        for _ in range(6):
-            loss(torch.randn(6, 8), LABELS).backward()
-            other.step()  # the generator's gradients overflowed: only they are thrown away
-            own.zero_grad()
+        for batch in range(8):
+            loss.train(batch % 2 == 0)(torch.randn(6, 8) + 0 * z.sum(), LABELS).backward()
+            trunk.step()
+        loss.eval()
+        for _ in range(8):
+            loss(torch.randn(6, 8) + 0 * z.sum(), LABELS)

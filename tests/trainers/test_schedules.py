@@ -14,6 +14,7 @@ from torch.utils.data import SequentialSampler, TensorDataset
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.generators import global_correlation_generator as module
+from pml_gca.generators.base_generator import BaseGenerator, SyntheticNegatives
 from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
 
 LABELS = [0, 1, 2, 0, 1, 2, 2]
@@ -216,6 +217,34 @@ def test_a_phase_ends_where_its_context_does():
     assert torch.autograd.grad(loss(z, y), z)[0].any()
     with pytest.raises(ValueError, match="one of all, embedding, generation, got 'both'"), loss.phase("both"):
         pass
+
+
+class NamedTerms(BaseGenerator):
+    """Real negatives, and terms of its own beside the one that all generators share."""
+
+    TERMS = ("reconstruction_loss", "generation_loss", "generation_loss_of_mine", "Consistency")
+
+    def __init__(self):
+        super().__init__(4, 8)
+        self.weights = nn.Parameter(torch.tensor([1.0, 10.0, 100.0, 1000.0]))
+
+    def generate(self, embeddings, labels, num_anchors, metric_level):
+        anchors, negatives = (labels[:num_anchors, None] != labels).nonzero(as_tuple=True)
+        terms = dict(zip(self.TERMS, self.weights.unbind(), strict=True))
+        return SyntheticNegatives(embeddings[negatives], labels[negatives], anchors, terms)
+
+
+@pytest.mark.parametrize(
+    ("phase", "value", "trained"),
+    [("all", 1111, [1, 1, 1, 1]), ("embedding", 1101, [1, 0, 1, 1]), ("generation", 10, [0, 1, 0, 0])],
+)
+def test_all_terms_of_any_name_are_of_the_first_half_but_the_generation_loss(phase, value, trained):
+    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), NamedTerms(), collect_stats=True)
+    with loss.phase(phase):
+        loss(torch.randn(6, 8, requires_grad=True), torch.arange(6) % 3).backward()
+    assert loss.generator_loss == value
+    assert loss.generator.weights.grad.tolist() == trained
+    assert loss.generator.phase == "all"
 
 
 @pytest.mark.parametrize("y", [[0, 0, 0, 0], [0, 1, 2, 3], [1], []])
