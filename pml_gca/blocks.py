@@ -7,14 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .graph import at_ends, compute_dtype, sum_over_neighbours
+from .utils.wide_buffers import WideBuffers
 
 
-class ScaleBatchNorm(nn.Module):
+class ScaleBatchNorm(WideBuffers):
     """Batch normalisation with a learned scale, no shift, and a weight per row.
 
     Statistics are those of the rows repeated as often as their weights say (an undirected edge stands for two ordered
     pairs). They are computed in float32 or wider, whatever autocast does. In training a single row normalises to zero
-    and leaves the running statistics alone, since it has no variance; no rows at all are passed through.
+    and leaves the running statistics alone, since it has no variance; no rows at all are passed through. Without
+    gradients (``torch.no_grad()``) the running statistics stay as they are.
     """
 
     running_mean: Tensor
@@ -39,7 +41,7 @@ class ScaleBatchNorm(nn.Module):
             mean = (x * weights).sum(dim=0) / count
             centred = x - mean
             variance = (centred.square() * weights).sum(dim=0) / count
-            if len(x) > 1:
+            if len(x) > 1 and torch.is_grad_enabled():
                 self.observe(count, mean, variance)
         else:
             centred, variance = x - self.running_mean, self.running_var

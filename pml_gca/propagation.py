@@ -85,7 +85,9 @@ class PropagationLayer(nn.Module):
             return nodes, edges
         dtype = messages.dtype
         ends = [x.to(dtype) for x in block.fold(nodes)]
-        mask = block.dropout(messages.new_ones(2, plan.num_edges)) if self.training and block.dropout.p else None
+        mask = (
+            block.dropout(messages.new_ones(2, plan.num_edges)) if block.dropout.training and block.dropout.p else None
+        )
         norm = (block.norm.weight.to(dtype), block.norm.bias.to(dtype))
         kept = EdgeUpdate.apply(plan, *edges, *ends, mask, *norm, *block.mlp())
         return nodes, (kept, *norm)
@@ -211,9 +213,9 @@ class CorrelationPropagation(nn.Module):
         assert norm_bias is not None
         norm, count = self.edge_norm, None
         mean, variance = norm.running_mean, norm.running_var
-        if self.training and plan.num_edges > 0:
+        if norm.training and plan.num_edges > 0:
             count, mean, variance = edge_statistics(plan, kept, norm_weight, norm_bias)
-            if plan.num_edges > 1:
+            if plan.num_edges > 1 and torch.is_grad_enabled():
                 norm.observe(count, mean, variance)
         rstd = torch.rsqrt(variance.to(kept.dtype) + norm.eps)
         linear, scale = self.edge_coefficients, norm.weight.to(kept.dtype)

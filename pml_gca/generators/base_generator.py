@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..utils.host import HostCopy
 from ..utils.validation import FiniteCheck, check_embeddings, check_label_range, check_labels, check_positive_int
+from ..utils.wide_buffers import restored_on_error
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ class BaseGenerator(ModuleWithRecords):
     def generate(
         self, embeddings: Tensor, labels: Tensor, num_anchors: int, metric_level: Tensor | float
     ) -> SyntheticNegatives:
-        """As :meth:`forward`, on checked input; labels may be on the host, or out of range on another device."""
+        """As :meth:`forward`, on checked input; labels may be on the host, or out of range on another device.
+
+        Where it raises, the caller gives the buffers back their values.
+        """
         raise NotImplementedError
 
     def forward(
@@ -100,8 +104,10 @@ class BaseGenerator(ModuleWithRecords):
         num_anchors = len(embeddings) if num_anchors is None else num_anchors
         if not 0 <= num_anchors <= len(embeddings):
             raise ValueError(f"num_anchors must lie in [0, {len(embeddings)}], the batch size, got {num_anchors}")
-        negatives = self.generate(embeddings, labels, num_anchors, metric_level)
-        check.finish()
+        self.follow_device(embeddings.device)
+        with restored_on_error(self.buffers()):  # what a GPU says late must have changed nothing
+            negatives = self.generate(embeddings, labels, num_anchors, metric_level)
+            check.finish()
         return negatives
 
     def start_check(

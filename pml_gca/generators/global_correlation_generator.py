@@ -184,15 +184,9 @@ class GlobalCorrelationGenerator(BaseGenerator):
         learns = self.training and torch.is_grad_enabled()
         hands_on = learns and embeddings.requires_grad and self.classify_embeddings
         leaf = nodes.detach().to(compute_dtype(nodes)).requires_grad_(hands_on)
-        statistics = [buffer.clone() for buffer in self.propagation.buffers()] if labels.is_cuda else []
         with torch.set_grad_enabled(learns):
             correlations: Correlations = self.propagation(leaf, labels, self.learns)
-        try:
-            plan = plan_candidates(self.labels_on_host(on_host), num_anchors)
-        except ValueError:  # a GPU is waited for no earlier, but a refused batch must leave no trace
-            for buffer, before in zip(self.propagation.buffers(), statistics, strict=False):
-                buffer.copy_(before)
-            raise
+        plan = plan_candidates(self.labels_on_host(on_host), num_anchors)
         num_skipped = int((~plan.has_positive).sum())
         plan = plan.to(nodes.device)
         if draws is None:
