@@ -17,6 +17,8 @@ from ..utils.text import first_of
 from . import transforms
 from .class_subset import ClassSubset, ImageSource, Label, UnreadableImageError, raw_labels, read_image
 from .data_root import check_root
+from .image_search import tell_left_out
+from .pictures import UnknownRangeError, to_rgb
 from .sources import BENCHMARKS, MIN_CLASSES, checked, find_source, open_splits
 from .splits import check_int, split_classes
 
@@ -85,7 +87,8 @@ def load_benchmark(
             may be missing, which shows only where one is accessed, and ``unreadable="skip"`` leaves none of them out.
         download: have PML download the data set if ``root`` is empty or does not exist. Not for ``"inshop"`` and
             ``"folder"``.
-        train_transform: of a PIL image of any mode; None for :func:`pml_gca.datasets.transforms.train_transform`.
+        train_transform: of a PIL image of any mode, see :func:`pml_gca.datasets.pictures.to_rgb`; None for
+            :func:`pml_gca.datasets.transforms.train_transform`.
         test_transform: the same for validation and test.
         progress: show a progress bar where 500 files or more are decoded up front.
 
@@ -109,8 +112,11 @@ def load_benchmark(
     to_test = transforms.test_transform(image_size) if test_transform is None else test_transform
 
     splits = open_splits(name, folder, download=download, check_train=check_train)
+    if hasattr(splits["train"], "left_out"):  # of a folder of one's own, not all files may be images
+        tell_left_out(folder, splits["train"].left_out)
     looked_at = checked(splits, check_train)
-    left_out = find_unreadable(looked_at, progress) if unreadable == "skip" else {}
+    as_rgb = train_transform is None or test_transform is None
+    left_out = find_unreadable(looked_at, progress, as_rgb=as_rgb) if unreadable == "skip" else {}
     if left_out:
         total = sum(len(dataset.paths) for dataset in looked_at)
         some = [f"{path} ({reason})" for path, reason in left_out.items()]
@@ -125,14 +131,16 @@ def load_benchmark(
     for split, classes in present.items():
         _check_classes(len(classes), f"the {split} split of {name} in {folder}")
     train_classes, val_classes = hold_out_classes(training, fraction, seed, left_out, f"{name} in {folder}")
+
+    def subset(dataset: ImageSource, classes: list[Any], transform: Callable[[Any], Any]) -> ClassSubset:
+        out = [path for path in dataset.paths if path in left_out]
+        return ClassSubset(dataset, classes, transform=transform, leave_out=out)
+
     return Benchmark(
         name=name,
-        train=ClassSubset(training, train_classes, transform=to_train, leave_out=left_out),
-        val=ClassSubset(training, val_classes, transform=to_test, leave_out=left_out) if fraction else None,
-        test={
-            split: ClassSubset(dataset, testing, transform=to_test, leave_out=left_out)
-            for split, dataset in splits.items()
-        },
+        train=subset(training, train_classes, to_train),
+        val=subset(training, val_classes, to_test) if fraction else None,
+        test={split: subset(dataset, testing, to_test) for split, dataset in splits.items()},
         recall_at=source.recall_at,
         left_out=list(left_out),
     )
@@ -147,26 +155,33 @@ def _check_fraction(value: object) -> float:
     return fraction
 
 
-def find_unreadable(splits: Sequence[ImageSource], progress: bool, many: int = 500) -> dict[str, str]:
-    """Decode all files; path and reason of those that fail."""
-    jobs = [(dataset, row) for dataset in splits for row in range(len(dataset.paths))]
+def find_unreadable(
+    splits: Sequence[ImageSource], progress: bool, many: int = 500, *, as_rgb: bool = True
+) -> dict[str, str]:
+    """Decode all files, and bring them to RGB with ``as_rgb``; path and reason of those that fail."""
+    jobs = [(dataset, row, as_rgb) for dataset in splits for row in range(len(dataset.paths))]
     failed = {}
     with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
         reasons = pool.imap(_why_unreadable, jobs, chunksize=32)
         bar = tqdm(
             reasons, desc="checking images", unit="image", total=len(jobs), disable=not progress or len(jobs) < many
         )
-        for (dataset, row), reason in zip(jobs, bar, strict=True):
+        for (dataset, row, _), reason in zip(jobs, bar, strict=True):
             if reason is not None:
                 failed[dataset.paths[row]] = reason
     return failed
 
 
-def _why_unreadable(job: tuple[ImageSource, int]) -> str | None:
+def _why_unreadable(job: tuple[ImageSource, int, bool]) -> str | None:
+    dataset, row, as_rgb = job
     try:
-        read_image(*job)
+        image = read_image(dataset, row)
+        if as_rgb:
+            to_rgb(image)
     except UnreadableImageError as error:
         return f"{type(error.__cause__).__name__}: {error.__cause__}"
+    except UnknownRangeError as error:
+        return f"{type(error).__name__}: {error}"
     return None
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol, SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from ..utils.text import first_of
+from .pictures import decode, what_to_do
 
 Label = int | str
 """A class as its data set calls it: a number, or the name of a folder."""
@@ -50,13 +56,13 @@ def read_image(dataset: ImageSource, row: int) -> Any:
     try:
         image = dataset[row][0]
         if hasattr(image, "load"):  # PIL decodes on first use, which would be in the transform
-            image.load()
+            decode(image)
     except Exception as error:  # PIL's plugins raise errors of many kinds on malformed files
         if hasattr(image, "close"):
             image.close()
         raise UnreadableImageError(
             f"{dataset.paths[row]} cannot be read as an image ({type(error).__name__}: {error}); "
-            "expected a file that Pillow can open: repair it, or have files that cannot be read skipped"
+            f"{what_to_do(error)}, or have files that cannot be read skipped"
         ) from error
     return image
 
@@ -69,7 +75,8 @@ class ClassSubset(Dataset[tuple[Any, int]]):
         classes: raw labels of the classes to take; None takes all that have images. The labels number these in
             ascending order, also where one of them has no image.
         transform: applied to each image; None for none.
-        leave_out: paths of images not to take.
+        leave_out: paths of images not to take, as str or path objects, absolute or not. A warning names those
+            that ``dataset`` does not have.
 
     Attributes:
         labels: (N,) int64, from 0 to ``num_classes - 1``.
@@ -80,7 +87,7 @@ class ClassSubset(Dataset[tuple[Any, int]]):
     An item is ``(image, label)``; the label is an int.
 
     Raises:
-        TypeError: ``dataset`` has no ``paths`` or ``labels``.
+        TypeError: ``dataset`` has no ``paths`` or ``labels``; ``classes`` or ``leave_out`` is a single text or path.
         ValueError: paths and labels differ in number, a class is given twice, or no image is left.
         UnreadableImageError: on access to an item whose file cannot be read.
     """
@@ -91,12 +98,14 @@ class ClassSubset(Dataset[tuple[Any, int]]):
         classes: Iterable[Label] | None = None,
         *,
         transform: Callable[[Any], Any] | None = None,
-        leave_out: Collection[str] = (),
+        leave_out: Collection[str | os.PathLike[str]] = (),
     ) -> None:
         raw = raw_labels(dataset)
-        out = frozenset(leave_out)
-        kept = [row for row, path in enumerate(dataset.paths) if path not in out]
-        chosen: list[Any] = list({raw[row] for row in kept} if classes is None else classes)
+        kept = _rows_left(dataset, leave_out)
+        if isinstance(classes, (str, bytes)):
+            raise TypeError(f"classes must be a collection of raw labels, such as [{classes!r}], found {classes!r}")
+        given = classes.tolist() if isinstance(classes, (Tensor, np.ndarray)) else classes
+        chosen: list[Any] = list({raw[row] for row in kept} if given is None else given)
         self.classes = sorted(chosen)
         numbers = {label: number for number, label in enumerate(self.classes)}
         if len(numbers) < len(self.classes):
@@ -117,6 +126,29 @@ class ClassSubset(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: SupportsIndex) -> tuple[Any, int]:
         image = read_image(self._dataset, self._rows[index])
         return image if self.transform is None else self.transform(image), self._label_list[index]
+
+
+def _rows_left(dataset: ImageSource, leave_out: object) -> list[int]:
+    """Rows of the images whose paths are not in ``leave_out``."""
+    if isinstance(leave_out, (str, bytes, os.PathLike)) or not isinstance(leave_out, Iterable):
+        found = f"{type(leave_out).__name__}: {leave_out!r}"
+        raise TypeError(f"leave_out must be a collection of paths, such as ['folder/image.jpg'], found {found}")
+    given = list(leave_out)
+    wrong = [path for path in given if not isinstance(path, (str, os.PathLike))]
+    if wrong:
+        raise TypeError(f"leave_out must hold paths, found {type(wrong[0]).__name__}: {wrong[0]!r}")
+    if not given:
+        return list(range(len(dataset.paths)))
+    out = {os.path.abspath(path): path for path in given}
+    paths = [os.path.abspath(path) for path in dataset.paths]
+    unknown = [out[path] for path in out.keys() - set(paths)]
+    if unknown:
+        warnings.warn(
+            f"{len(unknown)} of {len(out)} paths in leave_out are of no image of the data set: "
+            f"{first_of(sorted(map(str, unknown)))}; expected paths such as {dataset.paths[0]}",
+            stacklevel=3,
+        )
+    return [row for row, path in enumerate(paths) if path not in out]
 
 
 def small_classes(dataset: LabelledClasses, samples_per_class: int) -> list[tuple[str, int]]:

@@ -12,10 +12,12 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ..recipes import CARS196, CUB, INSHOP, SOP
+from ..utils.optional import import_pillow
 from ..utils.text import first_of, suggestion
 from .class_subset import ImageSource
 from .data_root import found_at, missing_images, other_root
-from .image_folder import find_images
+from .image_search import find_images
+from .pictures import to_rgb
 from .splits import split_classes
 
 FOLDER = "folder"
@@ -72,11 +74,12 @@ BENCHMARKS = {
 class FolderHalf(Dataset[tuple[Any, str]]):
     """Half of the classes of ``<root>/<class>/<image>``, in the manner of PML; raw labels are the folders' names.
 
-    The halves are those of :func:`~pml_gca.datasets.splits.split_classes` with seed 0.
+    The halves are those of :func:`~pml_gca.datasets.splits.split_classes` with seed 0. Images are upright RGB.
+    ``left_out`` has the reason for each file of the folder that is not taken.
     """
 
     def __init__(self, root: str | os.PathLike[str], split: str) -> None:
-        found = find_images(root)
+        found, self.left_out = find_images(root)
         names = list(found)
         if len(names) < 2 * MIN_CLASSES:
             raise ValueError(f"{root} must hold at least {2 * MIN_CLASSES} class folders, found {len(names)}")
@@ -88,10 +91,8 @@ class FolderHalf(Dataset[tuple[Any, str]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, str]:
-        from PIL import Image, ImageOps
-
-        with Image.open(self.paths[index]) as image:  # cameras store photographs as they were held
-            return ImageOps.exif_transpose(image), self.labels[index]
+        with import_pillow().open(self.paths[index]) as image:
+            return to_rgb(image), self.labels[index]
 
 
 def find_source(name: object) -> Source:

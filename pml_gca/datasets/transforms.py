@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..utils.optional import import_torchvision
+from .pictures import to_rgb
 from .splits import check_int
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -15,10 +16,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ToRGB:
-    """A PIL image of any mode as RGB. Transparency is dropped."""
+    """A PIL image of any mode, as :func:`~pml_gca.datasets.pictures.to_rgb` makes it upright 8-bit RGB."""
 
     def __call__(self, image: Any) -> Any:
-        return image.convert("RGB")
+        return to_rgb(image)
 
     def __repr__(self) -> str:
         return "ToRGB()"

@@ -462,6 +462,19 @@ def test_skipping_does_not_change_what_is_held_out(spoilt: Path) -> None:
             assert after[split].classes == [label for label in before[split].classes if label != 2]
 
 
+def test_wide_pictures_without_a_white_are_skipped(tmp_path: Path) -> None:
+    write_cub(tmp_path, 3, 2)
+    file = min((tmp_path / "CUB_200_2011" / "images").glob("102*/*"))
+    Image.new("I", (9, 9), 70000).save(file, format="TIFF")
+    with pytest.raises(ValueError, match=re.escape(f"{file} holds 32-bit integers, 70000 to 70000")):
+        list(load_benchmark("cub", tmp_path, val_fraction=0, image_size=8).test["test"])
+    with pytest.warns(UserWarning, match=rf"1 of 12 images .* left out: {file} \(UnknownRangeError: .* holds 32-bit"):
+        benchmark = load_benchmark("cub", tmp_path, val_fraction=0, image_size=8, unreadable="skip")
+    assert benchmark.left_out == [str(file)]
+    assert len(list(benchmark.test["test"])) == 5
+    assert load("cub", tmp_path, val_fraction=0, unreadable="skip").left_out == []  # one's own transforms may take it
+
+
 def test_too_few_classes_can_be_read(spoilt: Path) -> None:
     for file in (spoilt / "CUB_200_2011" / "images").glob("00[1-5]*/*"):
         file.write_bytes(b"")

@@ -95,6 +95,40 @@ def test_bad_arguments() -> None:
         ClassSubset(Listed([1, 2]), [3])
 
 
+@pytest.mark.parametrize("given", ["0.jpg", b"0.jpg", Path("0.jpg"), None, 3, [0], ["1.jpg", b"0.jpg"]])
+def test_leave_out_must_be_a_collection_of_paths(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"^leave_out must (be a collection of|hold) paths, .*found "):
+        ClassSubset(Listed([1, 2]), leave_out=given)
+
+
+@pytest.mark.parametrize("make", [str, Path, lambda name: Path.cwd() / name, lambda name: f"./{name}", np.str_])
+@pytest.mark.parametrize("collection", [list, set, tuple, dict.fromkeys, iter])
+@pytest.mark.filterwarnings("error")
+def test_leave_out_in_any_form(make: Any, collection: Any) -> None:
+    subset = ClassSubset(Listed([5, 6, 7]), leave_out=collection([make("0.jpg"), make("2.jpg")]))
+    assert subset.files == ["1.jpg"]
+    assert subset.classes == [6]
+
+
+def test_paths_that_leave_nothing_out_are_named() -> None:
+    message = (
+        r"2 of 3 paths in leave_out are of no image of the data set: 3\.jpg, x/0\.jpg; expected paths such as 0\.jpg"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        subset = ClassSubset(Listed([5, 6]), leave_out=["1.jpg", "x/0.jpg", "3.jpg"])
+    assert subset.files == ["0.jpg"]
+    assert caught[0].filename == __file__
+
+
+def test_classes_of_any_kind() -> None:
+    words = Listed(["a", "b", "ab"])
+    with pytest.raises(TypeError, match=r"classes must be a collection of raw labels, such as \['ab'\], found 'ab'"):
+        ClassSubset(words, "ab")
+    assert ClassSubset(words, ["ab"]).files == ["2.jpg"]
+    for classes in (np.array([7, 5]), torch.tensor([7, 5])):
+        assert ClassSubset(Listed([7, 3, 5]), classes).files == ["0.jpg", "2.jpg"]
+
+
 @pytest.fixture
 def broken(tmp_path: Path) -> Files:
     """Three files that cannot be read, and a whole one."""

@@ -130,12 +130,31 @@ def test_image_cut_short(tmp_path: Path) -> None:
     for c in range(5):
         file = tmp_path / f"c{c}" / "cut.jpg"
         Image.fromarray(noise).save(file)
-        file.write_bytes(file.read_bytes()[:-2000])  # passes verification, fails when decoded
-    with pytest.raises(ValueError, match=r"2 of 6 images .* cannot be read: .*cut\.jpg"):
-        ClassFolder(tmp_path, "train")
-    late = ClassFolder(tmp_path, "train", in_memory=False)
-    with pytest.raises(ValueError, match=r"cannot be read: .*cut\.jpg"):
+        file.write_bytes(file.read_bytes()[:-2000])  # passes Pillow's verify, fails when decoded
+    for in_memory in (True, False):
+        with pytest.raises(ValueError, match=r"5 of 15 images .* cannot be read: .*cut\.jpg.*OSError.*truncated"):
+            ClassFolder(tmp_path, "train", in_memory=in_memory)
+
+
+def test_image_lost_after_the_check(tmp_path: Path) -> None:
+    late = ClassFolder(make(tmp_path, 5), "train", in_memory=False)
+    late.files[2].write_bytes(late.files[2].read_bytes()[:-20])
+    assert late[1][1] == 0
+    with pytest.raises(ValueError, match=r"1 of 1 images .* cannot be read: .*png"):
         late[2]
+
+
+def test_images_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, 5)
+    opened, real = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or real(path))
+    for split in SPLITS:
+        ClassFolder(tmp_path, split, in_memory=False)
+    assert len(opened) == len(set(opened)) == 10
+    changed = tmp_path / "c3" / "1.png"
+    changed.write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"1 of 10 images .* cannot be read: c3.1\.png"):
+        ClassFolder(tmp_path, "val", in_memory=False)
 
 
 @pytest.mark.parametrize(

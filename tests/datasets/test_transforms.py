@@ -33,6 +33,23 @@ def test_any_mode_and_size(make: Callable[..., Callable[[Image.Image], torch.Ten
         assert out.dtype == torch.float32
 
 
+@pytest.mark.parametrize("wide", ["I;16", "I", "F"])
+def test_wide_pictures_are_their_8_bit_twins(wide: str) -> None:
+    grey = np.asarray(noise(40, 50).convert("L"))
+    values = {"I;16": grey.astype(np.uint16) * 257, "I": grey.astype(np.int32), "F": grey.astype(np.float32) / 255}
+    transform = transforms.test_transform(16)
+    assert torch.equal(transform(Image.fromarray(values[wide])), transform(Image.fromarray(grey)))
+
+
+def test_transparent_and_sideways_pictures() -> None:
+    transform = transforms.test_transform(16)
+    white = transform(Image.new("L", (20, 20), 255))
+    assert torch.equal(transform(Image.new("RGBA", (20, 20), (0, 0, 0, 0))), white)
+    upright, sideways = noise(20, 20), noise(20, 20).transpose(Image.Transpose.ROTATE_90)
+    sideways.getexif()[0x0112] = 6
+    assert torch.equal(transform(sideways), transform(upright))
+
+
 @pytest.mark.parametrize("make", BOTH)
 def test_normalized(make: Callable[..., Callable[[Image.Image], torch.Tensor]]) -> None:
     colour = torch.tensor([30, 120, 250])

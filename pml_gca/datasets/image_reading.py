@@ -1,0 +1,106 @@
+"""Image files to pixels, and which of them cannot be read."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..utils.optional import import_pillow
+from ..utils.text import first_of
+from .pictures import to_rgb, what_to_do
+
+MANY = 500
+"""Files from which on a progress bar is shown."""
+
+_whole: set[int] = set()
+
+
+def read_image(path: Path, size: int) -> Tensor:
+    """One file as (3, size, size) uint8: upright, shorter side scaled to ``size``, centre cut out."""
+    image_module = import_pillow()
+    from PIL import ImageOps
+
+    square = ImageOps.fit(_read(path, 2 * size), (size, size), image_module.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def check_images(root: Path, files: Sequence[Path], *, progress: bool = True) -> None:
+    """Decode every file; ValueError that counts and names those that fail. What was found whole is not read again."""
+
+    def check(row: int) -> None:
+        status = files[row].stat()
+        key = hash((str(files[row]), status.st_mtime_ns, status.st_size))
+        if key not in _whole:
+            _read(files[row], 1)
+            _whole.add(key)
+
+    _read_all(root, files, check, "checking images", progress=progress)
+
+
+def load_images(root: Path, files: Sequence[Path], size: int, *, progress: bool = True, threads: int = 16) -> Tensor:
+    """Every file by :func:`read_image`, (N, 3, size, size); ValueError that counts and names those that fail."""
+    images = torch.empty((len(files), 3, size, size), dtype=torch.uint8)
+
+    def load(row: int) -> None:
+        images[row] = read_image(files[row], size)
+
+    _read_all(root, files, load, "loading images", progress=progress, threads=threads)
+    return images
+
+
+def _read(path: Path, size: int) -> Any:
+    """A file as upright RGB, of ``size`` or larger."""
+    with import_pillow().open(path) as file:
+        if file.format in ("JPEG", "MPO"):
+            file.draft("RGB", (size, size))  # decodes large photographs at a fraction of the cost
+        return to_rgb(file)
+
+
+def _read_all(
+    root: Path,
+    files: Sequence[Path],
+    read: Callable[[int], None],
+    what: str,
+    *,
+    progress: bool,
+    threads: int = 16,
+) -> None:
+    """Call ``read`` with the row of each file; ValueError that counts and names those that fail, and says why."""
+    failed: dict[int, Exception] = {}
+
+    def attempt(row: int) -> None:
+        try:
+            read(row)
+        except Exception as error:  # Pillow's plugins raise errors of many kinds on malformed files
+            failed[row] = error
+
+    rows = range(len(files))
+    bar = tqdm(desc=what, unit="image", total=len(files), disable=not progress or len(files) < MANY)
+    with bar, ThreadPool(min(threads, os.cpu_count() or 1)) if threads > 1 else nullcontext() as pool:
+        for _ in map(attempt, rows) if pool is None else pool.imap(attempt, rows, chunksize=8):
+            bar.update()
+    if failed:
+        raise _unreadable(root, {files[row]: failed[row] for row in sorted(failed)}, len(files))
+
+
+def _unreadable(root: Path, failed: Mapping[Path, Exception], total: int) -> ValueError:
+    names = [path.relative_to(root) for path in failed]
+    by_kind: dict[str, list[Exception]] = defaultdict(list)
+    for error in failed.values():
+        by_kind[type(error).__name__].append(error)
+    reasons = [f"{len(errors)} for {kind}, such as: {errors[0]}" for kind, errors in by_kind.items()]
+    remedies = dict.fromkeys(what_to_do(error) for error in failed.values())
+    return ValueError(
+        f"{len(failed)} of {total} images in {root} cannot be read: {first_of(names)} ({'; '.join(reasons)}); "
+        f"{'; '.join(remedies)}, or remove {'it' if len(failed) == 1 else 'them'}"
+    )

@@ -1,0 +1,152 @@
+"""The image files of a folder of class folders, and what is left out of it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..utils.optional import import_pillow
+from ..utils.text import first_of
+
+NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+"""Formats that Pillow knows by name, but leaves to others to draw."""
+
+LAYOUT = "expected <root>/<class>/<image>, with images of a format that Pillow reads, such as .jpg and .png"
+
+HIDDEN = "hidden"
+BROKEN_LINK = "broken link"
+NO_IMAGE = "not named as an image that Pillow reads"
+OUTSIDE = "outside of the class folders"
+CIRCLE = "link to a folder that it lies in"
+SPECIAL = "neither file nor folder"
+
+_told: set[str] = set()
+
+
+def find_images(root: str | os.PathLike[str]) -> tuple[dict[str, list[Path]], dict[Path, str]]:
+    """Image files of each class folder of ``root`` and of the folders in it, both sorted by name; and what is left out.
+
+    Images are files with an ending of a format that Pillow reads, in upper or lower case, and files without an ending
+    in which Pillow finds an image.
+
+    Returns:
+        the files of each class, and the reason for each file or link that is left out. Hidden files and what lies
+        beside the class folders count as left out if they are named as images.
+
+    Raises:
+        ValueError: ``root`` is no folder, holds no class folder, or a class folder holds no image.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise ValueError(f"root must be a folder of class folders; found {found} at {folder}; {LAYOUT}")
+    search = _Search(image_endings())
+    classes: dict[str, list[Path]] = {}
+    shown = 0
+    for path in sorted(folder.iterdir()):
+        shown += not path.name.startswith(".")
+        if path.is_dir():
+            images = search.images_in(path, [_identity(folder)])
+            if not path.name.startswith("."):
+                classes[path.name] = images
+        elif path.is_symlink() and not path.exists():
+            search.left_out[path] = BROKEN_LINK  # to a class, perhaps
+        elif path.suffix.lower() in search.endings:
+            search.left_out[path] = HIDDEN if path.name.startswith(".") else OUTSIDE
+    if not classes:
+        raise ValueError(f"{folder} holds no class folder, only {shown} other entries; {LAYOUT}")
+    empty = [name for name, images in classes.items() if not images]
+    if empty:
+        some = describe(
+            folder, {path: why for path, why in search.left_out.items() if _class_of(folder, path) in empty}
+        )
+        held = f" ({some})" if some else ""
+        raise ValueError(f"{len(empty)} class folders of {folder} hold no image: {first_of(empty)}{held}; {LAYOUT}")
+    return classes, search.left_out
+
+
+class _Search:
+    """A walk through class folders, which notes what it leaves out and why."""
+
+    def __init__(self, endings: frozenset[str]) -> None:
+        self.endings = endings
+        self.left_out: dict[Path, str] = {}
+
+    def images_in(self, folder: Path, above: list[tuple[int, int]], hidden: bool = False) -> list[Path]:
+        """Images of a folder and of those in it, sorted; ``above`` are the folders that it lies in."""
+        hidden = hidden or folder.name.startswith(".")
+        here = [*above, _identity(folder)]
+        images = []
+        for path in folder.iterdir():
+            if path.is_dir():
+                if _identity(path) in here:
+                    self.left_out[path] = CIRCLE
+                else:
+                    images += self.images_in(path, here, hidden)
+                continue
+            reason = self._why_not(path, hidden or path.name.startswith("."))
+            if reason is None:
+                images.append(path)
+            elif reason:
+                self.left_out[path] = reason
+        return sorted(images)
+
+    def _why_not(self, path: Path, hidden: bool) -> str | None:
+        """Why a file is no image of its class, None if it is one; empty if nobody would take it for one."""
+        named = path.suffix.lower() in self.endings
+        if hidden:
+            return HIDDEN if named else ""
+        if not path.is_file():
+            return SPECIAL if path.exists() else BROKEN_LINK
+        return None if named or (not path.suffix and _holds_image(path)) else NO_IMAGE
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _class_of(root: Path, path: Path) -> str:
+    return path.relative_to(root).parts[0]
+
+
+def image_endings() -> frozenset[str]:
+    """Endings, in lower case, of the files that Pillow reads; with those of plugins that were added to it."""
+    image_module = import_pillow()
+    image_module.init()
+    known = image_module.registered_extensions().items()
+    # MPO is several JPEGs in one file, and read by that plugin.
+    return frozenset(e for e, kind in known if (kind in image_module.OPEN or kind == "MPO") and kind not in NO_PICTURES)
+
+
+def _holds_image(path: Path) -> bool:
+    image_module = import_pillow()
+    try:
+        with image_module.open(path) as image:
+            return image.format not in NO_PICTURES
+    except image_module.DecompressionBombError:
+        return True
+    except Exception:  # Pillow's plugins raise errors of many kinds
+        return False
+
+
+def describe(root: Path, left_out: Mapping[Path, str]) -> str:
+    """Reasons, how many files were left out for each, and the first of them; empty if there are none."""
+    by_reason: dict[str, list[Path]] = defaultdict(list)
+    for path, reason in left_out.items():
+        by_reason[reason].append(path.relative_to(root))
+    return "; ".join(f"{reason} ({len(paths)}): {first_of(sorted(paths), 10)}" for reason, paths in by_reason.items())
+
+
+def tell_left_out(root: Path, left_out: Mapping[Path, str], stacklevel: int = 3) -> None:
+    """Warn of what is left out, once: train, val and test leave out the same."""
+    if not left_out:
+        return
+    files = "file is" if len(left_out) == 1 else "files are"
+    message = f"{len(left_out)} {files} left out of {root}: {describe(root, left_out)}"
+    if message not in _told:
+        _told.add(message)
+        warnings.warn(message, stacklevel=stacklevel)

@@ -1,0 +1,158 @@
+"""Any picture that Pillow opens, as upright 8-bit RGB."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..utils.optional import import_pillow
+
+ORIENTATION = 0x0112
+"""EXIF's number for how a camera was held."""
+
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""What makes a picture of each orientation upright, as Pillow calls it."""
+
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
+
+
+class UnknownRangeError(ValueError):
+    """A picture of more than 8 bits, of which nothing says which value is white."""
+
+
+def to_rgb(image: Any) -> Any:
+    """A picture as people see it: upright, 8-bit RGB, on white where it is transparent.
+
+    - Orientation: that of EXIF or XMP, where it can be read. Metadata that cannot be read is passed over.
+    - Transparency: of every kind (alpha, palette, one transparent colour); the picture is laid on white.
+    - 9 to 16 bits: scaled, so that white stays white. Refused if no value of a 16-bit picture exceeds 255, but some
+      are not 0: these are 8-bit values in a wider file, or a picture too dark to see.
+    - 32-bit integers and floats, of which nothing says which is white: whole numbers up to 255 are taken as they are,
+      and floats up to 1 are multiplied by 255. Others are refused.
+
+    Args:
+        image: a PIL image of any mode, decoded or not; it keeps its pixels.
+
+    Returns:
+        a new PIL image of mode RGB.
+
+    Raises:
+        UnknownRangeError: it is not known which of its values is white.
+        Exception: as Pillow raises for a file that it cannot decode.
+    """
+    decode(image)
+    turn = TURNS.get(_orientation(image))
+    picture = _eight_bits(image) if image.mode[0] in "IF" else image
+    if is_transparent(picture):
+        picture = _on_white(picture)
+    rgb = picture.convert("RGB")
+    if turn is not None:
+        rgb = rgb.transpose(getattr(import_pillow().Transpose, turn))
+    rgb.info = {}  # or the next to read the orientation would turn it again
+    return rgb
+
+
+def decode(image: Any) -> None:
+    """Decode an opened picture. Pillow's transparent colour of a PNG is brought to the bits of its pixels first."""
+    colour = getattr(image, "info", {}).get("transparency")
+    raw_mode = str(getattr(image, "tile", None) and image.tile[0][3])
+    if getattr(image, "format", None) == "PNG" and colour is not None:
+        if image.mode == "L" and raw_mode in ("L;2", "L;4"):
+            image.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[raw_mode]
+        elif image.mode == "RGB" and raw_mode == "RGB;16B":
+            image.info["transparency"] = tuple(channel >> 8 for channel in colour)
+    image.load()
+
+
+def is_transparent(image: Any) -> bool:
+    """Whether some of its pixels may be transparent."""
+    palette = getattr(image, "palette", None)
+    return (
+        image.getbands()[-1] in ("A", "a")
+        or "transparency" in image.info
+        or (image.mode == "P" and palette is not None and palette.mode.endswith("A"))
+    )
+
+
+def what_to_do(error: BaseException) -> str:
+    """What helps against a file that was not read for this reason."""
+    if type(error).__name__.startswith("DecompressionBomb"):
+        return (
+            "it has more pixels than Pillow reads unasked: set PIL.Image.MAX_IMAGE_PIXELS to as many if you trust the "
+            "file, or scale it down"
+        )
+    if isinstance(error, UnknownRangeError):
+        return "save it with 8 bits, or with 16 and 65535 as white"
+    return "expected a file that Pillow can open: repair it"
+
+
+def _orientation(image: Any) -> int:
+    """1 to 8 as in EXIF; 1, upright, if there is none that can be read."""
+    for _ in range(2):  # the second time, Pillow returns what it had read before it failed
+        try:
+            value = image.getexif().get(ORIENTATION, 1)
+            return value[0] if isinstance(value, bytes) else int(value)
+        except Exception:  # Pillow raises errors of many kinds on malformed metadata
+            continue
+    return 1
+
+
+def _on_white(image: Any) -> Any:
+    if image.mode == "La":  # which Pillow converts to LA alone
+        image = image.convert("LA")
+    rgba = image.convert("RGBA")
+    white = import_pillow().new("RGBA", rgba.size, "white")
+    return import_pillow().alpha_composite(white, rgba)
+
+
+def _eight_bits(image: Any) -> Any:
+    """A grey picture of more than 8 bits as L, or LA if one of its values is transparent."""
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    bits = _bits(image, tags)
+    grey = _scaled(image, values) if bits is None else values >> (bits - 8)
+    if bits == 16 and 0 < values.max() < 256:
+        raise _refusal(image, values, "values of 16 bits", "which is all black if 65535 is white, but not if 255 is")
+    if tags.get(PHOTOMETRIC) == 0:  # 0 is white, which Pillow minds up to 8 bits only
+        grey = 255 - grey
+    picture = import_pillow().fromarray(grey.astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        picture.putalpha(import_pillow().fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return picture
+
+
+def _bits(image: Any, tags: Any) -> int | None:
+    """How many bits white has; None if nothing says."""
+    if image.mode.startswith("I;16"):
+        return min(16, *tags.get(BITS_PER_SAMPLE, (16,)), 16)
+    if image.mode == "I" and getattr(image, "format", None) in ("PNG", "PPM"):  # which Pillow scales to 16 bits
+        return 16
+    return None
+
+
+def _scaled(image: Any, values: Any) -> Any:
+    """Values without a known white, brought to 0 to 255."""
+    floats = image.mode == "F"
+    low, high = float(values.min()), float(values.max())  # both NaN if there is one
+    if floats and low >= 0 and high <= 1 + 1e-6:
+        return np.rint(255 * np.minimum(values, 1))
+    if low >= 0 and high <= 255 and (not floats or bool((values == np.rint(values)).all())):
+        return values
+    kind, expected = ("floats", "floats from 0 to 1, or whole") if floats else ("32-bit integers", "whole")
+    why = f"and nothing says which is white; expected {expected} numbers from 0 to 255"
+    raise _refusal(image, values, kind, why)
+
+
+def _refusal(image: Any, values: Any, kind: str, why: str) -> UnknownRangeError:
+    name = getattr(image, "filename", "") or "the picture"
+    return UnknownRangeError(f"{name} holds {kind}, {values.min():g} to {values.max():g}, {why}")
