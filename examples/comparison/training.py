@@ -145,7 +145,9 @@ def train(cell: Cell, tick: Callable[[], None] = lambda: None) -> dict[str, Any]
     else:
         result = {"val_recall_at_1": history["recall_at_1"][-1]}
         if cell.stage == "run":
-            calculator = RecallCalculator((1, 2, 4, 8), include=METRICS, k="max_bin_count", device=torch.device("cpu"))
+            calculator = RecallCalculator(
+                recall_at=(1, 2, 4, 8), include=METRICS, k="max_bin_count", device=torch.device("cpu")
+            )
             metrics = calculator.get_accuracy(*run.embed("test"))
     result |= {"seconds": seconds, "history": history}
     return {**result, "metrics": metrics} if cell.stage == "run" else result

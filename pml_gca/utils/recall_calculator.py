@@ -1,12 +1,24 @@
 """Recall@K as retrieval papers report it, for PML's ``AccuracyCalculator`` and testers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
+from numbers import Integral
 from typing import Any
 
 import torch
 from pytorch_metric_learning.utils import accuracy_calculator as pml
+from torch import Tensor
+
+from .retrieval_input import (
+    ComparedValues,
+    Comparison,
+    check_all_found,
+    check_begins_with_queries,
+    embeddings_to_search,
+    retrieval_labels,
+)
 
 
 def _check_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
@@ -16,13 +28,21 @@ def _check_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
     if len(recall_at) == 0:
         raise ValueError(f"recall_at is empty; {expected}")
     for value in recall_at:
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"recall_at holds {value!r} of type {type(value).__name__}; {expected}")
         if value < 1:
             raise ValueError(f"recall_at holds {value}; {expected}")
     if len(set(recall_at)) < len(recall_at):
         raise ValueError(f"recall_at holds a value twice: {tuple(recall_at)}; {expected}")
-    return tuple(recall_at)
+    return tuple(int(value) for value in recall_at)
+
+
+def _check_names(name: str, metrics: Sequence[str]) -> None:
+    if not isinstance(metrics, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple or list of names of metrics, got {type(metrics).__name__}")
+    for metric in metrics:
+        if not isinstance(metric, str):
+            raise TypeError(f"{name} holds {metric!r}; expected names of metrics. K of Recall@K: recall_at=(1, 2, ...)")
 
 
 class RecallCalculator(pml.AccuracyCalculator):
@@ -37,10 +57,13 @@ class RecallCalculator(pml.AccuracyCalculator):
     PML's own metrics are computed as ``AccuracyCalculator`` computes them with the same ``k``: where recall
     needs more neighbours than that, they are given the first ``k`` only. (Among references at exactly equal
     distance, a search for more neighbours may order them differently.) If only recall is asked for, no more
-    than the largest K neighbours are searched, whatever ``k`` is.
+    than the largest K neighbours are searched, whatever ``k`` is. Other than in PML, a ``k`` larger than the reference
+    set means all of it, so that no neighbour is counted that is none.
+
+    All metrics depend on which labels are equal, not on their values: PML's float32 would make one class of ids
+    from 2**24 on. Labels of several columns are equal where all columns are.
 
     Args:
-        recall_at: the K for which to compute recall; the metric's name is ``recall_at_4`` for K = 4.
         include: names of the metrics to compute, PML's or ``recall_at_K``; empty for all.
         exclude: names of metrics not to compute.
         avg_of_avgs: average within each class first, then over the classes.
@@ -48,40 +71,50 @@ class RecallCalculator(pml.AccuracyCalculator):
             whose queries are all left out have no entry) instead of a float.
         k: number of neighbours for PML's own metrics: an int, None (all references) or "max_bin_count".
         label_comparison_fn: as in PML: takes labels of shape (Q, 1, ...) and (Q, K, ...), or two equally long
-            lists of labels, and returns which are of one class.
+            lists of labels, and returns which are of one class. It gets float32; float64 where float32 would change a
+            label; int64 where float64 would.
         device: where to compute; None for a GPU if there is one.
         knn_func: nearest-neighbour search; None for PML's ``FaissKNN`` (exact, L2), which needs faiss.
         kmeans_func: clustering for NMI and AMI; None for PML's ``FaissKMeans``.
+        recall_at: the K for which to compute recall; the metric's name is ``recall_at_4`` for K = 4.
 
     Raises:
-        TypeError: ``recall_at`` is not a tuple or list, or holds something other than ints (a bool, too).
+        TypeError: ``recall_at``, ``include`` or ``exclude`` is not a tuple or list, or holds something other than ints
+            (a bool, too) or names; ``k`` is a bool.
         ValueError: ``recall_at`` is empty, holds a value below 1 or one value twice; or as PML raises for
             its own arguments.
 
     Example:
         >>> import torch
-        >>> calculator = RecallCalculator((1, 2), include=("recall_at_1", "recall_at_2"))
+        >>> calculator = RecallCalculator(include=("recall_at_1", "recall_at_2"), recall_at=(1, 2))
         >>> embeddings = torch.tensor([[0.0], [1.0], [1.5], [9.0]])
         >>> calculator.get_accuracy(embeddings, torch.tensor([0, 0, 1, 1]))
         {'recall_at_1': 0.5, 'recall_at_2': 0.75}
     """
 
+    label_comparison_fn: Comparison
+
     def __init__(
         self,
-        recall_at: Sequence[int] = (1, 2, 4, 8),
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         avg_of_avgs: bool = False,
         return_per_class: bool = False,
         k: int | str | None = None,
-        label_comparison_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        device: torch.device | None = None,
-        knn_func: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None,
-        kmeans_func: Callable[..., torch.Tensor] | None = None,
+        label_comparison_fn: Comparison | None = None,
+        device: torch.device | str | None = None,
+        knn_func: Callable[..., tuple[Tensor, Tensor]] | None = None,
+        kmeans_func: Callable[..., Tensor] | None = None,
+        *,
+        recall_at: Sequence[int] = (1, 2, 4, 8),
     ) -> None:
         if knn_func is None and find_spec("faiss") is None:
             raise ImportError("the neighbour search needs faiss: pip install 'pml-gca[eval]', or give knn_func")
         self.recall_at = _check_recall_at(recall_at)
+        _check_names("include", include)
+        _check_names("exclude", exclude)
+        if isinstance(k, bool):
+            raise TypeError(f"k must be an int, None or 'max_bin_count', got {k}")
         self._recall_metrics = {f"recall_at_{value}": value for value in self.recall_at}
         # PML collects every calculate_* attribute of the instance in its constructor.
         for name, value in self._recall_metrics.items():
@@ -92,18 +125,78 @@ class RecallCalculator(pml.AccuracyCalculator):
             exclude=exclude,
             avg_of_avgs=avg_of_avgs,
             return_per_class=return_per_class,
-            k=k,
+            k=int(k) if isinstance(k, Integral) else k,
             label_comparison_fn=label_comparison_fn,
-            device=device,
+            device=torch.device(device) if isinstance(device, str) else device,
             knn_func=knn_func,
             kmeans_func=kmeans_func,
         )
 
+    def get_accuracy(
+        self,
+        query: Any,
+        query_labels: Any,
+        reference: Any = None,
+        reference_labels: Any = None,
+        ref_includes_query: bool = False,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """The metrics of queries that search a reference set.
+
+        Args:
+            query: (Q, D) embeddings, a tensor or an array.
+            query_labels: (Q,) or (Q, columns), integers or floats; anything that PML takes, and unsigned integers.
+            reference: (R, D); None for the queries themselves, each of which then searches all others.
+            reference_labels: (R, ...), as ``query_labels``.
+            ref_includes_query: whether the references begin with the queries.
+            include, exclude: names of the metrics to compute, of the calculator's; and of those not to.
+
+        Returns:
+            Value of each metric by name.
+
+        Raises:
+            TypeError: an argument is no tensor or array of real numbers; ``include`` or ``exclude`` holds no names.
+            ValueError: an embedding is NaN or infinite in float32, or too large for a distance in float32; a label is
+                NaN or beyond int64; sizes do not fit each other; ``include`` names a metric that is not there; the
+                references do not begin with the queries though ``ref_includes_query`` says so.
+        """
+        _check_names("include", include)
+        _check_names("exclude", exclude)
+        if unknown := [name for name in include if name not in self.original_function_dict]:
+            raise ValueError(f"include holds {unknown}; this calculator has {list(self.original_function_dict)}")
+        if reference is None:
+            if reference_labels is not None:
+                raise ValueError("reference_labels are given without reference; give both, or none for the queries")
+            reference, reference_labels, ref_includes_query = query, query_labels, True
+        query, reference = embeddings_to_search(query, reference, self.device)
+        counts = len(query), len(reference)
+        custom = self.label_comparison_fn is not pml.EQUALITY
+        query_labels, reference_labels, values = retrieval_labels(query_labels, reference_labels, counts, custom)
+        if ref_includes_query:
+            check_begins_with_queries(query_labels, reference_labels)
+        with self._comparing(values if custom else None):
+            found: dict[str, Any] = super().get_accuracy(
+                query, query_labels, reference, reference_labels, ref_includes_query, include, exclude
+            )
+        return found
+
+    @contextmanager
+    def _comparing(self, values: Tensor | None) -> Iterator[None]:
+        """For a while, the user's comparison gets the ``values`` of labels that are numbers."""
+        comparison = self.label_comparison_fn
+        if values is not None:
+            self.label_comparison_fn = ComparedValues(comparison, values, self.device)
+        try:
+            yield
+        finally:
+            self.label_comparison_fn = comparison
+
     def requires_knn(self) -> list[str]:
         """Names of the metrics that need a neighbour search: PML's and every ``recall_at_K``."""
-        return [*super().requires_knn(), *self._recall_metrics]
+        return [*super().requires_knn(), "mean_reciprocal_rank", *self._recall_metrics]  # PML forgets this one
 
-    def determine_k(self, bin_counts: torch.Tensor, num_reference_embeddings: int, ref_includes_query: bool) -> int:
+    def determine_k(self, bin_counts: Tensor, num_reference_embeddings: int, ref_includes_query: bool) -> int:
         """How many neighbours to search for each query, a match with itself not counted.
 
         Args:
@@ -117,16 +210,20 @@ class RecallCalculator(pml.AccuracyCalculator):
         needed = min(largest, available)
         self._pml_k = None
         if any(name not in {*self._recall_metrics, *self.requires_clustering()} for name in current):
-            # Not capped at `available`, so that PML's metrics are PML's for an oversized k, too.
-            self._pml_k = super().determine_k(bin_counts, num_reference_embeddings, ref_includes_query)
+            # Capped, as faiss pads with copies of the last reference, and others fail.
+            wanted = super().determine_k(bin_counts, num_reference_embeddings, ref_includes_query)
+            self._pml_k = min(wanted, available)
             needed = max(needed, self._pml_k)
-        return needed
+        return needed if ref_includes_query else max(needed, 1)
 
     def _get_accuracy(self, function_dict: dict[str, Callable[..., Any]], **kwargs: Any) -> dict[str, Any]:
+        distances = kwargs.get("knn_distances")
+        check_all_found(distances)
         pml_kwargs = dict(kwargs)
         if "knn_labels" in kwargs and self._pml_k is not None:
-            for key in ("knn_labels", "knn_distances"):
-                pml_kwargs[key] = kwargs[key][:, : self._pml_k]
+            pml_kwargs["knn_labels"] = kwargs["knn_labels"][:, : self._pml_k]
+            if isinstance(distances, Tensor):
+                pml_kwargs["knn_distances"] = distances[:, : self._pml_k]
         return {
             name: function(**(kwargs if name in self._recall_metrics else pml_kwargs))
             for name, function in function_dict.items()
@@ -136,17 +233,15 @@ class RecallCalculator(pml.AccuracyCalculator):
         self,
         top: int,
         *,
-        knn_labels: torch.Tensor,
-        query_labels: torch.Tensor,
-        not_lone_query_mask: torch.Tensor,
-        label_counts: tuple[torch.Tensor, torch.Tensor],
+        knn_labels: Tensor,
+        query_labels: Tensor,
+        not_lone_query_mask: Tensor,
+        label_counts: tuple[Tensor, Tensor],
         **kwargs: Any,
     ) -> float | list[float]:
         """Recall@top from the labels of the neighbours, shape (Q, columns, ...), nearest first."""
         if not bool(not_lone_query_mask.any()):
             return pml.nan_accuracy(label_counts[0], self.return_per_class)
-        # If PML's k is oversized, faiss pads the columns past the last reference. They cannot add a hit: a
-        # query that reaches them has a match among the references before them, or it is not in the mask.
         query_labels = query_labels[not_lone_query_mask][:, None]
         same = self.label_comparison_fn(query_labels, knn_labels[not_lone_query_mask][:, :top]).bool()
         # Labels of several columns compared elementwise are the same when all their columns are.

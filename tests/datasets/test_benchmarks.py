@@ -125,7 +125,7 @@ def test_recall_at() -> None:
 def test_pml_testers_take_it(roots: dict[str, Path], name: str) -> None:
     benchmark = load_benchmark(name, roots[name], image_size=16)
     tester = GlobalEmbeddingSpaceTester(
-        accuracy_calculator=RecallCalculator(benchmark.recall_at[:1], include=("recall_at_1",)),
+        accuracy_calculator=RecallCalculator(recall_at=benchmark.recall_at[:1], include=("recall_at_1",)),
         dataloader_num_workers=0,
         data_device=torch.device("cpu"),
     )

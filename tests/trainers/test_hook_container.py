@@ -63,7 +63,9 @@ class Run:
             end_of_testing_hook=self.hooks.end_of_testing_hook,
             dataloader_num_workers=0,
             data_device=torch.device("cpu"),
-            accuracy_calculator=RecallCalculator((1, 2), include=("recall_at_1", "recall_at_2", "r_precision")),
+            accuracy_calculator=RecallCalculator(
+                recall_at=(1, 2), include=("recall_at_1", "recall_at_2", "r_precision")
+            ),
         )
         self.models_folder = str(folder / "models")
         self.save_and_test = self.hooks.end_of_epoch_hook(self.tester, {"val": dataset}, self.models_folder)
