@@ -13,6 +13,8 @@ import torch
 import pml_gca
 from pml_gca.utils import runs
 
+FORMAT = 1  # of result files. Raise it when one of an older package can no longer stand beside a new one.
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -50,7 +52,7 @@ def read(cell: Cell, folder: Path, remedy: str = "choose another --out") -> dict
     """What came of a cell; None if it has not been run.
 
     Raises:
-        ValueError: the file is of another version or setting; the message advises ``remedy``.
+        ValueError: the file is of another format or setting; the message advises ``remedy``.
     """
     file = cell.file(folder)
     if not file.exists():
@@ -60,8 +62,13 @@ def read(cell: Cell, folder: Path, remedy: str = "choose another --out") -> dict
 
 
 def identity(cell: Cell) -> dict[str, Any]:
-    """What a file is kept under: the cell, and the version that trained it."""
-    return {"version": pml_gca.__version__, **asdict(cell)}
+    """What a file is kept under: all that its result depends on, but for the machine."""
+    return asdict(cell)
+
+
+def provenance() -> dict[str, Any]:
+    """What a file says of its origin. A result outlives the package's version, until ``FORMAT`` changes, too."""
+    return {"format": FORMAT, "version": pml_gca.__version__, "machine": machine()}
 
 
 def read_of(wanted: Mapping[str, Any], file: Path, remedy: str = "choose another --out") -> dict[str, Any]:
@@ -73,26 +80,30 @@ def read_of(wanted: Mapping[str, Any], file: Path, remedy: str = "choose another
         remedy: what the message advises where it is not.
 
     Raises:
-        ValueError: it is of another version or setting, or no such file.
+        ValueError: it is of another format or setting, or no such file.
     """
     content = content_of(file)
-    if changed := runs.differences(content["cell"], wanted):
+    found = {"format": content["format"], **content["cell"]}
+    if changed := runs.differences(found, {"format": FORMAT, **wanted}):
         raise ValueError(f"{file} is of another version or setting ({changed}); {remedy}")
     return content
 
 
 def content_of(file: Path) -> dict[str, Any]:
-    """What a file of the comparison holds.
+    """What a file of the comparison holds: ``cell``, ``format``, ``version`` and more.
 
     Raises:
         ValueError: it is no such file.
     """
     try:
         content: dict[str, Any] = json.loads(file.read_text())
-        dict(content["cell"])
+        kept = dict(content["cell"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is no result of this comparison: {error!r}") from None
-    return content
+    # The first files have the version in their cell, or, those of times, in the cell of each contender.
+    holders = [kept, *(part for part in kept.values() if isinstance(part, dict) and "contender" in part)]
+    versions = [holder.pop("version") for holder in holders if "version" in holder]
+    return {"format": 1, "version": versions[0] if versions else None, **content, "cell": kept}
 
 
 def machines(cells: Iterable[Cell], folder: Path) -> set[str]:
@@ -103,17 +114,17 @@ def machines(cells: Iterable[Cell], folder: Path) -> set[str]:
 
 
 def load(file: Path) -> tuple[Cell, dict[str, Any], dict[str, Any]]:
-    """The cell that a file holds, the machine that trained it, and what came of it.
+    """The cell that a file holds, the version and machine that trained it, and what came of it.
 
     Raises:
-        ValueError: it is no such file, or of another version.
+        ValueError: it is no such file, or of another format.
     """
     content = content_of(file)
-    version = content["cell"].pop("version", "none")
-    if version != pml_gca.__version__:
-        raise ValueError(f"{file} is of version {version}, this is {pml_gca.__version__}")
+    if content["format"] != FORMAT:
+        raise ValueError(f"{file} is of format {content['format']}, this is format {FORMAT}")
     try:
-        return Cell(**content["cell"]), content["machine"], content["result"]
+        trained_with = {"pml_gca": content["version"], **content["machine"]}
+        return Cell(**content["cell"]), trained_with, content["result"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is no result of this comparison: {error!r}") from None
 
@@ -122,7 +133,7 @@ def write(cell: Cell, folder: Path, result: Mapping[str, Any]) -> None:
     """Keep what came of a cell."""
     file = cell.file(folder)
     file.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_json(file, {"cell": identity(cell), "machine": machine(), "result": result})
+    runs.write_json(file, {"cell": identity(cell), **provenance(), "result": result})
 
 
 def machine() -> dict[str, str]:

@@ -14,7 +14,7 @@ from pml_gca.losses import HardNegativeGenerationLoss
 from pml_gca.utils import runs
 from pml_gca.visualize import EmbeddingPanel, hardness
 
-from .cells import Cell, identity, read_of
+from .cells import Cell, identity, provenance, read_of
 from .training import Run
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles
@@ -150,7 +150,7 @@ def watch(cell: Cell, file: Path, classes: list[int] | None, tick: Callable[[], 
         ``panel``.
 
     Raises:
-        ValueError: the file is of another version or setting.
+        ValueError: the file is of another format or setting.
     """
     if file.exists():
         return read_of(identity(cell), file)
@@ -165,6 +165,7 @@ def watch(cell: Cell, file: Path, classes: list[int] | None, tick: Callable[[], 
     classes = classes or probe.classes_near()
     content = {
         "cell": identity(cell),
+        **provenance(),
         "val_recall_at_1": probe.run.recall("val"),
         "history": probe.history,
         "classes": classes,

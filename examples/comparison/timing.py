@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pml_gca.utils import runs
 
-from .cells import Cell, content_of, identity, machine, read_of
+from .cells import Cell, content_of, identity, provenance, read_of
 from .training import Run
 
 ROUNDS = 8
@@ -52,7 +52,7 @@ def time_iterations(
     file = file_of(folder, next(iter(cells.values())).loss)
     file.parent.mkdir(parents=True, exist_ok=True)
     timed = {name: identity(of_any_run(cell)) for name, cell in cells.items()}
-    runs.write_json(file, {"cell": timed, "machine": machine(), "seconds": seconds})
+    runs.write_json(file, {"cell": timed, **provenance(), "seconds": seconds})
 
 
 def of_any_run(cell: Cell) -> Cell:
@@ -69,7 +69,7 @@ def read_times(cells: Mapping[str, Cell], folder: Path) -> dict[str, list[float]
         folder: of the results.
 
     Raises:
-        ValueError: they were timed with another version or setting.
+        ValueError: they were timed in another format or setting.
     """
     file = file_of(folder, next(iter(cells.values())).loss) if cells else None
     if file is None or not file.exists():

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import pml_gca
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 import compare_generators  # noqa: E402
@@ -155,6 +157,58 @@ def test_trials_of_another_folder_choose(tmp_path, capsys):
     assert not (short / "tune" / "n_pairs" / "hardest").exists()
 
 
+def as_first_written(file):
+    """The file as the first version wrote it: no format, and the version in the cell, or in each of a file of times."""
+    content = json.loads(file.read_text())
+    del content["format"]
+    version = content.pop("version")
+    for cell in content["cell"].values() if "seconds" in content else [content["cell"]]:
+        cell["version"] = version
+    file.write_text(json.dumps(content))
+
+
+def test_results_outlive_the_version_that_made_them(tmp_path, capsys, monkeypatch):
+    arguments = [*SMALL, "--out", str(tmp_path)]
+    monkeypatch.setattr(compare_generators, "ROUNDS", 1)
+    compare_generators.main(arguments)
+    compare_generators.main([*arguments, "--time"])
+    capsys.readouterr()
+    compare_generators.main([*arguments, "--report"])
+    printed = capsys.readouterr().out
+    assert "1.00 ×" in printed
+    files = sorted(tmp_path.rglob("*.json"))
+    assert {json.loads(file.read_text())["version"] for file in files} == {pml_gca.__version__}
+    monkeypatch.setattr(pml_gca, "__version__", "9.9.9")
+    for change in (lambda file: None, as_first_written):
+        for file in files:
+            change(file)
+        before = {file: file.read_bytes() for file in files}
+        compare_generators.main([*arguments, "--report"])
+        assert capsys.readouterr().out == printed
+        compare_generators.main(arguments)  # trains nothing anew
+        capsys.readouterr()
+        assert {file: file.read_bytes() for file in files} == before
+    files[0].unlink()
+    compare_generators.main(arguments)
+    assert json.loads(files[0].read_text())["version"] == "9.9.9"
+    monkeypatch.setattr(cells, "FORMAT", 2)
+    with pytest.raises(
+        SystemExit, match=r"json is of another version or setting \(format is 2, was 1\); choose another"
+    ):
+        compare_generators.main([*arguments, "--report"])
+
+
+def test_the_kept_results_outlive_their_version(capsys, monkeypatch):
+    arguments = ["--losses", "multi_similarity", "--seeds", "3", "--out", str(EXAMPLES.parent / "docs" / "evidence")]
+    reports = []
+    for version in ("0.1.0", "9.9.9"):
+        monkeypatch.setattr(pml_gca, "__version__", version)
+        compare_generators.main([*arguments, "--report"])
+        reports.append(capsys.readouterr().out)
+    assert "| GCA-HNG | 3 |" in reports[0]
+    assert reports[0] == reports[1]
+
+
 def test_a_contender_that_is_another_by_now_is_refused(tmp_path, monkeypatch):
     args = compare_generators.parse_arguments([*SMALL, "--out", str(tmp_path)])
     cells.write(compare_generators.trials(args, "n_pairs", "constant")[0], tmp_path, {})
@@ -232,9 +286,12 @@ def test_a_result_is_repeated(tmp_path, capsys):
     ):
         compare_generators.main(["--repeat", str(file)])
     assert "DIFFERENT" in capsys.readouterr().out
-    content["cell"]["version"] = "0.0.1"
+    content["version"] = "0.0.1"
     file.write_text(json.dumps(content))
-    with pytest.raises(SystemExit, match=r"0\.json is of version 0\.0\.1"):
+    with pytest.raises(SystemExit, match=r"differs from .*0\.json, which was made by .*'pml_gca': '0\.0\.1'"):
+        compare_generators.main(["--repeat", str(file)])
+    file.write_text(json.dumps({**content, "format": 7}))
+    with pytest.raises(SystemExit, match=r"0\.json is of format 7, this is format 1"):
         compare_generators.main(["--repeat", str(file)])
     file.write_text("{}")
     with pytest.raises(SystemExit, match=r"0\.json is no result of this comparison: KeyError\('cell'\)"):

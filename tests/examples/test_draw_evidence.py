@@ -115,7 +115,11 @@ def test_what_was_watched(tmp_path):
     with pytest.raises(ValueError, match=r"gca\.json is of another version or setting \(number is 1, was 0\)"):
         probes.watch(replace(CELL, number=1), file, None)
     content = json.loads(file.read_text())
-    content["cell"]["version"] = "0.0.1"
+    del content["format"], content["version"], content["machine"]
+    content["cell"]["version"] = "0.0.1"  # where the first files have it
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"gca\.json is of another version or setting \(version is .*, was 0\.0\.1\)"):
+    kept = probes.watch(CELL, file, None, lambda: ticks.append(1))
+    assert (kept["version"], kept["history"], ticks) == ("0.0.1", found["history"], [])
+    file.write_text(json.dumps({**content, "format": 2}))
+    with pytest.raises(ValueError, match=r"gca\.json is of another version or setting \(format is 1, was 2\)"):
         probes.watch(CELL, file, None)
