@@ -5,18 +5,17 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from pml_gca import visualize
 from pml_gca.datasets import Benchmark, load_benchmark, small_classes
 from pml_gca.losses import NAMED_LOSSES
-from pml_gca.protocol import Experiment, Options, dry_run, identity
+from pml_gca.protocol import Experiment, Options, changed_recipe, dry_run, identity
 from pml_gca.protocol.report import seeds_table, title_of
-from pml_gca.recipes import RECIPES, Recipe, find_recipe
+from pml_gca.recipes import RECIPES, find_recipe
 from pml_gca.utils import runs
 
 ONE_OF = ", ".join(RECIPES)
@@ -50,7 +49,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         metavar="FIELD=VALUE",
         help="change the recipe: backbone=mobilenetv3_small_100 (any model of timm), dataset=folder (your own folder "
-        "of class folders), alpha=3, ...",
+        "of class folders), alpha=3, ..., or any other option of GlobalCorrelationGenerator: coefficients=1.0, "
+        "merging=hardest, ...",
     )
     how = parser.add_argument_group("how")
     how.add_argument("--seeds", type=int, default=1, metavar="N", help="runs, of seeds 0 to N - 1 (default: 1)")
@@ -60,6 +60,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         choices=("alternating", "one_backward"),
         default="alternating",
         help="as published, or everything in one backward pass, which is faster (default: %(default)s)",
+    )
+    how.add_argument(
+        "--sampler",
+        choices=("covering", "random"),
+        default="covering",
+        help="batches take every image of a class once before any again, as published, or draw them anew, as PML's "
+        "sampler does (default: %(default)s)",
     )
     how.add_argument(
         "--select-on",
@@ -125,14 +132,14 @@ def complete(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
     if args.val_fraction is None:
         args.val_fraction = 0.1 if args.select_on == "val" else 0.0
-    args.recipe = changed_recipe(find_recipe(args.recipe), args.set)
-    if args.epochs is not None:
-        args.recipe = changed_recipe(args.recipe, [f"epochs={args.epochs}"])
+    epochs = [] if args.epochs is None else [f"epochs={args.epochs}"]
+    args.recipe = changed_recipe(find_recipe(args.recipe), [*args.set, *epochs])
     args.options = Options(
         loss=find_loss(args.loss),
         generator=args.generator,
         schedule=args.schedule,
         select_on=args.select_on,
+        sampler=args.sampler,
         seed=args.first_seed,
         amp=args.amp,
         device=None if args.device == "auto" else args.device,
@@ -144,24 +151,6 @@ def complete(args: argparse.Namespace) -> None:
     )
     title = f"{args.recipe.name}-{args.loss.replace(':', '.')}-{args.generator}"
     args.out = args.out or Path("runs") / title
-
-
-def changed_recipe(recipe: Recipe, changes: list[str]) -> Recipe:
-    """The recipe with fields changed, as given on the command line."""
-    kinds = {field.name: field.type for field in fields(recipe) if field.name != "name"}
-    values: dict[str, Any] = {}
-    for change in changes:
-        name, equals, text = change.partition("=")
-        if not equals or name not in kinds:
-            raise ValueError(f"--set takes FIELD=VALUE, with FIELD one of {', '.join(kinds)}; got {change!r}")
-        try:
-            values[name] = int(text) if kinds[name] is int else float(text) if kinds[name] is float else text
-        except ValueError:
-            expected = "a whole number" if kinds[name] is int else "a number"
-            raise ValueError(f"--set {name} takes {expected}, got {text!r}") from None
-    if values.get("frozen") == "none":
-        values["frozen"] = None
-    return replace(recipe, **values)
 
 
 def find_loss(name: str) -> str | Callable[[int, int], nn.Module]:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from .graph import at_ends, compute_dtype, sum_over_neighbours
 from .utils.wide_buffers import WideBuffers
 
+ATTENTION = ("query", "key", "value", "out")  # linear layers of a block's attention; that of edges has no last one
+
 
 class ScaleBatchNorm(WideBuffers):
     """Batch normalisation with a learned scale, no shift, and a weight per row.
@@ -159,3 +161,18 @@ class EdgeBlock(nn.Module):
         edges = self.norm(F.gelu(self.attend(nodes, edges, pairs) + edges))
         hidden = self.expand_norm(F.gelu(self.expand(edges)))
         return self.norm(F.gelu(self.contract(hidden) + edges))
+
+
+def initialize_attention(module: nn.Module) -> None:
+    """Let the attention of all blocks within ``module`` start as in the published code: Xavier's weights, no bias.
+
+    These are query, key, value and output of the node attention, and query, key and value of the edge attention. All
+    other linear layers start as PyTorch's do, in the published code, too.
+    """
+    for block in module.modules():
+        if isinstance(block, (NodeBlock, EdgeBlock)):
+            for name in ATTENTION:
+                linear = getattr(block, name, None)
+                if linear is not None:
+                    nn.init.xavier_uniform_(linear.weight)
+                    nn.init.zeros_(linear.bias)

@@ -3,100 +3,12 @@
 A recipe is plain data. Change one with ``dataclasses.replace(recipes.RESNET50_CUB, epochs=20)``.
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import replace
 
+from .recipe import BATCH_NORM, PATCH_EMBEDDING, Recipe
 from .utils.text import suggestion
-from .utils.validation import check_flag, check_number, check_positive_int
 
 CUB, CARS196, SOP, INSHOP = "cub", "cars196", "sop", "inshop"
-BATCH_NORM, PATCH_EMBEDDING = "batch_norm", "patch_embedding"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What one of the paper's experiments is made of.
-
-    Attributes:
-        name: e.g. ``"resnet50_cub"``.
-        backbone: see :func:`pml_gca.backbones.build_backbone`.
-        dataset: see :func:`pml_gca.datasets.load_benchmark`.
-        embedding_size: channels D.
-        num_layers: K rounds of propagation.
-        num_heads: H of the node attention.
-        alpha: α in e^{-α/L}, which pulls negatives in as the metric level L falls.
-        beta: β in 1 - e^{-β/G}, which weights them as the generator level G falls.
-        classification_weight, similarity_weight, diversity_weight: w_c, w_s, w_d of the generator's objective.
-        embedder_lr: learning rate of backbone and head.
-        generator_lr: of the generator's propagation; falls to 0 along a cosine.
-        classes_per_batch, samples_per_class: of a training batch.
-        epochs: passes over as many images as the training set has.
-        lr_decay_epochs: ``embedder_lr`` is multiplied by ``lr_decay`` every so many epochs.
-        warmup_epochs: first epochs, in which of the image model only the head learns.
-        frozen: what of the backbone never learns: ``"batch_norm"``, ``"patch_embedding"`` or None.
-        lr_decay: see ``lr_decay_epochs``.
-        classifier_lr, classifier_weight_decay: of the generator's auxiliary classifier.
-        proxy_lr_factor: learning rate of a loss's own parameters, such as proxies, in units of ``embedder_lr``.
-        weight_decay: of everything else.
-        orthogonal_head: whether the head's linear layer begins with orthogonal weights, and no bias.
-        gradient_clip: gradients are clipped to plus or minus this, value by value.
-
-    Raises:
-        TypeError, ValueError: a field is of the wrong type, or out of range.
-    """
-
-    name: str
-    backbone: str
-    dataset: str
-    embedding_size: int
-    num_layers: int
-    num_heads: int
-    alpha: float
-    beta: float
-    classification_weight: float
-    similarity_weight: float
-    diversity_weight: float
-    embedder_lr: float
-    generator_lr: float
-    classes_per_batch: int
-    samples_per_class: int
-    epochs: int
-    lr_decay_epochs: int
-    warmup_epochs: int
-    frozen: str | None
-    lr_decay: float = 0.5
-    classifier_lr: float = 1e-3
-    classifier_weight_decay: float = 1e-2
-    proxy_lr_factor: float = 100.0
-    weight_decay: float = 1e-4
-    gradient_clip: float = 10.0
-    orthogonal_head: bool = False
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is float:
-                check_number(field.name, value)
-            elif field.type is int and (field.name, value) != ("warmup_epochs", 0):
-                check_positive_int(field.name, value)
-        for name in ("classes_per_batch", "samples_per_class"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2, or no batch has both positives and negatives, got 1")
-        check_flag("orthogonal_head", self.orthogonal_head)
-        if self.frozen not in (BATCH_NORM, PATCH_EMBEDDING, None):
-            raise ValueError(f"frozen must be {BATCH_NORM!r}, {PATCH_EMBEDDING!r} or None, got {self.frozen!r}")
-
-    @property
-    def batch_size(self) -> int:
-        """Images of a training batch."""
-        return self.classes_per_batch * self.samples_per_class
-
-    @property
-    def generator_settings(self) -> dict[str, Any]:
-        """Keywords of ``GlobalCorrelationGenerator`` that no parameter tells; ``num_layers`` is the one that does."""
-        names = ("num_heads", "alpha", "classification_weight", "similarity_weight", "diversity_weight")
-        return {name: getattr(self, name) for name in names}
-
 
 RESNET50_CUB = Recipe(
     name="resnet50_cub",
@@ -275,7 +187,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def changes(recipe: Recipe) -> dict[str, object]:
-    """Fields of a recipe that differ from the paper's recipe of that name; all, if the paper has none."""
+    """Settings of a recipe that differ from the paper's recipe of that name; all, if the paper has none."""
     paper = RECIPES.get(recipe.name)
-    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-    return {name: value for name, value in values.items() if paper is None or value != getattr(paper, name)}
+    usual = {} if paper is None else paper.settings()
+    return {name: value for name, value in recipe.settings().items() if name not in usual or value != usual[name]}

@@ -39,6 +39,8 @@ def test_recipes_are_those_of_the_paper(row):
     assert common == (0.5, 1e-3, 1e-4, 10.0)
     assert recipe.classifier_weight_decay == 1e-2
     assert recipe.orthogonal_head == (backbone == "dino")
+    assert recipe.xavier_attention
+    assert recipe.generator_options == {}
     assert recipe.batch_size == int(values[10]) * int(values[11])
 
 
@@ -60,12 +62,19 @@ def test_a_name_that_is_not_known():
         ({"epochs": 1.5}, TypeError, "epochs must be an integer, got float"),
         ({"alpha": -1}, ValueError, "alpha must be a finite number of at least 0, got -1"),
         ({"warmup_epochs": -1}, ValueError, "warmup_epochs must be at least 1, got -1"),
+        ({"num_layers": -1}, ValueError, "num_layers must be at least 0, got -1"),
+        ({"num_heads": 5}, ValueError, "embedding_size must be divisible by num_heads, got 512 channels for 5 heads"),
+        ({"xavier_attention": 1}, TypeError, "xavier_attention must be a bool, got int"),
         ({"frozen": "head"}, ValueError, "frozen must be 'batch_norm', 'patch_embedding' or None, got 'head'"),
     ],
 )
 def test_bad_fields(change, error, message):
     with pytest.raises(error, match=message):
         replace(recipes.RESNET50_CUB, **change)
+
+
+def test_recipes_are_hashable_whatever_options_they_hold():
+    assert len({recipes.DINO_SOP, replace(recipes.DINO_SOP, generator_options={"merging": "mean"})}) == 2
 
 
 def test_no_warm_up_is_a_recipe():

@@ -82,7 +82,7 @@ def dry_run(recipe: Recipe, benchmark: Benchmark, options: Options, backbone: nn
     parts = build_parts(recipe, options, benchmark.train.num_classes, backbone)
     iterations = max(len(benchmark.train) // recipe.batch_size, 1)
 
-    rows = list(build_sampler(recipe, benchmark, 1))
+    rows = list(build_sampler(recipe, options, benchmark, 1))
     began = time.perf_counter()
     batch = [benchmark.train[row] for row in rows]
     load_seconds = time.perf_counter() - began

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 from ..backbones import set_warm_up
 from ..datasets import Benchmark
 from ..recipes import Recipe
+from ..samplers import MPerClassCoveringSampler
 from ..utils import runs
 from .evaluation import build_tester, quiet, run_tester
 from .options import Options
@@ -102,6 +102,10 @@ class Experiment:
         recipe, options, benchmark = self.recipe, self.options, self.benchmark
         runs.set_seed(options.seed)
         self.parts = build_parts(recipe, options, benchmark.train.num_classes, self.backbone)
+        self.sampler = build_sampler(recipe, options, benchmark, self.iterations)
+        self.stateful = self.parts.with_state()  # all that a checkpoint must hold
+        if options.sampler == "covering":
+            self.stateful["sampler"] = self.sampler
         self.folder.mkdir(parents=True, exist_ok=True)
         hooks = build_hooks(self.folder)
         self.tester = build_tester(
@@ -122,9 +126,11 @@ class Experiment:
     def train_epoch(self, epoch: int) -> None:
         """One epoch of PML's trainer."""
         set_warm_up(self.parts.models["trunk"], epoch <= self.recipe.warmup_epochs)
-        # A sampler of each epoch's own, too: PML's shuffles its classes from where it left them.
+        # A sampler of each epoch's own, too, if it is PML's: that shuffles its classes from where it left them.
         runs.set_seed(runs.seed_of_epoch(self.options.seed, epoch))
-        self.trainer.sampler = build_sampler(self.recipe, self.benchmark, self.iterations)
+        if self.options.sampler == "random":
+            self.sampler = build_sampler(self.recipe, self.options, self.benchmark, self.iterations)
+        self.trainer.sampler = self.sampler
         began = time.perf_counter()
         self.trainer.train(start_epoch=epoch, num_epochs=epoch)
         self.seconds += time.perf_counter() - began
@@ -156,7 +162,7 @@ class Experiment:
         """Everything that the next epoch needs."""
         runs.save_state(
             self.folder / "checkpoint.pt",
-            self.parts.with_state(),
+            self.stateful,
             identity=json.dumps(self.identity),
             machine=self.machine(),
             epoch=epoch,
@@ -174,7 +180,7 @@ class Experiment:
         if not path.exists():
             return 0
         self.check_identity(json.loads(runs.read_content(path)["identity"]), path)
-        content = runs.load_state(path, self.parts.with_state())
+        content = runs.load_state(path, self.stateful)
         if content["machine"] != self.machine():
             print(
                 f"{self.name}: began with {content['machine']}, goes on with {self.machine()}: random draws will differ"
@@ -201,7 +207,7 @@ def identity(recipe: Recipe, benchmark: Benchmark, options: Options) -> dict[str
     names = ["/".join(Path(file).parts[-2:]) for part in parts.values() if part is not None for file in part.files]
     counts = {name: len(part) for name, part in parts.items() if part is not None}
     digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return {**asdict(recipe), **options.identity(), "images": f"{counts}, {digest}"}
+    return {**recipe.settings(), **options.identity(), "images": f"{counts}, {digest}"}
 
 
 def check_classes(recipe: Recipe, benchmark: Benchmark, options: Options) -> None:
@@ -215,11 +221,14 @@ def check_classes(recipe: Recipe, benchmark: Benchmark, options: Options) -> Non
         raise ValueError("select_on is 'val', but there are no validation classes: val_fraction is 0")
 
 
-def build_sampler(recipe: Recipe, benchmark: Benchmark, iterations: int) -> samplers.MPerClassSampler:
+def build_sampler(
+    recipe: Recipe, options: Options, benchmark: Benchmark, iterations: int
+) -> MPerClassCoveringSampler | samplers.MPerClassSampler:
     """So many classes a batch, so many samples of each; repeated where a class has fewer."""
-    return samplers.MPerClassSampler(
-        benchmark.train.labels, recipe.samples_per_class, recipe.batch_size, iterations * recipe.batch_size
-    )
+    labels, size = benchmark.train.labels, recipe.batch_size
+    if options.sampler == "random":
+        return samplers.MPerClassSampler(labels, recipe.samples_per_class, size, iterations * size)
+    return MPerClassCoveringSampler(labels, recipe.samples_per_class, size, iterations * size, options.seed)
 
 
 def build_hooks(folder: Path) -> Any:

@@ -14,6 +14,7 @@ from ..utils.validation import check_positive_int
 GENERATORS = ("gca", "none")
 SCHEDULES = ("alternating", "one_backward")
 SELECTIONS = ("val", "test", "last")
+SAMPLERS = ("covering", "random")
 OF_THE_MACHINE = ("seed", "device", "workers", "eval_batch_size")  # or of one run; the rest is what an experiment is
 
 
@@ -28,6 +29,8 @@ class Options:
         schedule: ``"alternating"`` as published, or ``"one_backward"``, which is faster.
         select_on: the epoch that is reported is the best on ``"val"``, held-out training classes; on ``"test"``, as in
             the published code, which flatters; or the ``"last"``.
+        sampler: ``"covering"``: batches take every image of a class once before any again, as published; or
+            ``"random"``: they draw them anew, as PML's sampler does, which leaves more of them out.
         seed: of weights, batches and crops.
         amp: bfloat16 autocast in training.
         device: where to train; None for a GPU if there is one.
@@ -45,6 +48,7 @@ class Options:
     generator: str = "gca"
     schedule: str = "alternating"
     select_on: str = "val"
+    sampler: str = "covering"
     seed: int = 0
     amp: bool = False
     device: str | None = None
@@ -55,7 +59,8 @@ class Options:
     eval_batch_size: int = 128
 
     def __post_init__(self) -> None:
-        for name, known in (("generator", GENERATORS), ("schedule", SCHEDULES), ("select_on", SELECTIONS)):
+        choices = {"generator": GENERATORS, "schedule": SCHEDULES, "select_on": SELECTIONS, "sampler": SAMPLERS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if isinstance(self.loss, str) and self.loss not in NAMED_LOSSES:
@@ -93,7 +98,13 @@ class Options:
 
     def unlike_the_paper(self) -> dict[str, Any]:
         """What makes figures incomparable with the paper's, whatever loss, generator and choice of epoch."""
-        paper = {"schedule": "alternating", "amp": False, "pretrained": True, "image_size": 224}
+        paper = {
+            "schedule": "alternating",
+            "sampler": "covering",
+            "amp": False,
+            "pretrained": True,
+            "image_size": 224,
+        }
         return {name: getattr(self, name) for name, value in paper.items() if getattr(self, name) != value}
 
     def build_loss(self, num_classes: int, embedding_size: int, samples_per_class: int) -> nn.Module:

@@ -13,6 +13,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..backbones import build_backbone, build_head, freeze
+from ..blocks import initialize_attention
 from ..generators import GlobalCorrelationGenerator
 from ..losses import HardNegativeGenerationLoss
 from ..recipes import Recipe
@@ -41,8 +42,8 @@ class Parts:
         return {name: part for group in groups for name, part in group.items()}
 
     def trainer(self, recipe: Recipe, options: Options, **kwargs: Any) -> AutocastTrainer:
-        """The trainer of the schedule that was asked for; a loss alone has but one."""
-        alternates = self.generator is not None and options.schedule == "alternating"
+        """The trainer of the schedule that was asked for. Where no generator follows an objective, there is but one."""
+        alternates = self.generator is not None and self.generator.learns and options.schedule == "alternating"
         return (AlternatingTrainer if alternates else AutocastTrainer)(
             models=self.models,
             optimizers=self.optimizers,
@@ -119,6 +120,8 @@ def build_parts(recipe: Recipe, options: Options, num_classes: int, backbone: nn
         generator = GlobalCorrelationGenerator(
             num_classes, recipe.embedding_size, num_layers=recipe.num_layers, **recipe.generator_settings
         )
+        if recipe.xavier_attention:
+            initialize_attention(generator)
         loss = HardNegativeGenerationLoss(loss, generator, recipe.beta, level_momentum=None)
         groups = loss.parameter_groups(recipe.generator_lr, recipe.classifier_lr, own_lr)
         groups[1]["weight_decay"] = recipe.classifier_weight_decay

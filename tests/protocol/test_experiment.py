@@ -74,6 +74,41 @@ def test_processes_that_load(cub, tmp_path, capfd):
     assert "random draws will differ" in capfd.readouterr().out
 
 
+class Seen:
+    """A data set that remembers which images were asked for."""
+
+    def __init__(self, dataset):
+        self.dataset, self.rows = dataset, []
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, row):
+        self.rows.append(row)
+        return self.dataset[row]
+
+
+@pytest.mark.parametrize("sampler", ["covering", "random"])
+def test_images_of_a_class_come_once_before_any_again(sampler, cub, tmp_path):
+    train = Seen(cub.train)
+    recipe = replace(RECIPE, classes_per_batch=2, samples_per_class=2, epochs=4)
+    options = replace(OPTIONS, sampler=sampler, select_on="last", generator="none")
+    experiment = Experiment(recipe, replace(cub, train=train), options, tmp_path)
+    experiment.train()
+    labels = cub.train.labels.tolist()
+    assert len(train.rows) == recipe.epochs * experiment.iterations * recipe.batch_size
+    whole = []
+    for label in set(labels):
+        rows = [row for row in train.rows if labels[row] == label]
+        number = labels.count(label)
+        whole += [len(set(rows[i : i + number])) == number for i in range(0, len(rows) - number + 1, number)]
+    assert len(whole) > 8
+    assert all(whole) == (sampler == "covering")
+
+
 def test_of_recalls_that_are_no_numbers_the_latest_is_kept(cub, tmp_path, monkeypatch):
     experiment = Experiment(RECIPE, cub, OPTIONS, tmp_path)
     experiment.build()
@@ -105,6 +140,9 @@ def test_the_paper_stands_beside_its_own_recipe_alone(cub):
         (replace(recipes.RESNET50_CUB, alpha=3), options),
         (recipes.RESNET50_CUB, replace(options, amp=True)),
         (recipes.RESNET50_CUB, replace(options, schedule="one_backward")),
+        (recipes.RESNET50_CUB, replace(options, sampler="random")),
+        (replace(recipes.RESNET50_CUB, xavier_attention=False), options),
+        (replace(recipes.RESNET50_CUB, generator_options={"merging": "mean"}), options),
     ):
         table = seeds_table({0: result}, *other, cub)
         assert "72.3" not in table

@@ -72,6 +72,31 @@ def test_the_recipe_reaches_the_generator():
     assert loss.levels["metric"].momentum is None
 
 
+@pytest.mark.parametrize("xavier", [True, False])
+def test_attention_starts_as_the_recipe_says(xavier):
+    recipe = replace(RECIPE, embedding_size=64, xavier_attention=xavier)
+    generator = build_parts(recipe, Options(pretrained=False, image_size=32), num_classes=7).generator
+    for layer in generator.propagation.layers:
+        blocks = {layer.node: ("query", "key", "value", "out"), layer.edge: ("query", "key", "value")}
+        for linear in (getattr(block, name) for block, names in blocks.items() for name in names):
+            spread = (2 / (64 + 64)) ** 0.5 if xavier else (1 / (3 * 64)) ** 0.5
+            assert linear.weight.std().item() == pytest.approx(spread, rel=0.05)
+            assert linear.bias.any() != xavier
+        for linear in (layer.node.edge_to_node, layer.node.expand, layer.edge.node_to_edge, layer.edge.contract):
+            assert linear.weight.std().item() == pytest.approx((1 / (3 * linear.in_features)) ** 0.5, rel=0.05)
+            assert linear.bias.any()
+
+
+def test_options_of_the_generator_reach_it():
+    recipe = replace(RECIPE, num_layers=0, generator_options={"coefficients": 1.0, "merging": "hardest"})
+    options = Options(pretrained=False, image_size=32)
+    parts = build_parts(recipe, options, num_classes=7)
+    generator = parts.generator
+    assert (generator.coefficients, generator.merging, len(generator.propagation.layers)) == (1.0, "hardest", 0)
+    # It follows no objective that could take turns with the embedder's.
+    assert type(parts.trainer(recipe, options, dataset=[])) is AutocastTrainer
+
+
 @pytest.mark.parametrize(
     ("options", "trainer"),
     [
@@ -143,6 +168,7 @@ def test_n_pairs_is_the_published_one():
     [
         ({"loss": "arc_face"}, r"no loss is called 'arc_face' \(did you mean arcface\?\)"),
         ({"generator": "daml"}, "generator must be one of gca, none, got 'daml'"),
+        ({"sampler": "all"}, "sampler must be one of covering, random, got 'all'"),
         ({"schedule": "twice"}, "schedule must be one of alternating, one_backward, got 'twice'"),
         ({"device": "abacus"}, "device must be cpu, cuda, cuda:1 or the like, got 'abacus'"),
         ({"workers": -1}, "workers must be at least 0, got -1"),

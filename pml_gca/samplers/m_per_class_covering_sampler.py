@@ -1,0 +1,115 @@
+"""Batches of M samples a class, as those of PML's ``MPerClassSampler``, that leave out fewer samples."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from ..utils.validation import check_positive_int
+
+
+class MPerClassCoveringSampler(Sampler[int]):
+    """Take M samples of each class of a batch, and every sample of a class once before any of it again.
+
+    PML's ``MPerClassSampler`` draws the samples of every batch anew, so that an epoch misses many and repeats others.
+    Here every class has its samples in an order of its own. Batches use it up, over one epoch and the next, and only
+    then is a new one drawn. A batch holds a sample twice only where its class has fewer than M. Classes are drawn anew
+    for each batch, all equally likely, as in PML, so that an epoch still misses some samples.
+
+    Args:
+        labels: (N,) integers, of the data set.
+        m: samples M of each class in a batch.
+        batch_size: of which M is a divisor.
+        length_before_new_iter: samples of an epoch. The last batch is dropped if it is not full.
+        seed: of all draws, which depend on nothing else.
+
+    Raises:
+        TypeError, ValueError: ``m``, ``batch_size`` or ``length_before_new_iter`` is no positive integer;
+            ``batch_size`` is no multiple of ``m``, or larger than M of every class or than an epoch.
+
+    Example:
+        >>> sampler = MPerClassCoveringSampler([0, 0, 0, 0, 7, 7, 7, 7], m=2, batch_size=4, length_before_new_iter=8)
+        >>> sorted(sampler)  # two batches of both classes: all samples
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+
+    def __init__(
+        self, labels: Tensor | Sequence[int], m: int, batch_size: int, length_before_new_iter: int, seed: int = 0
+    ) -> None:
+        for name, value in (
+            ("m", m),
+            ("batch_size", batch_size),
+            ("length_before_new_iter", length_before_new_iter),
+        ):
+            check_positive_int(name, value)
+        if batch_size % m:
+            raise ValueError(f"batch_size must be a multiple of m, {m}, got {batch_size}")
+        labels = torch.as_tensor(labels)
+        order, sizes = labels.argsort(stable=True), labels.unique(return_counts=True)[1]
+        self.members = [rows.tolist() for rows in order.split(sizes.tolist())]
+        if batch_size > m * len(self.members):
+            raise ValueError(
+                f"batch_size must be at most {m * len(self.members)}, {m} samples of each of {len(self.members)} "
+                f"classes, got {batch_size}"
+            )
+        if batch_size > length_before_new_iter:
+            raise ValueError(
+                f"length_before_new_iter must be at least one batch of {batch_size}, got {length_before_new_iter}"
+            )
+        self.m, self.batch_size = m, batch_size
+        self.num_batches = length_before_new_iter // batch_size
+        self.generator = torch.Generator().manual_seed(seed)
+        self.waiting: list[list[int]] = [[] for _ in self.members]
+
+    def __len__(self) -> int:
+        return self.num_batches * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        """The samples of an epoch, all drawn now: what a loader fetches ahead does not matter."""
+        rows: list[int] = []
+        for _ in range(self.num_batches):
+            for label in self._permutation(len(self.members))[: self.batch_size // self.m]:
+                rows += self._take(label)
+        return iter(rows)
+
+    def _take(self, label: int) -> list[int]:
+        """The next M samples of a class."""
+        taken: list[int] = []
+        while len(taken) < self.m:
+            if not self.waiting[label]:
+                rows = self.members[label]
+                new_order = [rows[i] for i in self._permutation(len(rows))]
+                self.waiting[label] = sorted(new_order, key=taken.__contains__)  # those of this batch come last
+            missing = self.m - len(taken)
+            taken += self.waiting[label][:missing]
+            self.waiting[label] = self.waiting[label][missing:]
+        return taken
+
+    def _permutation(self, size: int) -> list[int]:
+        drawn: list[int] = torch.randperm(size, generator=self.generator).tolist()
+        return drawn
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next epoch depends on."""
+        return {
+            "generator": self.generator.get_state(),
+            "waiting": torch.tensor([row for rows in self.waiting for row in rows], dtype=torch.long),
+            "sizes": torch.tensor([len(rows) for rows in self.waiting], dtype=torch.long),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a sampler of the same labels was.
+
+        Raises:
+            KeyError: it is no such state.
+            ValueError: it is that of other labels.
+        """
+        waiting = [rows.tolist() for rows in state["waiting"].split(state["sizes"].tolist())]
+        if len(waiting) != len(self.members) or any(
+            not set(rows) <= set(own) for rows, own in zip(waiting, self.members, strict=True)
+        ):
+            raise ValueError("the state is that of a sampler of other labels; give the labels that it was made with")
+        self.generator.set_state(state["generator"])
+        self.waiting = waiting
