@@ -97,6 +97,14 @@ def test_python_compiles(page: Path) -> None:
         compile(block, page.name, "exec")
 
 
+@EACH_OF_DOCS
+def test_what_code_prints_is_what_stands_below_it(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """But for what depends on the memory that is free."""
+    for code, printed in re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(compile(code, page.name, "exec"), {})
+        assert capsys.readouterr().out.partition("(activations")[0] == printed.partition("(activations")[0]
+
+
 def test_tables_of_evidence_are_those_of_the_result_files(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,10 +1,12 @@
 """What the README says is run."""
 
+import importlib
 import re
 from importlib.metadata import metadata, version
 from pathlib import Path
 
 import pml_gca
+from pml_gca.losses import NAMED_LOSSES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -15,6 +17,33 @@ def test_code_runs():
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
+
+
+def told(module, *names):
+    """What a module says of itself, and further attributes."""
+    return type(module), {name: getattr(module, name) for name in names}
+
+
+def test_what_is_shown_is_what_is_measured(monkeypatch):
+    """The first code has the loss, the generator and the optimizers of the command whose results stand below it."""
+    shown = {}
+    exec(compile(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0], "README.md", "exec"), shown)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = importlib.import_module("train_with_classifier")
+    args = example.parse_arguments([])
+    measured = NAMED_LOSSES[args.loss](20, 128)
+    loss, generator = shown["loss"].loss, shown["generator"]
+    assert told(loss, "embedding_reg_weight") == told(measured, "embedding_reg_weight")
+    distance = ("normalize_embeddings", "p", "power", "is_inverted")
+    assert told(loss.distance, *distance) == told(measured.distance, *distance)
+    assert told(loss.embedding_regularizer, "p", "power") == told(measured.embedding_regularizer, "p", "power")
+    layers = generator.propagation.layers
+    assert (len(layers), layers[0].node.num_heads) == (args.layers, example.NUM_HEADS)
+    assert generator.embedding_size == args.embedding_size
+    optimizer = shown["adamw"](shown["loss"].parameter_groups(lr=args.generator_lr))
+    assert shown["adamw"].keywords == {"lr": args.lr, "weight_decay": 1e-4}
+    assert "adamw(loss.parameter_groups(lr=1e-3))" in README
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-3]
 
 
 def test_commands_name_what_is_there():

@@ -135,6 +135,36 @@ def test_generator_terms(case):
         close(torch.tensor(getattr(case.generator, name), dtype=torch.float64), case.out[name], DISTANCES)
 
 
+def test_published_terms_average_over_the_whole_grid(case):
+    """There own-class cells of the anchor x class grid count: in J_soft by their values, in J_sim as 0."""
+    labels, grid = case.labels, case.out["synthetic"]
+    classes = labels[: grid.shape[1]]
+    classifier = case.generator.auxiliary_classifier
+    logits = torch.nn.functional.linear(grid, classifier.weight, classifier.bias).flatten(0, 1)
+    soft = torch.nn.functional.cross_entropy(logits, classes.repeat(len(grid)))
+    close(soft, case.out["published.generated_classification_loss"], EXACT)
+    distances = 1 - torch.cosine_similarity(case.z[:, None], grid, dim=2)
+    negatives = labels[:, None] != classes
+    close((distances * negatives).mean(), case.out["published.similarity_loss"], EXACT)
+    ours, share = case.out["similarity_loss"], 1 - 1 / len(classes)
+    close(share * ours, case.out["published.similarity_loss"], DISTANCES)
+
+
+@pytest.mark.parametrize(("classes", "samples"), [(27, 3), (40, 2), (4, 2), (5, 3)])
+def test_the_published_mask_of_the_similarity_hits_other_cells_than_it_is_for(classes, samples):
+    """It is to hide cells (a, a mod C), an anchor's own class, and hides (a, a div M)."""
+    batch = classes * samples
+    rows, columns = torch.eye(classes).repeat(1, samples).nonzero(as_tuple=True)  # class c, and the samples of it
+    hidden = torch.zeros(batch * classes, dtype=torch.bool)
+    hidden[rows * batch + columns] = True  # as if a row of the grid were a class; it is an anchor
+    hidden = hidden.view(batch, classes)
+    anchors = torch.arange(batch)
+    assert torch.equal(hidden.nonzero(), torch.stack([anchors, anchors // samples], dim=1))
+    own = anchors[:, None] % classes == torch.arange(classes)
+    counts = int((own & ~hidden).sum()), int((~own & hidden).sum())  # own cells that stay, negatives that go
+    assert counts == {27: (78, 78), 40: (78, 78), 4: (6, 6), 5: (12, 12)}[classes]
+
+
 def test_gradient_of_node_classification(case):
     generate(case).objectives["node_classification_loss"].backward()
     close(case.z.grad, case.out["grad_z.node_classification_loss"], EXACT)
