@@ -34,7 +34,7 @@ def other_root(root: Path, is_root: Callable[[Path], bool]) -> str:
 
 
 def missing_images(paths: Sequence[str]) -> list[str]:
-    """Those of ``paths`` that are not on disk. Folders are listed, as asking for each file is slow."""
+    """Those of ``paths`` that are no files. Folders are listed, as asking for each file is slow."""
     names: dict[str, set[str]] = {}
     missing = []
     for path in paths:
@@ -49,6 +49,14 @@ def missing_images(paths: Sequence[str]) -> list[str]:
 def _names_in(folder: str) -> set[str]:
     try:
         with os.scandir(folder or ".") as entries:
-            return {entry.name for entry in entries}
+            return {entry.name for entry in entries if _is_file(entry)}
     except (FileNotFoundError, NotADirectoryError):
         return set()
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file, or a link that leads to one."""
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import posixpath
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -109,9 +111,12 @@ def read_partition(path: Path) -> list[tuple[str, int, str]]:
     """Image name, number of the item and status, for each image of a partition file.
 
     Raises:
-        ValueError: a line is malformed, or the file holds more or fewer images than its first line says.
+        ValueError: a line is malformed, names an image a second time or outside of the data set's folder, or the file
+            holds more or fewer images than its first line says.
     """
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    content = path.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    lines = content.decode("utf-16" if wide else "utf-8-sig", errors="surrogateescape").splitlines()
 
     def malformed(number: int, expected: str) -> ValueError:
         found = repr(lines[number - 1]) if number <= len(lines) else "the end of the file"
@@ -122,6 +127,7 @@ def read_partition(path: Path) -> list[tuple[str, int, str]]:
     if len(lines) < 2 or lines[1].split() != HEADER:
         raise malformed(2, f"the header {' '.join(HEADER)!r}")
     rows = []
+    lines_of: dict[str, list[int]] = {}
     for number, line in enumerate(lines[2:], start=3):
         columns = line.split()
         if not columns:
@@ -129,13 +135,24 @@ def read_partition(path: Path) -> list[tuple[str, int, str]]:
         item = re.fullmatch(r"id_([0-9]+)", columns[1]) if len(columns) == 3 else None
         if item is None or columns[2] not in STATUSES["train+test"]:
             raise malformed(number, "'<image name> id_<number> <train, query or gallery>'")
+        if not _is_inside(columns[0]):
+            raise malformed(number, "an image name from the folder img on, such as img/WOMEN/Dresses/...")
+        lines_of.setdefault(posixpath.normpath(columns[0]), []).append(number)
         rows.append((columns[0], int(item[1]), columns[2]))
     if len(rows) != int(lines[0]):
         raise ValueError(
             f"{path}, line 1: found {int(lines[0])} as the number of images, expected {len(rows)}, as many lines "
             "follow; the file seems to be cut short or altered"
         )
+    twice = next((numbers for numbers in lines_of.values() if len(numbers) > 1), None)
+    if twice:
+        raise malformed(twice[1], f"each image once: it is in line {twice[0]}, too")
     return rows
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name stays in the folder that it starts from, on every system."""
+    return not (name.startswith("/") or "\\" in name or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"))
 
 
 def _hint(root: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,7 +16,7 @@ from torch.utils.data import Dataset
 from ..recipes import CARS196, CUB, INSHOP, SOP
 from ..utils.optional import import_pillow
 from ..utils.text import first_of, suggestion
-from .class_subset import ImageSource
+from .class_subset import ImageSource, Label, raw_labels
 from .data_root import found_at, missing_images, other_root
 from .image_search import find_images
 from .pictures import to_rgb
@@ -35,6 +37,8 @@ class Source:
         label_files: what a complete root holds besides the images, for data sets that PML can download; empty for
             those that check their root themselves.
         paired: of the label files, those with one line for each image.
+        rows: of the label files, those whose lines together are the images of all splits.
+        headed: whether label files start with a line that is not read.
         test_splits: splits of ``dataset`` to test on; the first holds the queries.
     """
 
@@ -42,6 +46,8 @@ class Source:
     recall_at: tuple[int, ...]
     label_files: tuple[str, ...] = ()
     paired: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    headed: bool = False
     test_splits: tuple[str, ...] = ("test",)
 
 
@@ -51,16 +57,19 @@ BENCHMARKS = {
         recall_at=(1, 2, 4, 8),
         label_files=("CUB_200_2011/images.txt", "CUB_200_2011/image_class_labels.txt"),
         paired=("CUB_200_2011/images.txt", "CUB_200_2011/image_class_labels.txt"),
+        rows=("CUB_200_2011/image_class_labels.txt",),
     ),
     CARS196: Source(
         dataset="pytorch_metric_learning.datasets.Cars196",
         recall_at=(1, 2, 4, 8),
         label_files=("names.csv", "anno_train.csv", "anno_test.csv"),
+        rows=("anno_train.csv", "anno_test.csv"),
     ),
     SOP: Source(
         dataset="pytorch_metric_learning.datasets.StanfordOnlineProducts",
         recall_at=(1, 10, 100, 1000),
         label_files=("Stanford_Online_Products/Ebay_train.txt", "Stanford_Online_Products/Ebay_test.txt"),
+        headed=True,
     ),
     INSHOP: Source(
         dataset="pml_gca.datasets.in_shop.InShop",
@@ -111,7 +120,8 @@ def open_splits(name: str, root: Path, *, download: bool, check_train: bool = Tr
     Those to train on are looked for only with ``check_train``.
 
     Raises:
-        ValueError: something is missing in ``root``, or ``download`` is true where it cannot be.
+        ValueError: something is missing in ``root``, its label files contradict themselves or name files outside of
+            it, or ``download`` is true where it cannot be.
     """
     source = find_source(name)
     module, _, attribute = source.dataset.rpartition(".")
@@ -123,6 +133,7 @@ def open_splits(name: str, root: Path, *, download: bool, check_train: bool = Tr
     if source.label_files:
         _check_label_files(name, source, root)
     splits = {split: _open(dataset_class, name, source, root, split) for split in ("train", *source.test_splits)}
+    _check_rows(name, source, root, splits)
     paths = [path for dataset in checked(splits, check_train) for path in dataset.paths]
     missing = missing_images(paths)
     if missing:
@@ -160,6 +171,42 @@ def _check_label_files(name: str, source: Source, root: Path) -> None:
     if len(set(counts.values())) > 1:  # PML would pass over the surplus without a word
         found = ", ".join(f"{count} in {file}" for file, count in counts.items())
         raise ValueError(f"the label files of {name} in {root} must have equally many lines, found {found}")
+
+    for file in () if source.headed else source.label_files:
+        if (root / file).read_bytes().startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(
+                f"{file} of {name} in {root} starts with a byte order mark, which would be read as part of its first "
+                "entry; expected plain text: save it as UTF-8 without one"
+            )
+
+
+def _check_rows(name: str, source: Source, root: Path, splits: Mapping[str, ImageSource]) -> None:
+    """Refuse label files of which images would be passed over, counted twice or taken from elsewhere."""
+    paths = [os.path.abspath(path) for dataset in splits.values() for path in dataset.paths]
+    listed = sum(_count_lines(root / file) for file in source.rows)
+    if source.rows and listed != len(paths):
+        raise ValueError(
+            f"{', '.join(source.rows)} of {name} in {root} list {listed} images, but {len(paths)} are of a class that "
+            "the data set has and have the same number in all label files; expected all: are the files as distributed?"
+        )
+    outside = [path for path in paths if not path.startswith(os.path.join(os.path.abspath(root), ""))]
+    if outside:
+        raise ValueError(
+            f"{len(outside)} of the {len(paths)} images of {name} lie outside of {root}: {first_of(outside)}; expected "
+            "names relative to it"
+        )
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} images of {name} in {root} are listed more than once: {first_of(twice)}; expected each once"
+        )
+    training = set(raw_labels(splits["train"]))
+    tested: set[Label] = set().union(*(raw_labels(dataset) for split, dataset in splits.items() if split != "train"))
+    both: list[Any] = sorted(training & tested)
+    if both:
+        raise ValueError(
+            f"{len(both)} classes of {name} in {root} are both to train and to test on: {first_of(both)}; expected none"
+        )
 
 
 def _count_lines(file: Path) -> int:

@@ -376,6 +376,116 @@ def test_spoilt_label_files(tmp_path: Path) -> None:
         load("sop", sop)
 
 
+CUB_LABELS, CUB_IMAGES = "CUB_200_2011/image_class_labels.txt", "CUB_200_2011/images.txt"
+SOP_TRAIN, SOP_TEST = (f"Stanford_Online_Products/Ebay_{split}.txt" for split in ("train", "test"))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "message"),
+    [
+        (
+            "cub",
+            CUB_LABELS,
+            "\n3 2\n",
+            "\n3 201\n",
+            r"image_class_labels\.txt of cub in .* list 16 images, but 15 are of",
+        ),
+        ("cub", CUB_LABELS, "\n3 2\n", "\n3 0\n", "list 16 images, but 15 are"),
+        ("cub", CUB_LABELS, "\n3 2\n4 2\n", "\n4 2\n3 2\n", "list 16 images, but 14 are"),
+        ("cub", CUB_IMAGES, "\n3 ", "\n33 ", "list 16 images, but 15 are"),
+        (
+            "cars196",
+            "anno_train.csv",
+            ",3\n",
+            ",0\n",
+            r"anno_train\.csv, anno_test\.csv of cars196 .* 16 images, but 15 are",
+        ),
+        (
+            "cub",
+            CUB_IMAGES,
+            "\n3 002",
+            "\n3 /elsewhere/002",
+            "1 of the 16 images of cub lie outside of .*: /elsewhere/002",
+        ),
+        ("cub", CUB_IMAGES, "\n3 002", "\n3 ../../../x/002", "1 of the 16 images of cub lie outside of .*x/002"),
+        ("sop", SOP_TRAIN, " cabinet", " /cabinet", "of the 16 images of sop lie outside of .*: /cabinet"),
+        ("cars196", "anno_test.csv", "00001.jpg", "/00001.jpg", "1 of the 16 images of cars196 lie outside of"),
+        (
+            "cub",
+            CUB_IMAGES,
+            "_0001_4.jpg",
+            "_0000_3.jpg",
+            "1 images of cub in .* are listed more than once: .*_0000_3.jpg;",
+        ),
+        ("sop", SOP_TRAIN, "_1.JPG", "_0.JPG", "4 images of sop in .* are listed more than once"),
+        ("cars196", "anno_train.csv", "00002.jpg", "00001.jpg", "of the 16 images of cars196 are not in"),
+        (
+            "cub",
+            CUB_LABELS,
+            "1 1\n",
+            "\ufeff1 1\n",
+            r"image_class_labels\.txt of cub in .* starts with a byte order mark",
+        ),
+        ("cars196", "names.csv", "Make", "\ufeffMake", r"names\.csv of cars196 .* starts with a byte order mark"),
+        ("cars196", "anno_test.csv", "00001", "\ufeff00001", "save it as UTF-8 without one"),
+        ("cub", CUB_IMAGES, "Some_Bird/", "Some_B\udce4rd/", r"cannot be understood \(UnicodeDecodeError"),
+        ("cub", CUB_IMAGES, "\n3 ", "\n\n3 ", r"cannot be understood \(ValueError"),
+        ("sop", SOP_TEST, "\n12 ", "\n\n12 ", r"cannot be understood \(IndexError"),
+        ("cars196", "names.csv", "Make C/V Model 2 ", "\nMake C/V Model 2 ", "of the 16 images of cars196 are not in"),
+    ],
+)
+def test_label_files_that_mislead(tmp_path: Path, name: str, file: str, old: str, new: str, message: str) -> None:
+    WRITERS[name](tmp_path, 4, 2, 8)
+    text = (tmp_path / file).read_text()
+    assert old in text
+    count = -1 if name == "sop" else 1
+    (tmp_path / file).write_bytes(text.replace(old, new, count).encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=message):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cub", "cars196", "sop", "inshop"])
+def test_label_files_of_other_editors(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path, 4, 2, 8)
+    expected = {split: part.files for split, part in splits_of(load(name, tmp_path)).items()}
+    for file in (path for path in tmp_path.rglob("*") if path.suffix in (".txt", ".csv")):
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    if name == "sop":  # whose first line is not read
+        (tmp_path / SOP_TRAIN).write_bytes(b"\xef\xbb\xbf" + (tmp_path / SOP_TRAIN).read_bytes())
+    assert {split: part.files for split, part in splits_of(load(name, tmp_path)).items()} == expected
+
+
+@pytest.mark.parametrize("name", ["sop", "inshop"])
+def test_classes_of_both_halves_are_refused(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path, 4, 2, 8)
+    if name == "sop":
+        lines = (tmp_path / SOP_TEST).read_text().replace(" 5 2 ", " 4 2 ")
+        (tmp_path / SOP_TEST).write_text(lines)
+    else:
+        partition = tmp_path / "Eval" / "list_eval_partition.txt"
+        lines = partition.read_text().replace("id_00000002  ", "id_00000001  ")
+        partition.write_text(lines)
+    message = f"1 classes of {name} in .* are both to train and to test on: {4 if name == 'sop' else 1}; expected none"
+    with pytest.raises(ValueError, match=message):
+        load(name, tmp_path)
+
+
+def test_links_that_lead_nowhere_are_missing(tmp_path: Path) -> None:
+    write_cub(tmp_path, 4, 1, 8)
+    broken, circle, folder, good = sorted((tmp_path / "CUB_200_2011" / "images").rglob("*.jpg"))[:4]
+    for file, target in ((broken, "nowhere"), (circle, circle.name), (good, None)):
+        content = file.read_bytes()
+        file.unlink()
+        if target is None:
+            (tmp_path / "kept.jpg").write_bytes(content)
+        os.symlink(target or tmp_path / "kept.jpg", file)
+    folder.unlink()
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"^3 of the 8 images of cub are not in") as caught:
+        load("cub", tmp_path)
+    assert all(str(file) in str(caught.value) for file in (broken, circle, folder))
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_too_few_classes(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path, 3, 2, 8)

@@ -130,6 +130,43 @@ def test_malformed_lines(partition: Path, number: int, line: str, expected: str)
     assert f"{partition}, line {number}: found {line!r}, expected {expected}" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["/img/a.jpg", "img/../../a.jpg", "../img/a.jpg", "C:/img/a.jpg", "img\\a.jpg"])
+def test_images_from_elsewhere_are_refused(partition: Path, name: str) -> None:
+    lines = partition.read_text().splitlines()
+    lines[4] = f"{name} id_00000001 train"
+    partition.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"line 5: found .*, expected an image name from the folder img on, such as"):
+        InShop(partition.parent)
+
+
+@pytest.mark.parametrize("status", ["train", "query", "gallery"])
+@pytest.mark.parametrize("name", ["{}", "img/./{}"])
+def test_an_image_listed_twice_is_refused(partition: Path, status: str, name: str) -> None:
+    lines = partition.read_text().splitlines()
+    again = name.format(lines[2].split()[0].removeprefix("img/" if name != "{}" else ""))
+    lines[7] = f"{again} id_00000009 {status}"
+    partition.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"line 8: found .*, expected each image once: it is in line 3, too"):
+        InShop(partition.parent)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r", "\n\n \n"])
+def test_partition_files_of_other_editors(partition: Path, encoding: str, ending: str) -> None:
+    expected = InShop(partition.parent)
+    head, header, *rows = partition.read_text().splitlines()
+    text = "\n".join([head, header, ""]) + "".join(f"{row}{ending}" for row in rows)
+    partition.write_bytes((text.replace("\n", ending) if ending.startswith("\r") else text).encode(encoding))
+    found = InShop(partition.parent)
+    assert (found.paths, found.labels) == (expected.paths, expected.labels)
+
+
+def test_names_that_are_not_utf_8(partition: Path) -> None:
+    content = partition.read_bytes().replace(b"Dresses", b"Dr\xe4sses")
+    partition.write_bytes(content)
+    assert b"Dr\xe4sses" in InShop(partition.parent).paths[0].encode("utf-8", "surrogateescape")
+
+
 @pytest.mark.parametrize(("kept", "message"), [(0, "line 1: found the end"), (1, "line 2: found the end of the file")])
 def test_no_lines(partition: Path, kept: int, message: str) -> None:
     partition.write_text("\n".join(partition.read_text().splitlines()[:kept]))
