@@ -1,0 +1,201 @@
+"""Calls of PML's losses, sent through our wrapper; see pml_suite.py."""
+
+from collections import Counter
+from itertools import zip_longest
+
+import torch
+from pytorch_metric_learning import losses
+from pytorch_metric_learning.utils.common_functions import NUMPY_RANDOM
+from torch import nn
+
+from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.generators import (
+    ConstantGenerator,
+    EmbeddingExpansionGenerator,
+    HardnessAwareGenerator,
+    MixupGenerator,
+    RandomGenerator,
+    SymmetricalSynthesisGenerator,
+)
+
+GENERATORS = {
+    "global-correlation": lambda n, d: GlobalCorrelationGenerator(n, d, num_layers=1, num_heads=1),
+    "real-negatives": GlobalCorrelationGenerator.of_real_negatives,
+    "constant": lambda n, d: ConstantGenerator(n, d, 0.5),
+    "embedding-expansion": EmbeddingExpansionGenerator,
+    "hardness-aware": HardnessAwareGenerator,
+    "mixup": MixupGenerator,
+    "random": RandomGenerator,
+    "symmetrical-synthesis": SymmetricalSynthesisGenerator,
+}
+MOST_NODES = 256  # of a graph; what PML's tests of memories hold beyond that goes to PML alone
+plain = nn.Module.__call__
+ROUTED = (losses.BaseMetricLossFunction, losses.MultipleLosses)
+
+
+class Routing:
+    """Sends calls of PML's losses through our wrapper while it is entered, and counts what comes of them."""
+
+    def __init__(self, mode, generator="global-correlation"):
+        self.mode, self.generator = mode, GENERATORS[generator]
+        self.counts, self.aside, self.failures = Counter(), Counter(), Counter()
+        self.where = ""  # the test that runs
+        self._loss, self._draws, self._busy = None, None, False
+
+    def __enter__(self):
+        def call(loss, *args, **kwargs):
+            return self.call(loss, args, kwargs)
+
+        for kind in ROUTED:
+            kind.__call__ = call
+        return self
+
+    def __exit__(self, *_):
+        for kind in ROUTED:
+            del kind.__call__
+
+    def call(self, loss, args, kwargs):
+        """What PML's test gets for ``loss(*args, **kwargs)``."""
+        if self._busy or isinstance(loss, HardNegativeGenerationLoss):
+            if loss is self._loss:
+                self._draws = draws()
+            before, self._busy = self._busy, True  # calls from within are the wrapper's own
+            try:
+                return plain(loss, *args, **kwargs)
+            finally:
+                self._busy = before
+        self._busy = True
+        try:
+            return self.route(loss, args, kwargs)
+        except Aside:
+            return plain(loss, *args, **kwargs)
+        finally:
+            self._busy, self._loss = False, None
+
+    def route(self, loss, args, kwargs):
+        was_training, start = loss.training, draws()
+        try:
+            wrapper = self.wrap(loss, *args, **kwargs)
+        finally:
+            draw_as(start)  # generators draw their parameters
+        self.counts["calls"] += 1
+        expected = Outcome(loss, loss.parameters(), args, kwargs)
+        draw_as(start)
+        self._loss, self._draws = loss, None
+        wrapper.train(self.mode == "training")
+        if self.mode == "eval":
+            self.compare(loss, expected, Outcome(wrapper, loss.parameters(), args, kwargs))
+        else:
+            self.check(loss, wrapper, expected, args, kwargs)
+        loss.train(was_training)
+        draw_as(start)
+        return plain(wrapper if self.mode == "eval" else loss, *args, **kwargs)
+
+    def wrap(self, loss, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None):
+        """The wrapper of one call. Raises Aside where the call is not for it."""
+        known = [int(x.max()) + 1 for x in (labels, ref_labels) if isinstance(x, torch.Tensor) and len(x)]
+        nodes = sum(len(x) for x in (embeddings, ref_emb) if x is not None)
+        if self.mode == "training" and nodes > MOST_NODES:
+            self.set_aside(loss, f"more than {MOST_NODES} embeddings")
+        try:
+            wrapper = HardNegativeGenerationLoss(
+                loss, self.generator(max(known, default=2), embeddings.shape[1]), collect_stats=self.mode == "training"
+            )
+        except (TypeError, ValueError) as error:
+            self.set_aside(loss, f"{type(error).__name__}: {error}")
+        for level in wrapper.levels.values():
+            level.value.fill_(1.0)  # as in the midst of a training: negatives are pulled in, and count
+        return wrapper
+
+    def set_aside(self, loss, reason):
+        self.aside[f"{type(loss).__name__}: {reason[:160]}"] += 1
+        raise Aside
+
+    def fail(self, loss, what):
+        self.counts["failures"] += 1
+        self.failures[f"{self.where}: {type(loss).__name__}: {what}"] += 1
+
+    def compare(self, loss, expected, found):
+        """In evaluation: the same outcome."""
+        if type(expected.error) is not type(found.error):
+            self.fail(loss, f"PML: {expected.error!r}; wrapped: {found.error!r}")
+        elif expected.error:
+            self.counts["raised as by PML"] += 1
+        elif not all(same(*pair) for pair in zip_longest(expected.tensors(), found.tensors())):
+            self.fail(loss, f"{expected.value!r} became {found.value!r}, or gradients differ")
+        else:
+            self.counts["equal"] += 1
+
+    def check(self, loss, wrapper, expected, args, kwargs):
+        """In training: finite, and J_m is PML's."""
+        found = Outcome(wrapper, wrapper.parameters(), args, kwargs)
+        if expected.error:
+            if isinstance(found.error, (TypeError, ValueError, type(expected.error))):
+                self.counts["raised as by PML"] += 1
+            else:
+                self.fail(loss, f"PML: {expected.error!r}; wrapped: {found.error!r}")
+        elif isinstance(found.error, (TypeError, ValueError)):
+            self.counts["refused"] += 1
+            self.aside[f"{type(loss).__name__}: refused: {found.error}"[:200]] += 1
+        elif found.error:
+            self.fail(loss, repr(found.error))
+        elif not expected.is_finite():
+            self.counts["not finite in PML"] += 1
+        elif not found.is_finite():
+            self.fail(loss, f"a value or gradient is not finite: {found.value!r}")
+        else:
+            metric = 0.0  # of no embeddings
+            if self._draws:
+                draw_as(self._draws)
+                metric = float(plain(loss, *args, **kwargs).detach())
+            if wrapper.metric_loss == metric:
+                self.counts["finite, J_m is PML's"] += 1
+            else:
+                self.fail(loss, f"J_m is {wrapper.metric_loss}, PML's loss {metric}")
+
+
+class Aside(Exception):
+    """The call goes to PML alone."""
+
+
+class Outcome:
+    """What a call gives: a value and the gradients of embeddings, references and parameters, or an error."""
+
+    def __init__(self, loss, parameters, args, kwargs):
+        self.value, self.gradients, self.error = None, [], None
+        leaves = {}
+
+        def leaf(x):  # references that are the embeddings stay the embeddings
+            if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+                return x
+            return leaves.setdefault(id(x), x.detach().clone().requires_grad_())
+
+        try:
+            self.value = plain(loss, *map(leaf, args), **{key: leaf(x) for key, x in kwargs.items()})
+            if isinstance(self.value, torch.Tensor) and self.value.requires_grad:
+                every = [*leaves.values(), *(p for p in parameters if p.requires_grad)]
+                self.gradients = list(torch.autograd.grad(self.value, every, allow_unused=True))
+        except Exception as error:  # whatever it is, it is compared
+            self.error = error
+
+    def tensors(self):
+        return [self.value, *self.gradients]
+
+    def is_finite(self):
+        return all(x is None or bool(torch.as_tensor(x).isfinite().all()) for x in self.tensors())
+
+
+def same(x, y):
+    """Equal to the last bit, dtype and all; NaN equals NaN."""
+    if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
+        return x is y or (type(x) is type(y) and x == y)
+    return x.dtype == y.dtype and torch.equal(x.nan_to_num(), y.nan_to_num()) and torch.equal(x.isnan(), y.isnan())
+
+
+def draws():
+    return torch.get_rng_state(), NUMPY_RANDOM.get_state()
+
+
+def draw_as(state):
+    torch.set_rng_state(state[0])
+    NUMPY_RANDOM.set_state(state[1])
