@@ -11,8 +11,8 @@ from ..losses import HardNegativeGenerationLoss
 class AutocastTrainer(TrainWithClassifier):
     """PML's ``TrainWithClassifier`` whose forward passes run under autocast, if asked.
 
-    The classifier is optional, as it is in PML, but not missed: without one this is ``MetricLossOnly``. If the metric
-    loss is a :class:`pml_gca.HardNegativeGenerationLoss`, every epoch ends with its ``end_epoch()``.
+    The classifier is optional, as it is in PML, but not missed: without one this is ``MetricLossOnly``. Every epoch
+    ends with the ``end_epoch()`` of each :class:`pml_gca.HardNegativeGenerationLoss` that the metric loss is or holds.
 
     Args:
         *args, **kwargs: as for PML's trainers.
@@ -47,11 +47,10 @@ class AutocastTrainer(TrainWithClassifier):
     def step_lr_schedulers(self, end_of_epoch: bool = False) -> None:
         """As in PML; an epoch's end, which PML marks by this call alone, is told to the loss."""
         super().step_lr_schedulers(end_of_epoch=end_of_epoch)
-        loss = generation_loss(self.loss_funcs["metric_loss"])
-        if end_of_epoch and loss is not None:
+        for loss in generation_losses(self.loss_funcs["metric_loss"]) if end_of_epoch else ():
             loss.end_epoch()
 
 
-def generation_loss(loss: torch.nn.Module) -> HardNegativeGenerationLoss | None:
-    """The loss with a generator that ``loss`` is, or wraps, as PML's ``DistributedLossWrapper`` does."""
-    return next((module for module in loss.modules() if isinstance(module, HardNegativeGenerationLoss)), None)
+def generation_losses(loss: torch.nn.Module) -> list[HardNegativeGenerationLoss]:
+    """The losses with a generator that ``loss`` is, or holds, as PML's ``MultipleLosses`` does; each once."""
+    return [module for module in loss.modules() if isinstance(module, HardNegativeGenerationLoss)]
