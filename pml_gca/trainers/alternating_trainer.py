@@ -53,7 +53,7 @@ class AlternatingTrainer(AutocastTrainer):
                 f"one, got {type(loss).__name__}; another loss is trained by PML's MetricLossOnly or "
                 "TrainWithClassifier"
             )
-        if OPTIMIZER not in self.optimizers and any(half.generator.learns for half in self._halves):
+        if OPTIMIZER not in self.optimizers and "metric_loss" not in self.freeze_these and self._stepped_twice():
             raise ValueError(
                 f"optimizers must hold '{OPTIMIZER}', which steps the generator, e.g. "
                 f"AdamW(loss.parameter_groups(lr=1.5e-4)); found {', '.join(self.optimizers) or 'none'}"

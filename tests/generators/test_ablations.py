@@ -9,7 +9,6 @@ from strategies import NUM_CLASSES, labels
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.generators import ConstantGenerator
-from pml_gca.trainers import AlternatingTrainer
 
 LABELS = [0, 1, 2, 0, 1, 2, 2]
 
@@ -223,19 +222,6 @@ def test_negatives_of_given_coefficients_count_from_the_start():
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=message):
         make(**options)
-
-
-def test_a_generator_without_objective_does_not_alternate():
-    generator, *_ = make(coefficients=0.5)
-    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator)
-    with pytest.raises(ValueError, match="a GlobalCorrelationGenerator, has no objective of its own to alternate with"):
-        AlternatingTrainer(
-            models={"trunk": torch.nn.Identity()},
-            optimizers={},
-            loss_funcs={"metric_loss": loss},
-            batch_size=2,
-            dataset=[],
-        )
 
 
 @pytest.mark.parametrize("edge_messages", [True, False])

@@ -126,14 +126,19 @@ def test_a_frozen_loss_is_the_wrapped_loss_alone():
     before = copied_state(loss)
     frozen = make_trainer(loss, freeze_these=["metric_loss"])
     plain = make_trainer(losses.NPairsLoss())
-    for made in (frozen, plain):
-        seeded_training(made, num_epochs=2)
+    with pytest.warns(
+        UserWarning, match='freeze_these=.*without synthetic negatives.*take "metric_loss" out'
+    ) as caught:
+        seeded_training(frozen, num_epochs=2)
+    assert sum("freeze_these" in str(w.message) for w in caught) == 1
+    seeded_training(plain, num_epochs=2)
     assert frozen.history == plain.history
     assert_same_state(frozen.models["trunk"], plain.models["trunk"].state_dict())
     assert_same_state(loss, before)
     assert not any(module.training for module in loss.modules())
 
 
+@pytest.mark.filterwarnings("ignore:HardNegativeGenerationLoss is frozen")
 def test_a_loss_that_is_no_longer_frozen_learns():
     loss = make_loss()
     made = make_trainer(loss, freeze_these=["metric_loss"])

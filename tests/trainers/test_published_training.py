@@ -1,8 +1,8 @@
 """A whole training run of the authors' own trainer (float64, dropout 0, torch 1.8.1), followed to its end.
 
-What the file switches in their code to our documented differences: J_soft and J_sim average over negatives, the L2 term
-of J_syn is on anchors, the auxiliary classifier's gradients are clipped, levels are infinite in the first epoch, nothing
-is added inside norms.
+Their code was switched to our documented differences: J_soft and J_sim average over negatives, the L2 term of J_syn is
+on anchors, gradients of the auxiliary classifier are clipped, levels are infinite in the first epoch, nothing is added
+inside norms. Of the first epoch, a warm-up, the file holds the image model and the auxiliary classifier alone.
 """
 
 from pathlib import Path
@@ -22,9 +22,10 @@ from pml_gca.protocol import Options
 from pml_gca.protocol.parts import build_parts
 
 FILE = Path(__file__).parents[1] / "data" / "training" / "trajectory.npz"
-DISTANCE_MOVED = 1e-9  # what they are apart, relative to how far the run has moved a tensor
-OF_RUNNING_VALUES = 1e-9  # relative
-ROUNDING = 1e-13  # of a bias before batch normalisation, whose gradient is rounding
+# Relative to how far the run has moved a tensor.
+GENERATOR = 1e-11
+IMAGE_MODEL = 1e-9  # statistics of its batch normalisation follow a bias that moves by rounding
+ROUNDING = 1e-5  # what moves less has a gradient of rounding alone: shifts before a norm, keys' of a softmax over two
 
 
 def make_backbone(meta):
@@ -71,7 +72,7 @@ class Run:
             "embedder": (self.parts.models["embedder"], "feature_extractor.fc.{}", None),
             "generator": (self.generator, "{}", names),
         }
-        for part, _, _ in self.modules.values():
+        for part in (*self.parts.models.values(), *self.parts.loss_funcs.values()):
             part.double()
         for ours, value in self.state().items():
             value.copy_(data[f"init.{ours}"])
@@ -111,15 +112,19 @@ class Run:
 def test_a_training_run_of_the_authors(monkeypatch):
     run = Run(monkeypatch)
     before = {name: value.clone() for name, value in run.state().items()}
-    loss, levels = run.parts.loss_funcs["metric_loss"], []
+    loss, levels, compared = run.parts.loss_funcs["metric_loss"], [], 0
     for epoch in (1, 2):
         run.train(epoch)
         levels += [loss.metric_level.item(), loss.generator_level.item()]
-        for name, value in run.state().items():
-            if f"epoch{epoch}.{name}" not in run.data:
-                continue
+        state = run.state()
+        for name in (name for name in state if f"epoch{epoch}.{name}" in run.data):
             expected = run.data[f"epoch{epoch}.{name}"]
-            moved = (expected - before[name]).norm()
-            print(epoch, name, ((value - expected).norm() / moved).item(), moved.item())
-    print(levels, run.data["levels"])
-    assert 0
+            moved, difference = (expected - before[name]).norm(), (state[name] - expected).norm()
+            if 0 < moved < ROUNDING:
+                assert (state[name] - before[name]).norm() < ROUNDING, name
+            else:
+                tolerance = IMAGE_MODEL if name.startswith("feature_extractor.") else GENERATOR
+                assert difference <= tolerance * moved, (epoch, name, difference, moved)
+                compared += 1
+    assert compared > 100
+    assert levels == pytest.approx(run.data["levels"].tolist(), rel=GENERATOR)

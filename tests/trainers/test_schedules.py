@@ -285,5 +285,6 @@ def test_bad_input():
     with pytest.raises(TypeError, match=r"must be a HardNegativeGenerationLoss.*got ContrastiveLoss"):
         AlternatingTrainer(**common, loss_funcs={"metric_loss": losses.ContrastiveLoss()})
     loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator)
-    with pytest.raises(ValueError, match=r"must hold 'metric_loss_optimizer'.*found none"):
-        AlternatingTrainer(**common, loss_funcs={"metric_loss": loss})
+    for held in (loss, losses.MultipleLosses([losses.ContrastiveLoss(), loss])):
+        with pytest.raises(ValueError, match=r"must hold 'metric_loss_optimizer'.*found none"):
+            AlternatingTrainer(**common, loss_funcs={"metric_loss": held})

@@ -1,0 +1,128 @@
+"""Which of PML's trainers step the generator, and what is said of the one that does not."""
+
+import warnings
+
+import pytest
+import torch
+from pytorch_metric_learning import losses, samplers, trainers
+from pytorch_metric_learning.utils.common_functions import EmbeddingDataset
+from torch import nn
+
+from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+
+CLASSES, PER_CLASS, WIDTH, D, BATCH, ITERATIONS = 5, 8, 10, 16, 12, 6
+ADVERSARIAL = trainers.DeepAdversarialMetricLearning
+
+
+def make_loss():
+    torch.manual_seed(1)
+    generator = GlobalCorrelationGenerator(CLASSES, D, num_layers=1, num_heads=2)
+    return HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator)
+
+
+class Cascaded(trainers.CascadedEmbeddings):
+    """PML's, with one embedding of the whole size, under PML's names."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__([D], *args, **kwargs)
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Two images of a class, as PML's two streams take them."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        image, label = self.dataset[index]
+        return image, image + 0.1, label
+
+
+def make_any_trainer(trainer, loss, with_optimizer=True, held_by="metric_loss"):
+    """Any of PML's trainers; ``held_by`` names the optimizer that holds the loss's parameters."""
+    torch.manual_seed(2)
+    labels = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
+    dataset = EmbeddingDataset(torch.randn(len(labels), WIDTH), labels)
+    suffix, kwargs = "_0" if trainer is Cascaded else "", {}
+    models = {"trunk": nn.Linear(WIDTH, D), "embedder": nn.Linear(D, D)}
+    loss_funcs = {f"metric_loss{suffix}": loss}
+    if issubclass(trainer, trainers.TrainWithClassifier):
+        models["classifier"], loss_funcs["classifier_loss"] = nn.Linear(D, CLASSES), nn.CrossEntropyLoss()
+    if issubclass(trainer, ADVERSARIAL):
+        models["generator"] = nn.Linear(3 * D, D)
+        loss_funcs |= {"synth_loss": losses.TripletMarginLoss(), "g_adv_loss": losses.TripletMarginLoss()}
+        weights = dict.fromkeys((*loss_funcs, "g_hard_loss", "g_reg_loss"), 1)
+        kwargs = {"g_triplets_per_anchor": 2, "loss_weights": weights}
+    parameters = {name: list(model.parameters()) for name, model in models.items()}
+    if with_optimizer:
+        held_by += suffix if held_by == "metric_loss" else ""
+        parameters[held_by] = [*parameters.get(held_by, []), *loss.parameters()]
+    return trainer(
+        models=models,
+        optimizers={f"{name}_optimizer": torch.optim.AdamW(group, lr=1e-3) for name, group in parameters.items()},
+        batch_size=BATCH,
+        loss_funcs=loss_funcs,
+        dataset=Pairs(dataset) if trainer is trainers.TwoStreamMetricLoss else dataset,
+        sampler=samplers.MPerClassSampler(dataset.labels, 3, BATCH, BATCH * ITERATIONS),
+        dataloader_num_workers=0,
+        data_device=torch.device("cpu"),
+        **kwargs,
+    )
+
+
+def moved_by(made, loss):
+    """How many of the generator's parameters a training moves, and what it warns of."""
+    before = [p.clone() for p in loss.generator.parameters()]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made.train()
+    moved = sum(not torch.equal(p, q) for p, q in zip(loss.generator.parameters(), before, strict=True))
+    return moved, [str(w.message) for w in caught if "does not learn" in str(w.message)]
+
+
+STEPPING = (trainers.MetricLossOnly, trainers.TrainWithClassifier, Cascaded, trainers.TwoStreamMetricLoss)
+
+
+@pytest.mark.parametrize("trainer", STEPPING)
+@pytest.mark.parametrize("with_optimizer", [True, False])
+def test_every_other_trainer_steps_the_generator_if_given_its_optimizer(trainer, with_optimizer):
+    loss = make_loss()
+    moved, messages = moved_by(make_any_trainer(trainer, loss, with_optimizer), loss)
+    assert moved == (len(list(loss.generator.parameters())) if with_optimizer else 0)
+    assert len(messages) == (0 if with_optimizer else 1)
+
+
+def test_these_are_all_trainers_that_pml_has():
+    base = trainers.BaseTrainer.step_optimizers
+    found = {t for t in vars(trainers).values() if isinstance(t, type)} - {trainers.BaseTrainer, ADVERSARIAL}
+    assert all(issubclass(t, tuple(found)) for t in STEPPING)
+    assert len(found) == len(STEPPING)
+    assert all(t.step_optimizers is base for t in STEPPING)
+    assert ADVERSARIAL.step_optimizers is not base
+
+
+@pytest.mark.parametrize(
+    ("with_optimizer", "held_by", "learns"),
+    [(True, "metric_loss", False), (False, "", False), (True, "embedder", True), (True, "classifier", True)],
+)
+def test_the_adversarial_trainer_steps_optimizers_of_models_alone(with_optimizer, held_by, learns):
+    """README says so, and the warning says what to do."""
+    loss = make_loss()
+    moved, messages = moved_by(make_any_trainer(ADVERSARIAL, loss, with_optimizer, held_by), loss)
+    assert moved == (len(list(loss.generator.parameters())) if learns else 0)
+    assert len(messages) == (0 if learns else 1)
+    assert learns or "DeepAdversarialMetricLearning steps no optimizer of a loss" in messages[0]
+
+
+def test_an_adversarial_trainer_that_was_taught_to_step_raises_no_alarm():
+    class Taught(ADVERSARIAL):
+        def step_optimizers(self):
+            super().step_optimizers()
+            if self.iteration == ITERATIONS - 1:
+                self.optimizers["metric_loss_optimizer"].step()
+
+    loss = make_loss()
+    assert moved_by(make_any_trainer(Taught, loss), loss) == (len(list(loss.generator.parameters())), [])

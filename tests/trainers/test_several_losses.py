@@ -1,0 +1,280 @@
+"""Generating losses beside others, in whatever holds them, under the trainers that know of halves and epochs."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from pytorch_metric_learning import losses, miners
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from torch import nn
+from torch.utils.data import SequentialSampler, TensorDataset
+
+from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.generators import HardnessAwareGenerator, MixupGenerator
+from pml_gca.generators import global_correlation_generator as module
+from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 2])
+EPOCHS, ITERATIONS, WEIGHT = 2, 3, 0.7  # the trainer's weight of the metric loss
+pytestmark = pytest.mark.filterwarnings("ignore:DistributedLossWrapper is being used in a non-distributed")
+
+
+@pytest.fixture(autouse=True)
+def same_draws(monkeypatch):
+    """Loading data draws random numbers, too."""
+    weights = module.class_weights
+    monkeypatch.setattr(module, "class_weights", lambda *args: weights(*args[:-1], torch.full_like(args[-1], 0.3)))
+
+
+def generating(wrapped=losses.ContrastiveLoss, generator=None, **kwargs):
+    generator = generator or GlobalCorrelationGenerator(3, 8, num_layers=1, num_heads=2, dropout=0.0)
+    return HardNegativeGenerationLoss(wrapped(), generator, level_momentum=None, **kwargs).double()
+
+
+class CountedProxies(losses.ProxyAnchorLoss):
+    calls = 0
+
+    def forward(self, *args):
+        self.calls += 1
+        return super().forward(*args)
+
+
+class CountedMiner(miners.MultiSimilarityMiner):
+    calls = 0
+
+    def forward(self, *args):
+        self.calls += 1
+        return super().forward(*args)
+
+
+class Sum(nn.Module):
+    """A user's own combination, which PML knows nothing of."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None):
+        return sum(2 * part(embeddings, labels, indices_tuple) for part in self.parts)
+
+
+def as_list(first, proxies, second):
+    return losses.MultipleLosses([first, proxies, second], [CountedMiner(), CountedMiner(), None])
+
+
+def as_dict(first, proxies, second):
+    weights = {"mine": 0.5, "plain": 2.0, "also_mine": 3.0}
+    return losses.MultipleLosses(dict(zip(weights, (first, proxies, second), strict=True)), weights=weights)
+
+
+def nested(first, proxies, second):
+    inner = losses.MultipleLosses([proxies, second], weights=[0.1, 4])
+    return losses.MultipleLosses([losses.MultipleLosses([first]), inner], weights=[2, 0.5])
+
+
+def in_wrappers(first, proxies, second):
+    return losses.MultipleLosses([DistributedLossWrapper(first), proxies, DistributedLossWrapper(second)])
+
+
+HOLDERS = {  # with the factor of each loss in the metric loss
+    as_list: (1, 1, 1),
+    as_dict: (0.5, 2, 3),
+    nested: (2, 0.05, 2),
+    in_wrappers: (1, 1, 1),
+    Sum: (2, 2, 2),
+}
+
+
+def make(holder):
+    torch.manual_seed(0)
+    proxies = CountedProxies(3, 8).double()
+    embedder = nn.Linear(5, 8).double()
+    metric_loss = holder(generating(), proxies, generating(losses.MultiSimilarityLoss, beta=9.0))
+    return embedder, metric_loss, proxies, torch.randn(len(LABELS), 5, dtype=torch.float64)
+
+
+def make_optimizers(embedder, metric_loss):
+    return {
+        "embedder_optimizer": torch.optim.AdamW(embedder.parameters(), lr=3e-3),
+        "metric_loss_optimizer": torch.optim.AdamW(metric_loss.parameters(), lr=2e-3, weight_decay=0.1),
+    }
+
+
+def train(trainer_class, embedder, metric_loss, images, optimizers=None, first=1, epochs=EPOCHS):
+    """A trainer whose history lists the total loss of every iteration, as the trainer sees it."""
+    data, history = TensorDataset(images, LABELS), []
+    trainer = trainer_class(
+        models={"trunk": nn.Identity(), "embedder": embedder},
+        optimizers=make_optimizers(embedder, metric_loss) if optimizers is None else optimizers,
+        loss_funcs={"metric_loss": metric_loss},
+        dataset=data,
+        sampler=SequentialSampler(data),
+        batch_size=len(LABELS),
+        iterations_per_epoch=ITERATIONS,
+        dataloader_num_workers=0,
+        data_device=torch.device("cpu"),
+        loss_weights={"metric_loss": WEIGHT},
+        end_of_iteration_hook=lambda t: history.append(t.losses["total_loss"].item()),
+    )
+    trainer.train(start_epoch=first, num_epochs=epochs)
+    trainer.history = history
+    return trainer
+
+
+def in_phase(loss, phase, *batch):
+    if not isinstance(loss, HardNegativeGenerationLoss):
+        return loss(*batch)
+    with loss.phase(phase):
+        return loss(*batch)
+
+
+def written_out(holder, embedder, metric_loss, images, alternating):
+    """The total loss of every iteration, each loss called and each parameter stepped by hand."""
+    members = [m for m in metric_loss.modules() if isinstance(m, (HardNegativeGenerationLoss, CountedProxies))]
+    members = [(loss, WEIGHT * factor) for loss, factor in zip(members, HOLDERS[holder], strict=True)]
+    generating = [member for member in members if isinstance(member[0], HardNegativeGenerationLoss)]
+    twice = {p for loss, _ in generating for p in loss.generator.propagation.parameters()} if alternating else ()
+    optimizers, totals = make_optimizers(embedder, metric_loss), []
+
+    def zero_grad():
+        for p in [*embedder.parameters(), *metric_loss.parameters()]:
+            p.grad = torch.zeros_like(p) if p.grad is not None and p in twice else None
+
+    for _ in range(EPOCHS):
+        for _ in range(ITERATIONS):
+            zero_grad()
+            z, total = embedder(images), 0
+            for i, (loss, factor) in enumerate(members):
+                pairs = miners.MultiSimilarityMiner()(z, LABELS) if holder is as_list and i < 2 else None
+                total = total + factor * in_phase(loss, "embedding" if alternating else "all", z, LABELS, pairs)
+            total.backward()
+            for optimizer in optimizers.values():
+                optimizer.step()
+            if alternating:
+                zero_grad()
+                second = sum(f * in_phase(loss, "generation", z.detach(), LABELS) for loss, f in generating)
+                second.backward()
+                optimizers["metric_loss_optimizer"].step()
+                total = total + second
+            totals.append(total.item())
+        for loss, _ in generating:
+            loss.end_epoch()
+    return totals
+
+
+@pytest.mark.parametrize("trainer_class", [AlternatingTrainer, AutocastTrainer])
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_all_generating_losses_have_their_halves_and_epochs_and_others_are_called_once(holder, trainer_class):
+    embedder, metric_loss, proxies, images = make(holder)
+    expected_embedder, expected_loss = copy.deepcopy((embedder, metric_loss))
+    trainer = train(trainer_class, embedder, metric_loss, images)
+    expected = written_out(holder, expected_embedder, expected_loss, images, trainer_class is AlternatingTrainer)
+    assert trainer.history == pytest.approx(expected, rel=1e-12)
+    for ours, theirs in ((embedder, expected_embedder), (metric_loss, expected_loss)):
+        state = theirs.state_dict()
+        for name, value in ours.state_dict().items():
+            torch.testing.assert_close(value, state[name], rtol=1e-11, atol=1e-13, msg=name)
+    for loss in metric_loss.modules():
+        if isinstance(loss, HardNegativeGenerationLoss):
+            assert torch.isfinite(loss.metric_level)
+            assert torch.isfinite(loss.generator_level)
+            assert not loss._forward_hooks
+        elif isinstance(loss, (CountedProxies, CountedMiner)):
+            assert loss.calls == EPOCHS * ITERATIONS
+    # In PML's optimizers a plain loss's parameters have as many steps as there are iterations.
+    assert trainer.optimizers["metric_loss_optimizer"].state[proxies.proxies]["step"] == EPOCHS * ITERATIONS
+
+
+def test_one_generator_of_two_losses():
+    generator = GlobalCorrelationGenerator(3, 8, num_layers=1, num_heads=2)
+    pair = losses.MultipleLosses([generating(generator=generator), generating(losses.TripletMarginLoss, generator)])
+    embedder, _, _, images = make(as_list)
+    trainer = train(AlternatingTrainer, embedder, pair, images)
+    state = trainer.optimizers["metric_loss_optimizer"].state
+    assert {int(state[p]["step"]) for p in generator.auxiliary_classifier.parameters()} == {EPOCHS * ITERATIONS}
+    # What the first half of the first iteration does not reach has no gradient yet.
+    steps = {int(state[p]["step"]) for p in generator.propagation.parameters()}
+    assert steps == {2 * EPOCHS * ITERATIONS - 1, 2 * EPOCHS * ITERATIONS}
+    assert generator.phase == "all"
+
+
+def without_objective(name):
+    if name == "without parameters":
+        return MixupGenerator(3, 8)
+    return GlobalCorrelationGenerator(3, 8, num_layers=1, num_heads=2, dropout=0.0, coefficients=0.5)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("name", ["without parameters", "node classification alone"])
+def test_a_generator_without_an_objective_is_stepped_once(name, beside):
+    """As by a trainer that steps everything at once."""
+    results = []
+    for trainer_class in (AlternatingTrainer, AutocastTrainer):
+        torch.manual_seed(0)
+        embedder, images = nn.Linear(5, 8).double(), torch.randn(len(LABELS), 5, dtype=torch.float64)
+        loss = generating(generator=without_objective(name))
+        holder = losses.MultipleLosses([loss, losses.ProxyAnchorLoss(3, 8).double()]) if beside else loss
+        optimizers = make_optimizers(embedder, holder) if list(holder.parameters()) else {}
+        optimizers.setdefault("embedder_optimizer", torch.optim.AdamW(embedder.parameters(), lr=3e-3))
+        trainer = train(trainer_class, embedder, holder, images, optimizers)
+        results.append((trainer.history, embedder.state_dict(), holder.state_dict()))
+    assert results[0][0] == results[1][0]
+    for ours, theirs in zip(results[0][1:], results[1][1:], strict=True):
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_a_frozen_generator_goes_on_generating():
+    """What the advice to those who freeze the whole loss comes to."""
+    embedder, _, _, images = make(as_list)
+    loss = generating(collect_stats=True)
+    loss.requires_grad_(False)
+    before = [p.clone() for p in loss.parameters()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(
+            AlternatingTrainer,
+            embedder,
+            loss,
+            images,
+            {"embedder_optimizer": torch.optim.SGD(embedder.parameters(), 0.1)},
+        )
+    assert loss.generator.num_negatives > 0
+    assert all(torch.equal(p, q) for p, q in zip(loss.parameters(), before, strict=True))
+
+
+def test_the_second_half_leaves_another_kind_of_classifier_alone():
+    loss = generating(generator=HardnessAwareGenerator(3, 8, reembed=True))
+    embedder, _, _, images = make(as_list)
+    trainer = train(AlternatingTrainer, embedder, loss, images)
+    state = trainer.optimizers["metric_loss_optimizer"].state
+    counts = [{int(state[p]["step"]) for p in part.parameters()} for part in loss.generator.children()]
+    assert counts == [{2 * EPOCHS * ITERATIONS - 1}, {EPOCHS * ITERATIONS}]
+
+
+def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path):
+    """Gradients are in no checkpoint, and yet a parameter that has momentum is stepped at once."""
+    whole = make(as_dict)
+    trainer = train(AlternatingTrainer, *whole[:2], whole[3])
+    embedder, metric_loss, _, images = make(as_dict)
+    resumed = train(AlternatingTrainer, embedder, metric_loss, images, epochs=1)
+    parts = {"embedder": embedder, "loss": metric_loss, **resumed.optimizers}
+    torch.save({name: part.state_dict() for name, part in parts.items()}, tmp_path / "run.pt")
+    embedder, metric_loss, _, images = make(as_dict)
+    optimizers = make_optimizers(embedder, metric_loss)
+    states = torch.load(tmp_path / "run.pt")
+    for name, part in {"embedder": embedder, "loss": metric_loss, **optimizers}.items():
+        part.load_state_dict(states[name])
+    train(AlternatingTrainer, embedder, metric_loss, images, optimizers, first=2)
+    for part, expected in ((embedder, whole[0]), (metric_loss, whole[1])):
+        state = expected.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in part.state_dict().items())
+    assert trainer.epoch == EPOCHS
+
+
+@pytest.mark.parametrize("trainer_class", [AlternatingTrainer])
+def test_no_generating_loss_in_several(trainer_class):
+    embedder, _, _, images = make(as_list)
+    plain = losses.MultipleLosses([losses.ContrastiveLoss(), losses.ProxyAnchorLoss(3, 8)])
+    with pytest.raises(TypeError, match=r"must be a HardNegativeGenerationLoss.*or hold one, got MultipleLosses"):
+        train(trainer_class, embedder, plain, images)
