@@ -143,9 +143,9 @@ class BaseGenerator(ModuleWithRecords):
         Raises:
             ValueError: one is out of range.
         """
-        labels = copy.wait().long()
+        labels = copy.wait()
         check_label_range(labels, self.num_classes)
-        return labels
+        return labels.long()
 
     def wants(self, objective: str) -> bool:
         """Whether an objective term counts in this :attr:`phase`; a term that does not need not be computed.

@@ -37,8 +37,9 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
     In evaluation it is the wrapped loss alone. Of PML's records, ``synthetic_loss`` includes its weight.
 
     References (``ref_emb``, ``ref_labels``) join the graph as nodes without gradient, and are positives and negatives
-    of the batch's anchors. A reference that equals a sample of the batch, label and all, is that sample. The graph
-    grows with the square of batch and references together: a memory of thousands is too many.
+    of the batch's anchors. A reference that equals a sample of the batch, label and all, is that sample; of several
+    that are equal, the first is the first such sample, and so on, and those beyond are nodes. The graph grows with the
+    square of batch and references together: a memory of thousands is too many.
     An ``indices_tuple`` goes to the wrapped loss, and leaves generation as it is.
 
     Args:
@@ -214,7 +215,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         ref_labels: Tensor,
     ) -> dict[str, dict[str, Any]]:
         """PML's interface: the sub-losses by name, each already a scalar."""
-        references = () if ref_emb is embeddings and ref_labels is labels else (ref_emb, ref_labels)
+        references = () if ref_emb is embeddings and ref_labels is labels else (ref_emb, ref_labels.long())
         labels = labels.long()
         nodes, node_labels = embeddings, labels
         if references:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..generators import GlobalCorrelationGenerator
 from ..graph import join_references
-from ..utils.validation import check_positive_int
+from ..utils.validation import check_labels, check_positive_int
 
 
 @contextmanager
@@ -71,9 +71,11 @@ class GlobalCorrelationMiner(BaseMiner):
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, ...]:
         """PML's interface; see the class."""
-        nodes, node_labels = embeddings, labels
-        node_of = torch.arange(len(labels), device=labels.device)
-        if ref_emb is not embeddings:
+        check_labels(labels, len(embeddings))
+        has_references = ref_emb is not embeddings or ref_labels is not labels
+        nodes, labels = embeddings, labels.long()  # of unsigned integers torch can hardly do anything
+        node_labels, node_of = labels, torch.arange(len(labels), device=labels.device)
+        if has_references:
             self.generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
             nodes, node_labels, node_of = join_references(embeddings, labels, ref_emb, ref_labels)
         with evaluating(self.generator):

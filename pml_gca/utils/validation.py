@@ -82,22 +82,26 @@ def check_embeddings(embeddings: object, embedding_size: int, name: str = "embed
 
 
 def check_labels(labels: object, num_embeddings: int, name: str = "labels", of: str = "embeddings") -> None:
-    """Raise unless ``labels`` is a 1-D integer tensor, one per embedding."""
+    """Raise unless ``labels`` is a 1-D tensor of integers, signed or not, that fit into int64, one per embedding."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"{name} must be integers, got {labels.dtype}")
+        raise TypeError(f"{name} must be integers, got {labels.dtype}; if its values are class numbers, pass .long()")
     if labels.ndim != 1:
         raise ValueError(f"{name} must be 1-D (batch_size,), got {labels.ndim}-D with shape {tuple(labels.shape)}")
     if len(labels) != num_embeddings:
         raise ValueError(f"{name} must be as many as {of}: expected {num_embeddings}, got {len(labels)}")
+    # What does not fit would wrap around and could become a class; no other dtype is that wide.
+    if labels.dtype == torch.uint64 and (largest := int(labels.cpu().numpy().max(initial=0))) >= 2**63:
+        raise ValueError(f"{name} must fit into int64, got {largest}")
 
 
 def check_label_range(labels: Tensor, num_classes: int, name: str = "labels") -> None:
     """Raise unless ``labels``, best on the host, lie in [0, ``num_classes``)."""
     if len(labels) == 0:
         return
-    low, high = int(labels.min()), int(labels.max())
+    values = labels.cpu().numpy()  # torch has no minimum of unsigned integers
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"{name} must lie in [0, num_classes) = [0, {num_classes}), got values from {low} to {high}. Give the "

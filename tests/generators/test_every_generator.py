@@ -33,6 +33,21 @@ every = pytest.mark.parametrize("name", sorted(GENERATORS))
 
 
 @every
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8])
+def test_labels_of_any_integer_dtype(name, dtype):
+    z, y = random_rows(7), torch.tensor([3, 1, 3, 0, 0, 2, 1])
+    found = []
+    for labels_given in (y, y.to(dtype)):
+        torch.manual_seed(0)
+        generator = GENERATORS[name]()
+        negatives = generator(z, labels_given, 6)
+        found.append([negatives.embeddings, negatives.labels, negatives.anchors, *negatives.objectives.values()])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=rf"labels must lie in .*got values from {NUM_CLASSES} to {NUM_CLASSES + 3}"):
+        GENERATORS[name]()(z, (y + NUM_CLASSES).to(dtype))
+
+
+@every
 @settings(max_examples=12)
 @given(
     labels(),

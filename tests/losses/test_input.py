@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning import losses, reducers
@@ -28,6 +29,12 @@ def with_values(*values):
     return z
 
 
+def unsigned(first):
+    """Labels from ``first`` on in the narrowest unsigned dtype."""
+    dtype = next(d for d in (np.uint16, np.uint32, np.uint64) if first + 7 <= np.iinfo(d).max)
+    return torch.from_numpy(LABELS.numpy().astype(dtype) + dtype(first))
+
+
 Z = torch.randn(6, SIZE)
 BAD_BATCHES = [
     (TypeError, "embeddings must be a torch.Tensor, got list", Z.tolist(), LABELS),
@@ -45,13 +52,28 @@ BAD_BATCHES = [
     ),
     (TypeError, "labels must be a torch.Tensor, got NoneType", Z, None),
     (TypeError, "labels must be a torch.Tensor, got list", Z, LABELS.tolist()),
-    (TypeError, "labels must be integers, got torch.float32", Z, LABELS.float()),
+    (
+        TypeError,
+        "labels must be integers, got torch.float32; if its values are class numbers, pass .long()",
+        Z,
+        LABELS.float(),
+    ),
     (TypeError, "labels must be integers, got torch.bool", Z, LABELS.bool()),
+    (TypeError, "labels must be integers, got torch.complex64", Z, LABELS + 0j),
     (ValueError, "labels must be as many as embeddings: expected 6, got 5", Z, LABELS[:5]),
     (ValueError, "labels must be 1-D (batch_size,), got 2-D with shape (6, 1)", Z, LABELS[:, None]),
     (ValueError, "labels must be 1-D (batch_size,), got 0-D", Z, LABELS[0]),
     (ValueError, "labels must lie in [0, num_classes) = [0, 9), got values from -1 to 6", Z, LABELS - 1),
     (ValueError, "labels must lie in [0, num_classes) = [0, 9), got values from 2 to 9", Z, LABELS + 2),
+    (ValueError, "labels must lie in [0, num_classes) = [0, 9), got values from 60000 to 60007", Z, unsigned(60000)),
+    (ValueError, "labels must lie in [0, num_classes) = [0, 9), got values from 2147483648 to", Z, unsigned(2**31)),
+    (
+        ValueError,
+        "labels must lie in [0, num_classes) = [0, 9), got values from 4611686018427387904 to",
+        Z,
+        unsigned(2**62),
+    ),
+    (ValueError, "labels must fit into int64, got 18446744073709551615", Z, unsigned(2**64 - 8)),
 ]
 
 
@@ -74,6 +96,20 @@ def test_bad_references_are_named_and_nothing_has_changed(error, message, z, lab
     with pytest.raises(error, match="^" + re.escape(message)):
         loss(Z, LABELS, None, z, labels)
     assert all(torch.equal(value, before[key]) for key, value in loss.state_dict().items())
+
+
+@pytest.mark.parametrize("wrapped", [losses.NPairsLoss, losses.TripletMarginLoss, losses.ArcFaceLoss])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16])
+def test_labels_of_any_integer_dtype(dtype, wrapped):
+    """Default collation makes uint16 tensors of np.uint16 labels."""
+    values = []
+    for labels in (LABELS, LABELS.to(dtype)):
+        torch.manual_seed(0)
+        loss = make_loss(wrapped(NUM_CLASSES, SIZE) if wrapped is losses.ArcFaceLoss else wrapped())
+        z = Z.clone().requires_grad_()
+        value = loss(z, labels)
+        values.append([value, *torch.autograd.grad(value, [z, *loss.parameters()], allow_unused=True)])
+    torch.testing.assert_close(*values, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("labels", [LABELS - 1, LABELS + 100])

@@ -99,6 +99,52 @@ def test_references_that_only_repeat_the_batch_change_nothing(z):
     same(generated_part(loss, z, LABELS, pairs, copy, same_labels), expected)
 
 
+REPEATED = [0, 1, 0, 2, 5, 1, 0]  # rows of LABELS, some several times
+
+
+def test_equal_samples_of_the_batch_are_told_apart(z):
+    """MPerClassSampler repeats the samples of small classes; the distributed wrapper hands the batch over again."""
+    loss = make_loss()
+    z, labels = z.detach()[REPEATED].requires_grad_(), LABELS[REPEATED]
+    expected = generated_part(loss, z, labels)
+    same(
+        generated_part(loss, z, labels, get_indices_tuple(labels, labels.clone()), z.clone(), labels.clone()), expected
+    )
+    assert loss.generator.num_skipped_anchors == 0  # a twin has its twin for a positive
+
+
+def test_copies_beyond_those_of_the_batch_are_nodes(z):
+    """They are to the graph what samples are that differ by less than matters."""
+    loss = make_loss()
+    z, copies = z.detach().requires_grad_(), [0, 1, 3, 3]
+    everything, all_labels = torch.cat([z, z[copies]]).detach(), torch.cat([LABELS, LABELS[copies]])
+    nearly = everything[len(z) :] * (1 + 1e-10)
+    found, _ = generated_part(loss, z, LABELS, None, everything, all_labels)
+    assert loss.generator.num_skipped_anchors == 1  # class 5; class 3 has found positives
+    expected, _ = generated_part(loss, z, LABELS, None, nearly, LABELS[copies])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    alone, _ = generated_part(loss, z, LABELS)
+    assert abs(found - alone) > 1e-3 * alone
+
+
+def test_fewer_copies_than_in_the_batch_change_nothing(z):
+    loss = make_loss()
+    z, labels = z.detach()[REPEATED].requires_grad_(), LABELS[REPEATED]
+    same(generated_part(loss, z, labels, None, z.detach()[:2], labels[:2]), generated_part(loss, z, labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int32])
+def test_labels_of_any_integer_dtype(dtype, z, others):
+    loss = make_loss()
+    state = {key: value.clone() for key, value in loss.state_dict().items()}
+    found = []
+    for labels, ref_labels in ((LABELS, REF_LABELS), (LABELS.to(dtype), REF_LABELS.to(dtype))):
+        loss.load_state_dict(state)
+        torch.manual_seed(3)
+        found.append(loss(z, labels, None, others, ref_labels))
+    same(*found)
+
+
 def test_a_batch_of_singletons_learns_from_references(z, others):
     loss, singletons = make_loss(), torch.arange(6)
     loss(z, singletons)

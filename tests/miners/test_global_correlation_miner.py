@@ -146,6 +146,67 @@ def test_some_of_the_batch_repeated_mines_what_the_whole_does(output, size):
         assert [t.tolist() for t in split[start:stop]] == [t[of_first].tolist() for t in whole[start:stop]]
 
 
+def test_equal_samples_are_told_apart_in_references():
+    """A small class is drawn with repetition, and the distributed wrapper passes the batch as references."""
+    z, labels = batch([0, 1])
+    embeddings, labels = torch.cat([z, z]), torch.cat([labels, labels])
+    miner = GlobalCorrelationMiner(GENERATOR, 3, "pairs")
+    for references in ((), (embeddings.clone(), labels.clone()), (embeddings, labels.clone())):
+        mined = miner(embeddings, labels, *references)
+        assert couples(*mined[:2]) == [(0, 2), (1, 3), (2, 0), (3, 1)]
+        assert couples(*mined[2:]) == [(0, 1), (0, 3), (1, 0), (1, 2), (2, 1), (2, 3), (3, 0), (3, 2)]
+
+
+@given(
+    rows=st.lists(st.integers(0, 4), min_size=1, max_size=10),
+    order=st.randoms(use_true_random=False),
+    size=st.integers(1, 10),
+    output=st.sampled_from(OUTPUTS),
+)
+@settings(max_examples=30, deadline=None)
+def test_repeated_samples_mine_the_same_wherever_they_stand(rows, order, size, output):
+    """References that hold the batch, or the first of a batch whose rest comes as references, mine what it does."""
+    points, point_labels = batch([0, 0, 1, 1, 2])
+    embeddings, labels = points[rows], point_labels[rows]
+    miner = GlobalCorrelationMiner(GENERATOR, 20, output)
+    alone = miner(embeddings, labels)
+    repeated = miner(embeddings, labels, embeddings.clone(), labels.clone())
+    assert [t.tolist() for t in repeated] == [t.tolist() for t in alone]
+    head = miner(embeddings[:size], labels[:size], embeddings.clone(), labels.clone())
+    for start, stop in ((0, 3),) if output == "triplets" else ((0, 2), (2, 4)):
+        of_first = alone[start] < size
+        assert [t.tolist() for t in head[start:stop]] == [t[of_first].tolist() for t in alone[start:stop]]
+    shuffled = list(range(len(rows)))
+    order.shuffle(shuffled)
+    mixed = miner(embeddings, labels, embeddings[shuffled], labels[shuffled])
+    assert [len(t) for t in mixed] == [len(t) for t in alone]
+    assert (
+        all((shuffled[p], a) for a, p in couples(*mixed[:2]) if shuffled[p] == a and rows.count(rows[a]) == 1) is True
+    )
+
+
+def test_more_and_fewer_copies_in_references():
+    z, labels = batch([0, 1])
+    miner = GlobalCorrelationMiner(GENERATOR, 9, "pairs")
+    twice, both = (torch.cat([z, z]), torch.cat([labels, labels])), (z, labels)
+    # Beyond those of the batch, a copy is a sample of its own: a positive of its anchor, and a negative of the other.
+    more = miner(*both, *twice)
+    assert couples(*more[:2]) == [(0, 2), (1, 3)]
+    assert couples(*more[2:]) == [(0, 1), (0, 3), (1, 0), (1, 2)]
+    # The only copy is the first of the batch's, and so a positive of the second alone.
+    fewer = miner(*twice, *both)
+    assert couples(*fewer[:2]) == [(2, 0), (3, 1)]
+    assert couples(*fewer[2:]) == [(0, 1), (1, 0), (2, 1), (3, 0)]
+
+
+def test_other_labels_of_the_batch_itself_are_references():
+    embeddings, labels = batch([0, 0, 1, 1])
+    other = torch.tensor([0, 1, 1, 0])
+    mined = GlobalCorrelationMiner(GENERATOR, 4, "pairs")(embeddings, labels, embeddings, other)
+    copied = GlobalCorrelationMiner(GENERATOR, 4, "pairs")(embeddings, labels, embeddings.clone(), other)
+    assert [t.tolist() for t in mined] == [t.tolist() for t in copied]
+
+
 DEGENERATE = {
     "one class": [3, 3, 3, 3],
     "singletons": [0, 1, 2, 3],
@@ -196,13 +257,18 @@ def test_pml_losses_take_what_is_mined(output, wrapped):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("label_dtype", [torch.int64, torch.int32, torch.uint8])
+@pytest.mark.parametrize(
+    "label_dtype", [torch.int64, torch.int32, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64]
+)
 def test_dtypes(dtype, label_dtype):
     embeddings, labels = batch([0, 0, 1, 1, 2], dtype=torch.float32)
     mined = GlobalCorrelationMiner(GENERATOR, 4)(embeddings.to(dtype), labels.to(label_dtype))
     expected = GlobalCorrelationMiner(GENERATOR, 4)(embeddings, labels)
     assert all(t.dtype == torch.long for t in mined)
     assert [t.tolist() for t in mined] == [t.tolist() for t in expected]  # all negatives, so no order of hardness
+    mined = GlobalCorrelationMiner(GENERATOR, 4)(embeddings, labels, embeddings.to(dtype), labels.to(label_dtype))
+    if dtype in (torch.float32, torch.float64):
+        assert [t.tolist() for t in mined] == [t.tolist() for t in expected]
 
 
 def test_the_generator_is_left_as_it_was():
@@ -303,7 +369,10 @@ BAD_INPUT = [
     ),
     ((EMBEDDINGS, LABELS + CLASSES), ValueError, "labels must lie in .*set_min_label_to_zero=True"),
     ((EMBEDDINGS, LABELS - 1), ValueError, "labels must lie in"),
-    ((EMBEDDINGS, LABELS.float()), TypeError, "labels must be integers"),
+    ((EMBEDDINGS, LABELS.float()), TypeError, r"labels must be integers, got torch.float32; .*pass .long\(\)"),
+    ((EMBEDDINGS, LABELS.bool()), TypeError, "labels must be integers, got torch.bool"),
+    ((EMBEDDINGS, torch.full((3,), 2**63, dtype=torch.uint64)), ValueError, "labels must fit into int64, got 92233"),
+    ((EMBEDDINGS, (LABELS + CLASSES).to(torch.uint16)), ValueError, "labels must lie in .*got values from 12 to 13"),
     ((EMBEDDINGS, LABELS[:2]), ValueError, "(?i)number of embeddings must equal number of labels"),
     ((EMBEDDINGS, LABELS, EMBEDDINGS[:, :5], LABELS), ValueError, "ref_emb must have 8 channels, .* got 5"),
     ((EMBEDDINGS, LABELS, EMBEDDINGS.clone(), None), TypeError, "ref_labels must be a torch.Tensor, got NoneType"),
