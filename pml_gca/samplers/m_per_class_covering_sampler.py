@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -19,15 +20,15 @@ class MPerClassCoveringSampler(Sampler[int]):
     for each batch, all equally likely, as in PML, so that an epoch still misses some samples.
 
     Args:
-        labels: (N,) integers, of the data set.
+        labels: (N,), of the data set; numbers of any type, or names.
         m: samples M of each class in a batch.
         batch_size: of which M is a divisor.
         length_before_new_iter: samples of an epoch. The last batch is dropped if it is not full.
         seed: of all draws, which depend on nothing else.
 
     Raises:
-        TypeError, ValueError: ``m``, ``batch_size`` or ``length_before_new_iter`` is no positive integer;
-            ``batch_size`` is no multiple of ``m``, or larger than M of every class or than an epoch.
+        TypeError, ValueError: ``labels`` are not 1-D; ``m``, ``batch_size`` or ``length_before_new_iter`` is no
+            positive integer; ``batch_size`` is no multiple of ``m``, or larger than M of every class or than an epoch.
 
     Example:
         >>> sampler = MPerClassCoveringSampler([0, 0, 0, 0, 7, 7, 7, 7], m=2, batch_size=4, length_before_new_iter=8)
@@ -36,7 +37,12 @@ class MPerClassCoveringSampler(Sampler[int]):
     """
 
     def __init__(
-        self, labels: Tensor | Sequence[int], m: int, batch_size: int, length_before_new_iter: int, seed: int = 0
+        self,
+        labels: Tensor | np.ndarray | Sequence[Any],
+        m: int,
+        batch_size: int,
+        length_before_new_iter: int,
+        seed: int = 0,
     ) -> None:
         for name, value in (
             ("m", m),
@@ -46,9 +52,12 @@ class MPerClassCoveringSampler(Sampler[int]):
             check_positive_int(name, value)
         if batch_size % m:
             raise ValueError(f"batch_size must be a multiple of m, {m}, got {batch_size}")
-        labels = torch.as_tensor(labels)
-        order, sizes = labels.argsort(stable=True), labels.unique(return_counts=True)[1]
-        self.members = [rows.tolist() for rows in order.split(sizes.tolist())]
+        values = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+        if values.ndim != 1:
+            raise ValueError(f"labels must be 1-D, one of each sample, got {values.ndim}-D, shape {values.shape}")
+        _, classes, sizes = np.unique(values, return_inverse=True, return_counts=True)
+        order = classes.argsort(kind="stable")
+        self.members = [rows.tolist() for rows in np.split(order, sizes.cumsum())[:-1]]
         if batch_size > m * len(self.members):
             raise ValueError(
                 f"batch_size must be at most {m * len(self.members)}, {m} samples of each of {len(self.members)} "

@@ -72,6 +72,23 @@ def test_a_sampler_goes_on_where_another_was(tmp_path):
             MPerClassCoveringSampler(unlike, 3, 6, 48).load_state_dict(one.state_dict())
 
 
+@pytest.mark.parametrize(
+    "kind", ["uint8", "uint16", "uint32", "uint64", "int64", "float32", "reversed", "text", "list"]
+)
+def test_labels_of_any_kind(kind):
+    labels = np.arange(30) % 5
+    expected = list(MPerClassCoveringSampler(torch.tensor(labels), 2, 6, 24))
+    given = {"reversed": labels[::-1].copy()[::-1], "text": labels.astype(str), "list": labels.tolist()}
+    sampler = MPerClassCoveringSampler(given[kind] if kind in given else labels.astype(kind), 2, 6, 24)
+    assert list(sampler) == expected
+
+
+def test_labels_keep_their_identity():
+    large = 2**53 + np.arange(12) // 4
+    batch = list(MPerClassCoveringSampler(large, 4, 12, 12))
+    assert sorted(batch) == list(range(12))
+
+
 CUB = [60] * 64 + [59] * 18 + [57] * 10 + [41] * 8, 27, 3  # images of each class, classes, images of each
 SOP = [n for n, count in enumerate((0, 0, 6, 12, 20, 24, 16, 9, 5, 3, 2, 1, 2)) for _ in range(count)], 4, 2
 
@@ -113,6 +130,13 @@ def test_what_an_epoch_leaves_out_comes_in_the_next():
     epochs = [set(sampler) for _ in range(3)]
     assert [len(rows) for rows in epochs] == [20, 20, 20]
     assert not any(a & b for a, b in itertools.combinations(epochs, 2))
+
+
+def test_bad_labels():
+    with pytest.raises(ValueError, match=r"labels must be 1-D, one of each sample, got 2-D, shape \(4, 1\)"):
+        MPerClassCoveringSampler(torch.zeros(4, 1), 2, 2, 2)
+    with pytest.raises(ValueError, match="batch_size must be at most 0, 2 samples of each of 0 classes, got 2"):
+        MPerClassCoveringSampler([], 2, 2, 2)
 
 
 @pytest.mark.parametrize(
