@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from pml_gca.checkpoints import load_published_checkpoint
-from pml_gca.datasets import UnreadableImageError, load_benchmark
+from pml_gca.datasets import load_benchmark
 from pml_gca.protocol import Options, evaluate
 from pml_gca.protocol.report import metrics_table, percent
 from pml_gca.recipes import RECIPES, find_recipe
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         check_arguments(parser, args)
         run(parser, args)
-    except (ImportError, OSError, UnreadableImageError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"evaluate_checkpoint.py: {error}")
 
 

@@ -217,9 +217,9 @@ def main(argv: list[str] | None = None) -> None:
     curves = [result["history"] for result in results.values() if result["history"]["recall_at_1"]]
     if curves:
         title = f"{args.recipe.name}, {'held-out' if args.select_on == 'val' else 'test'} classes"
-        figure = visualize.plot_curves({title_of(args.options): curves}, title=title)
-        figure.savefig(args.out / "curves.png", dpi=150)
-        print(f"Learning curves: {args.out / 'curves.png'}")
+        shown = {title_of(args.options): curves}
+        if visualize.try_to_save(args.out / "curves.png", lambda: visualize.plot_curves(shown, title=title)):
+            print(f"Learning curves: {args.out / 'curves.png'}")
 
 
 def describe(benchmark: Benchmark) -> str:

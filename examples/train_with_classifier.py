@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pytorch_metric_learning.utils import logging_presets
 from torch import Tensor, nn
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss, visualize
-from pml_gca.datasets import ClassFolder, Glyphs
+from pml_gca.datasets import ClassFolder, Glyphs, check_queries, small_classes
 from pml_gca.losses import NAMED_LOSSES
 from pml_gca.utils import RecallCalculator, runs
 
@@ -27,7 +28,7 @@ METRICS = {
     "r_precision": "R-precision",
 }
 SAMPLES_PER_CLASS = 3
-QUERIES_SHOWN = 8
+QUERIES_SHOWN, NEIGHBOURS_SHOWN = 8, 4
 NUM_HEADS = 2  # of the generator's attention
 KINDS = {"none": "{}", "gca": "{} + GCA-HNG", "hardest": "{} + hardest real negatives, classified"}
 SEVERAL = {"both": ("none", "gca"), "all": tuple(KINDS)}
@@ -81,10 +82,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def load_data(args: argparse.Namespace) -> dict[str, Any]:
-    """Training, validation and test sets, whose classes have nothing in common."""
-    if args.data is None:
-        return {split: Glyphs(split, image_size=args.image_size) for split in ("train", "val", "test")}
-    return {split: ClassFolder(args.data, split, image_size=args.image_size) for split in ("train", "val", "test")}
+    """Training, validation and test sets, whose classes have nothing in common.
+
+    Raises:
+        ValueError: they cannot be read, or no image has another of its class to find.
+    """
+    make = Glyphs if args.data is None else partial(ClassFolder, args.data)
+    data: dict[str, Any] = {split: make(split, image_size=args.image_size) for split in ("train", "val", "test")}
+    notes = [check_queries(f"the {split} set", data[split]) for split in ("val", "test")]
+    small = small_classes(data["train"], SAMPLES_PER_CLASS)
+    if small:
+        notes.append(f"{len(small)} training classes have fewer than {SAMPLES_PER_CLASS} images, which are repeated")
+    for note in filter(None, notes):
+        print(note, file=sys.stderr)
+    return data
 
 
 def convolutional_trunk(channels: int) -> tuple[nn.Module, int]:
@@ -183,11 +194,12 @@ class Run:
         metrics = self.test("test", self.args.epochs)
         embeddings, _ = self.tester.get_all_embeddings(self.data["test"], self.models["trunk"], self.models["embedder"])
         queries = shown_queries(self.data["test"], self.args.seed)
+        shown = min(NEIGHBOURS_SHOWN, len(embeddings) - 1)
         result = {
             "metrics": metrics,
             "seconds_per_iteration": self.history["seconds"][-1] / self.history["iterations"][-1],
             "history": self.history,
-            "neighbours": visualize.nearest_neighbours(embeddings.cpu(), queries, 4).tolist(),
+            "neighbours": visualize.nearest_neighbours(embeddings.cpu(), queries, shown).tolist(),
         }
         runs.write_json(result_file, result)
         return result
@@ -259,15 +271,16 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def retrieval_figure(test: Any, queries: Tensor, results: dict[str, dict[str, Any]]) -> Any:
     """Queries and what each model found; of the test set only the images shown are read."""
-    found = torch.tensor([result["neighbours"] for result in results.values()])  # (models, Q, 4)
+    found = torch.tensor([result["neighbours"] for result in results.values()])  # (models, Q, neighbours)
     shown, place = torch.cat([queries, found.flatten()]).unique(return_inverse=True)
     return visualize.plot_retrieval(
         torch.stack([test[i][0] for i in shown.tolist()]),
         test.labels[shown],
         place[: len(queries)],
         dict(zip(results, place[len(queries) :].view_as(found), strict=True)),
+        top=found.shape[2],
         class_names=test.classes,
-        title="Unseen classes: queries and their four nearest images",
+        title="Unseen classes: queries and their nearest images",
     )
 
 
@@ -275,27 +288,29 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     try:
         data = load_data(args)
-    except ValueError as error:
-        sys.exit(f"--data: {error}" if args.data else str(error))
-    try:
-        prepare_folder(args)
     except (OSError, ValueError) as error:
-        sys.exit(str(error))
+        sys.exit(f"--data: {error}" if args.data else str(error))
     title = args.loss.replace("_", "-")
     names = {kind: name.format(title) for kind, name in KINDS.items()}
     wanted = SEVERAL.get(args.generator, (args.generator,))
-    results = {names[kind]: Run(names[kind], kind, args, data).train() for kind in wanted}
+    try:
+        prepare_folder(args)
+        results = {names[kind]: Run(names[kind], kind, args, data).train() for kind in wanted}
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
 
     test = data["test"]
     report = table(results)
     print(f"\nUnseen classes: {test.num_classes} with {len(test)} images, seed {args.seed}\n\n{report}\n")
     (args.out / "table.md").write_text(report + "\n")
     curves = {name: result["history"] for name, result in results.items()}
-    figure = visualize.plot_curves(curves, title=f"{data['val'].num_classes} validation classes")
-    figure.savefig(args.out / "curves.png", dpi=150)
-    figure = retrieval_figure(test, shown_queries(test, args.seed), results)
-    figure.savefig(args.out / "retrieval.png", dpi=150)
-    print(f"Figures: {args.out / 'curves.png'}, {args.out / 'retrieval.png'}")
+    title, queries = f"{data['val'].num_classes} validation classes", shown_queries(test, args.seed)
+    draw = {
+        args.out / "curves.png": lambda: visualize.plot_curves(curves, title=title),
+        args.out / "retrieval.png": lambda: retrieval_figure(test, queries, results),
+    }
+    drawn = [str(path) for path in draw if visualize.try_to_save(path, draw[path])]
+    print(f"Figures: {', '.join(drawn) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from ..utils.optional import import_pillow
 from .affine import AffineRange
 from .benchmarks import Benchmark, load_benchmark
-from .class_subset import ClassSubset, UnreadableImageError, small_classes
+from .class_subset import ClassSubset, UnreadableImageError, check_queries, small_classes
 from .glyphs import Glyphs
 from .image_folder import ClassFolder
 
@@ -20,6 +20,7 @@ __all__ = [
     "Glyphs",
     "InShop",
     "UnreadableImageError",
+    "check_queries",
     "load_benchmark",
     "small_classes",
 ]

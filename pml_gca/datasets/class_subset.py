@@ -32,10 +32,15 @@ class ImageSource(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-class LabelledClasses(Protocol):
-    """What this package's data sets have: (N,) labels from 0, and the classes that they index."""
+class Labelled(Protocol):
+    """What this package's data sets have: (N,) labels from 0."""
 
     labels: Tensor
+
+
+class LabelledClasses(Labelled, Protocol):
+    """The same, and the classes that the labels index."""
+
     classes: list[Any]
 
 
@@ -156,3 +161,35 @@ def small_classes(dataset: LabelledClasses, samples_per_class: int) -> list[tupl
     counts = torch.bincount(dataset.labels, minlength=len(dataset.classes)).tolist()
     pairs = zip(dataset.classes, counts, strict=True)
     return [(str(name), count) for name, count in pairs if count < samples_per_class]
+
+
+def check_queries(what: str, queries: Labelled, gallery: Labelled | None = None) -> str | None:
+    """Whether retrieval can be measured: what a query is to find is an image of its class, other than itself.
+
+    Args:
+        what: the queries in words, such as "the validation set".
+        queries: a data set with (N,) ``labels``.
+        gallery: what they search, with labels that agree; None for themselves.
+
+    Returns:
+        A sentence about queries that find nothing, and do not count, or that cannot but find their class; None if
+        there are none.
+
+    Raises:
+        ValueError: no query has anything to find, so that recall would be NaN.
+    """
+    searched = queries.labels if gallery is None else gallery.labels
+    length = 1 + int(max(queries.labels.max(), searched.max()))
+    to_find = torch.bincount(searched, minlength=length)[queries.labels] - int(gallery is None)
+    lone, total = int((to_find == 0).sum()), len(queries.labels)
+    if lone == total:
+        other = "another image of its class" if gallery is None else "an image of its class in the gallery"
+        raise ValueError(
+            f"{what} cannot be evaluated: none of its images ({total}) has {other} to find; expected a class of 2 "
+            "images or more"
+        )
+    if lone:
+        return f"{lone} of {total} images of {what} have no image of their class to find, and do not count"
+    if len(searched.unique()) == 1:
+        return f"all images of {what} are of one class: recall is 1, whatever the model"
+    return None

@@ -16,8 +16,9 @@ from ..cost import StepCost
 from ..datasets import Benchmark
 from ..recipes import Recipe
 from ..utils import runs
+from .checks import check_classes
 from .evaluation import build_tester, quiet, run_tester
-from .experiment import build_hooks, build_sampler, check_classes
+from .experiment import build_hooks, build_sampler
 from .options import Options
 from .parts import Parts, build_parts
 

@@ -1,5 +1,6 @@
 """Retrieval as the paper reports it, by PML's tester."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..datasets import Benchmark
+from ..datasets import Benchmark, check_queries
 from ..utils import RecallCalculator
 
 
@@ -67,6 +68,20 @@ def run_tester(
     return {name: float(accuracies[f"{name}_level0"]) for name in metric_names(benchmark)}
 
 
+def check_split(benchmark: Benchmark, split: str) -> None:
+    """Warn of images of ``"val"`` or ``"test"`` that do not count, before it is evaluated.
+
+    Raises:
+        ValueError: there are no validation classes, or nothing to find in the split.
+    """
+    if split == "val" and benchmark.val is None:
+        raise ValueError("split is 'val', but the benchmark has no validation classes: val_fraction was 0")
+    parts = [benchmark.val] if split == "val" else list(benchmark.test.values())
+    note = check_queries(f"the {'validation' if split == 'val' else 'test'} set of {benchmark.name}", *parts)
+    if note is not None:
+        warnings.warn(note, stacklevel=3)
+
+
 def evaluate(
     trunk: nn.Module,
     embedder: nn.Module,
@@ -94,12 +109,11 @@ def evaluate(
         Value in [0, 1] of each of :func:`metric_names`.
 
     Raises:
-        ValueError: ``split`` is neither, or there are no validation classes.
+        ValueError: ``split`` is neither, there are no validation classes, or no image has another of its class to find.
     """
     if split not in ("val", "test"):
         raise ValueError(f"split must be 'val' or 'test', got {split!r}")
-    if split == "val" and benchmark.val is None:
-        raise ValueError("split is 'val', but the benchmark has no validation classes: val_fraction was 0")
+    check_split(benchmark, split)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tester = build_tester(benchmark, batch_size=batch_size, workers=workers, device=device, end_of_testing_hook=quiet)
     return run_tester(tester, benchmark, split, trunk.to(device), embedder.to(device))

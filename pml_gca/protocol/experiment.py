@@ -17,6 +17,7 @@ from ..datasets import Benchmark
 from ..recipes import Recipe
 from ..samplers import MPerClassCoveringSampler
 from ..utils import runs
+from .checks import check_classes
 from .evaluation import build_tester, quiet, run_tester
 from .options import Options
 from .parts import build_parts
@@ -39,7 +40,7 @@ class Experiment:
 
     Raises:
         ValueError: the training set has fewer classes than a batch; validation classes are to choose the epoch, but
-            there are none.
+            there are none; no image that is evaluated has another of its class to find.
     """
 
     def __init__(
@@ -208,17 +209,6 @@ def identity(recipe: Recipe, benchmark: Benchmark, options: Options) -> dict[str
     counts = {name: len(part) for name, part in parts.items() if part is not None}
     digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return {**recipe.settings(), **options.identity(), "images": f"{counts}, {digest}"}
-
-
-def check_classes(recipe: Recipe, benchmark: Benchmark, options: Options) -> None:
-    """Raise if a batch cannot be filled, or the epoch not be chosen as asked."""
-    if benchmark.train.num_classes < recipe.classes_per_batch:
-        raise ValueError(
-            f"classes_per_batch is {recipe.classes_per_batch}, but there are {benchmark.train.num_classes} training "
-            "classes; set fewer"
-        )
-    if options.select_on == "val" and benchmark.val is None:
-        raise ValueError("select_on is 'val', but there are no validation classes: val_fraction is 0")
 
 
 def build_sampler(

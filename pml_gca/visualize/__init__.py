@@ -10,6 +10,7 @@ from .curves import Run, plot_curves
 from .embedding_map import EmbeddingPanel, plot_synthetic_negatives
 from .hardness_bands import hardness, plot_hardness
 from .retrieval import OTHER_CLASS, SAME_CLASS, nearest_neighbours, plot_retrieval
+from .saving import try_to_save
 
 __all__ = [
     "OTHER_CLASS",
@@ -23,4 +24,5 @@ __all__ = [
     "plot_hardness",
     "plot_retrieval",
     "plot_synthetic_negatives",
+    "try_to_save",
 ]

@@ -1,5 +1,6 @@
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pml_gca.datasets import ClassSubset, UnreadableImageError, small_classes
+from pml_gca.datasets import ClassSubset, UnreadableImageError, check_queries, small_classes
 
 
 class Listed:
@@ -165,3 +166,38 @@ def test_faults_of_the_transform_are_its_own(broken: Files) -> None:
 
     with pytest.raises(ZeroDivisionError, match="mine"):
         ClassSubset(broken, transform=transform)[3]
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "expected"),
+    [
+        ([0, 0, 1, 1], None, None),
+        ([0, 0, 1, 2, 2, 5], None, "2 of 6 images of it have no image of their class to find, and do not count"),
+        ([0, 1, 2], [2, 2, 2, 1, 0], None),
+        ([0, 1, 2], [2, 9], "2 of 3 images of it have no image of their class to find, and do not count"),
+        ([3, 3], None, "all images of it are of one class: recall is 1, whatever the model"),
+        ([3, 3], [3], "all images of it are of one class: recall is 1, whatever the model"),
+        ([3, 3], [3, 4], None),
+    ],
+)
+def test_what_is_said_of_queries(queries: list[int], gallery: list[int] | None, expected: str | None) -> None:
+    parts = [SimpleNamespace(labels=torch.tensor(labels)) for labels in (queries, gallery) if labels is not None]
+    assert check_queries("it", *parts) == expected
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "message"),
+    [
+        (
+            [0],
+            None,
+            r"it cannot be evaluated: none of its images \(1\) has another image of its class to find; expected a",
+        ),
+        ([0, 1, 5], None, r"none of its images \(3\) has another image"),
+        ([0, 0], [1, 2], r"none of its images \(2\) has an image of its class in the gallery to find"),
+    ],
+)
+def test_queries_that_can_find_nothing(queries: list[int], gallery: list[int] | None, message: str) -> None:
+    parts = [SimpleNamespace(labels=torch.tensor(labels)) for labels in (queries, gallery) if labels is not None]
+    with pytest.raises(ValueError, match=message):
+        check_queries("it", *parts)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from layouts import write_cub, write_inshop
+from PIL import Image
 
 from pml_gca import GlobalCorrelationGenerator, recipes
 from pml_gca.backbones import build_backbone, build_head
@@ -176,6 +177,25 @@ def test_images_that_cannot_be_read(files, tmp_path, capsys):
     assert "(22 images to test; 2 that cannot be read are left out)" in capsys.readouterr().out
     written = json.loads(out.read_text())
     assert (written["images"], written["left_out"]) == ({"test": 22}, test)
+
+
+def test_images_without_a_white_and_classes_of_one(files, tmp_path):
+    root = shutil.copytree(files[0] / "cub", tmp_path / "cub")
+    given = arguments(files[0], **{"data-root": root})
+    wide = min(root.rglob("101.Some_Bird/*"))
+    Image.new("I", (9, 9), 70000).save(wide, format="TIFF")
+    with pytest.raises(SystemExit, match=f"^evaluate_checkpoint.py: {wide} holds 32-bit integers"):
+        evaluate_checkpoint.main(given)
+    listed = root / "CUB_200_2011"
+    lines = [line for line in (listed / "images.txt").read_text().splitlines() if "_0000_" in line]
+    numbers = {line.split()[0] for line in lines}
+    labels = [x for x in (listed / "image_class_labels.txt").read_text().splitlines() if x.split()[0] in numbers]
+    (listed / "images.txt").write_text("\n".join(lines))
+    (listed / "image_class_labels.txt").write_text("\n".join(labels))
+    with pytest.raises(
+        SystemExit, match=r"^evaluate_checkpoint.py: the test set of cub cannot be evaluated: none of its"
+    ):
+        evaluate_checkpoint.main(given)
 
 
 def test_workers_and_devices_by_their_names(files, monkeypatch, capsys):

@@ -198,6 +198,67 @@ def test_bad_arguments(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("name", "lone", "message"),
+    [
+        ("folder", "test", r"the test set of folder cannot be evaluated: none of its images \(6\) has another image"),
+        (
+            "folder",
+            "val",
+            r"the validation set of folder cannot be evaluated: none of its images \(2\) has another image",
+        ),
+        (
+            "inshop",
+            "test",
+            r"the test set of inshop .* none of its images \(12\) has an image of its class in the gallery",
+        ),
+    ],
+)
+def test_nothing_to_find_is_said_before_training(name, lone, message, dry, tmp_path, monkeypatch):
+    monkeypatch.setattr(Experiment, "train", None)
+    root, out = {"folder": layouts.write_folder, **WRITERS}[name](tmp_path / "data"), tmp_path / "out"
+    if name == "folder":
+        benchmark = reproduce.load_benchmark(name, root, train_transform=len, test_transform=len)
+        for file in (benchmark.test["test"] if lone == "test" else benchmark.val).files:
+            if not file.endswith("0.jpg"):
+                Path(file).unlink()
+    else:
+        partition = root / "Eval" / "list_eval_partition.txt"
+        rows = [line.split() for line in partition.read_text().splitlines()]
+        others = [
+            [name, f"id_9{item[4:]}", status] if status == "query" else [name, item, status]
+            for name, item, status in rows[2:]
+        ]
+        partition.write_text("\n".join(" ".join(row) for row in [*rows[:2], *others]))
+    data = ["--recipe", "resnet50_inshop" if name == "inshop" else "resnet50_cub", "--data-root", str(root)]
+    arguments = [*data, *COMMON, *TINY, f"dataset={name}", "--out", str(out), *dry]
+    with pytest.raises(SystemExit, match=rf"^reproduce\.py: {message}"):
+        reproduce.main(arguments)
+    assert not list(out.glob("seed*"))
+
+
+def test_images_that_do_not_count_are_counted(tmp_path):
+    root = layouts.write_folder(tmp_path / "data")
+    test = reproduce.load_benchmark("folder", root, train_transform=len, test_transform=len).test["test"]
+    for file in test.files[1:4]:
+        Path(file).unlink()
+    arguments = ["--recipe", "resnet50_cub", "--data-root", str(root), *COMMON, *TINY, "dataset=folder", "--dry-run"]
+    with pytest.warns(
+        UserWarning, match="^1 of 21 images of the test set of folder have no image of their class to find"
+    ):
+        reproduce.main([*arguments, "--select-on", "last", "--eval-batch-size", "1"])
+
+
+def test_a_figure_that_cannot_be_drawn_costs_nothing(roots, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce.visualize, "plot_curves", None)
+    reproduce_cub(roots, tmp_path, "--epochs", "1", "--select-on", "test")
+    printed = capsys.readouterr()
+    assert (tmp_path / "table.md").read_text() in printed.out
+    assert "curves.png could not be drawn (TypeError" in printed.err
+    assert "Learning curves" not in printed.out
+
+
 def test_bad_data_and_folders(roots, tmp_path):
     with pytest.raises(SystemExit, match=r"images\.txt"):
         reproduce_cub({"cub": tmp_path}, tmp_path / "out")

@@ -128,6 +128,62 @@ def test_bad_data_folder(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def folder(root, classes, images):
+    """Class folders of noisy pictures."""
+    source = torch.Generator().manual_seed(0)
+    for label in range(classes):
+        (root / f"class{label:02d}").mkdir(parents=True)
+        for i in range(images):
+            noise = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=source)
+            Image.fromarray(noise.numpy()).save(root / f"class{label:02d}" / f"{i}.png")
+    return root
+
+
+def test_classes_of_one_picture_are_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_with_classifier, "Run", None)
+    root, out = folder(tmp_path / "data", 12, 2), tmp_path / "out"
+    val = train_with_classifier.ClassFolder(root, "val", image_size=16)
+    for name in val.classes:
+        (root / name / "1.png").unlink()
+    with pytest.raises(
+        SystemExit, match=r"^--data: the val set cannot be evaluated: none of its images \(1\) has another"
+    ):
+        train_with_classifier.main(["--data", str(root), *SETTINGS, "--out", str(out)])
+    assert not out.exists()
+
+
+def test_a_test_set_of_four(tmp_path, capsys):
+    root, out = folder(tmp_path / "data", 5, 2), tmp_path / "out"
+    train_with_classifier.main(["--data", str(root), *SETTINGS, "--epochs", "1", "--out", str(out)])
+    printed = capsys.readouterr()
+    assert "Unseen classes: 2 with 4 images" in printed.out
+    assert "all images of the val set are of one class: recall is 1, whatever the model" in printed.err
+    assert "2 training classes have fewer than 3 images, which are repeated" in printed.err
+    assert f"Figures: {out / 'curves.png'}, {out / 'retrieval.png'}" in printed.out
+    for kind in ("none", "gca"):
+        result = json.loads((out / kind / "result.json").read_text())
+        assert all(len(found) == 3 for found in result["neighbours"])
+
+
+def test_a_figure_that_cannot_be_drawn_costs_nothing(pictures, tmp_path, capsys, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(train_with_classifier.visualize, "plot_curves", fail)
+    common = ["--data", str(pictures), *SETTINGS, "--epochs", "1", "--generator", "none", "--out", str(tmp_path)]
+    train_with_classifier.main(common)
+    printed = capsys.readouterr()
+    assert "curves.png could not be drawn (RuntimeError: no ink); results are not affected" in printed.err
+    assert f"Figures: {tmp_path / 'retrieval.png'}\n" in printed.out
+    assert (tmp_path / "table.md").read_text() in printed.out
+
+
+def test_training_that_diverges_ends_in_a_sentence(pictures, tmp_path):
+    common = ["--data", str(pictures), *SETTINGS, "--generator", "none", "--lr", "1e30", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="NaN"):
+        train_with_classifier.main(common)
+
+
 def test_bad_arguments_and_help(capsys):
     for option, value, message in (
         ("--epochs", "0", "--epochs must be at least 1, got 0"),
