@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .autocast_trainer import AutocastTrainer, generation_losses
 from .second_half import FirstHalf, call_through
@@ -40,7 +41,8 @@ class AlternatingTrainer(AutocastTrainer):
 
     Raises:
         TypeError: the metric loss neither is nor holds a ``HardNegativeGenerationLoss``.
-        ValueError: the optimizer of a generator that learns is missing; or as for :class:`AutocastTrainer`.
+        ValueError: the optimizer of a generator that learns is missing; ``find_unused_parameters`` is; or as for
+            :class:`AutocastTrainer`.
     """
 
     def __init__(self, *args: Any, autocast_dtype: torch.dtype | None = None, **kwargs: Any) -> None:
@@ -58,6 +60,12 @@ class AlternatingTrainer(AutocastTrainer):
                 f"optimizers must hold '{OPTIMIZER}', which steps the generator, e.g. "
                 f"AdamW(loss.parameter_groups(lr=1.5e-4)); found {', '.join(self.optimizers) or 'none'}"
             )
+        for parallel in (m for m in loss.modules() if isinstance(m, DistributedDataParallel)):
+            if generation_losses(parallel) and not parallel.find_unused_parameters:
+                raise ValueError(
+                    "DistributedDataParallel around a loss whose halves alternate needs find_unused_parameters=True, "
+                    "as each half leaves some parameters without gradient"
+                )
         self._calls: list[FirstHalf] = []
 
     def forward_and_backward(self) -> None:

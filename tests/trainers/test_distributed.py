@@ -18,6 +18,7 @@ from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, Di
 from torch.nn.parallel import DistributedDataParallel
 
 from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
+from pml_gca.trainers import AlternatingTrainer
 
 WORLD, CLASSES, D, ROWS = 2, 6, 8, 6
 TIMEOUT = 600  # seconds; a hang is a failure
@@ -75,6 +76,43 @@ def seen(module, loss, embeddings, labels, rounds=1):
     }
 
 
+def in_parallel(loss):
+    # Each half of an iteration leaves some parameters without gradient.
+    return DistributedDataParallel(DistributedLossWrapper(loss), find_unused_parameters=True)
+
+
+ALTERNATING = {
+    "one": in_parallel,
+    "within": lambda loss: losses.MultipleLosses([in_parallel(loss), in_parallel(losses.ProxyAnchorLoss(CLASSES, D))]),
+}
+
+
+def train_alternating(rank, holder):
+    """Parameters of the loss, before and after a few iterations on batches of this process's own."""
+    loss = make_loss()
+    torch.manual_seed(20)
+    metric_loss = ALTERNATING[holder](loss)
+    before = {name: p.detach().clone() for name, p in loss.named_parameters()}
+    make_trainer(rank, metric_loss).train()
+    after = {name: p.detach().clone() for name, p in loss.named_parameters()}
+    return {"before": before, "after": after, "restored": "forward" not in vars(loss)}
+
+
+def make_trainer(rank, metric_loss):
+    torch.manual_seed(30 + rank)
+    data = torch.utils.data.TensorDataset(torch.randn(ROWS, D), torch.tensor(USUAL))
+    return AlternatingTrainer(
+        models={"trunk": torch.nn.Identity()},
+        optimizers={"metric_loss_optimizer": torch.optim.SGD(metric_loss.parameters(), lr=1e-2)},
+        batch_size=ROWS,
+        loss_funcs={"metric_loss": metric_loss},
+        dataset=data,
+        iterations_per_epoch=3,
+        dataloader_num_workers=0,
+        data_device=torch.device("cpu"),
+    )
+
+
 def run_process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
@@ -99,6 +137,12 @@ def run_process(rank, folder):
         own = torch.tensor(per_rank[rank], dtype=torch.long)
         module = DistributedDataParallel(loss, find_unused_parameters=False)
         results["ddp", name] = seen(module, loss, make_batch(rank, len(own)), own, rounds=2)
+    for holder in ALTERNATING:
+        results["alternating", holder] = train_alternating(rank, holder)
+    try:
+        make_trainer(rank, DistributedDataParallel(make_loss()))
+    except ValueError as error:
+        results["alternating", "without"] = str(error)
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -206,6 +250,18 @@ def test_data_parallel_wrapper(results, efficient):
     name = "generator.auxiliary_classifier.weight"  # draws play no part in it
     directions = [case["parameters"][name].flatten() for case in (cases[0], whole)]
     assert torch.cosine_similarity(*directions, dim=0) > 0.9999
+
+
+@pytest.mark.parametrize("holder", ALTERNATING)
+def test_halves_of_the_alternating_trainer(results, holder):
+    """Generators of all processes move, and stay the same, though their batches and draws are not."""
+    first, second = (results[rank]["alternating", holder] for rank in range(WORLD))
+    for name, parameter in first["after"].items():
+        assert torch.equal(parameter, second["after"][name]), name
+        moved = not torch.equal(parameter, first["before"][name])
+        assert moved or name.endswith("edge.key.bias"), name  # a softmax over two keys does not see it
+    assert first["restored"]
+    assert "needs find_unused_parameters=True" in results[0]["alternating", "without"]
 
 
 def rows_of(mined, stop):
