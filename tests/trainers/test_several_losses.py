@@ -262,7 +262,7 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path):
     torch.save({name: part.state_dict() for name, part in parts.items()}, tmp_path / "run.pt")
     embedder, metric_loss, _, images = make(as_dict)
     optimizers = make_optimizers(embedder, metric_loss)
-    states = torch.load(tmp_path / "run.pt")
+    states = torch.load(tmp_path / "run.pt", weights_only=True)
     for name, part in {"embedder": embedder, "loss": metric_loss, **optimizers}.items():
         part.load_state_dict(states[name])
     train(AlternatingTrainer, embedder, metric_loss, images, optimizers, first=2)
