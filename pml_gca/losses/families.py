@@ -5,9 +5,11 @@ A loss of your own joins in three lines::
     @synthetic_loss.register(MyPairLoss)
     def _(loss, batch):
         return loss(batch.embeddings, batch.labels, batch.pairs(), batch.references(), batch.reference_labels())
+
+If it takes no references, but pairs within one batch, the third line is
+``return loss(batch.references(), batch.reference_labels(), batch.pairs())``.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -15,7 +17,6 @@ from typing import Any
 import torch
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity
-from pytorch_metric_learning.reducers import DoNothingReducer, PerAnchorReducer
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor, nn
 
@@ -23,6 +24,13 @@ from ..generators.base_generator import SyntheticNegatives
 from ..graph import compute_dtype
 from ..interpolation import next_positive
 from ..utils.row_dots import norm_or_floor, row_dots
+
+FORMS = (
+    "Return what the loss takes. Pairs with references: loss(batch.embeddings, batch.labels, batch.pairs(), "
+    "batch.references(), batch.reference_labels()). Pairs within one batch: loss(batch.references(), "
+    "batch.reference_labels(), batch.pairs()). Labels alone: loss(torch.cat([batch.embeddings, "
+    "batch.negatives.embeddings]), torch.cat([batch.labels, batch.negatives.labels]))."
+)
 
 
 @dataclass(frozen=True)
@@ -77,46 +85,23 @@ def synthetic_loss(loss: nn.Module, batch: SyntheticBatch) -> Tensor:
 
 
 def unknown_loss(loss: object) -> str:
+    name = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
     return (
-        f"loss must be of a type that says how it takes synthetic negatives, got {type(loss).__name__}. For a loss of "
-        "your own, register a function with pml_gca.losses.synthetic_loss.register(YourLoss)."
+        f"loss must be of a type that says how it takes synthetic negatives, got {name}. {_hint(loss)}For a loss of "
+        f"your own, register a function with pml_gca.losses.synthetic_loss.register(YourLoss). {FORMS}"
     )
 
 
-def check_loss(loss: object) -> None:
-    """Raise if ``loss`` cannot be trained with synthetic negatives.
-
-    Raises:
-        TypeError: its type is not known.
-        ValueError: its type is known, and refused; the message says why.
-    """
-    handler: Any = synthetic_loss.dispatch(type(loss))
-    if handler is synthetic_loss.dispatch(object):
-        raise TypeError(unknown_loss(loss))
-    if reason := getattr(handler, "reason", None):
-        raise ValueError(f"loss {type(loss).__name__} cannot take synthetic negatives: {reason}")
-    reducers = loss.reducer.modules() if isinstance(loss, losses.BaseMetricLossFunction) else ()
-    for reducer in reducers:
-        if isinstance(reducer, DoNothingReducer):
-            raise ValueError("loss must reduce to a scalar, got one with a DoNothingReducer")
-        if isinstance(reducer, PerAnchorReducer) and handler is tuple_synthetic_loss:
-            raise ValueError(
-                f"loss {type(loss).__name__} cannot take synthetic negatives with a PerAnchorReducer, which knows no "
-                "references outside the batch"
-            )
-    if isinstance(loss, losses.MultipleLosses):
-        for member in loss.losses.values() if loss.is_dict else loss.losses:
-            check_loss(member)
-
-
-def check_references(loss: nn.Module) -> None:
-    """Raise if ``loss`` knows no references, as PML would, but before anything has changed.
-
-    Raises:
-        ValueError: PML's implementation of the loss takes no ``ref_emb``.
-    """
-    if synthetic_loss.dispatch(type(loss)) in WITHOUT_REFERENCES:
-        raise ValueError(f"ref_emb is not supported by the wrapped loss, {type(loss).__name__}")
+def _hint(loss: object) -> str:
+    """What to do with something that is nearly a loss."""
+    if isinstance(loss, type):
+        return f"Make one: {loss.__name__}(...). "
+    if hasattr(loss, "generator_level"):
+        return "It has its generator already: use it as it is. "
+    for inside in ("loss", "module", "_orig_mod"):
+        if isinstance(getattr(loss, inside, None), nn.Module):
+            return f"Wrap the loss inside it, HardNegativeGenerationLoss(loss.{inside}, generator), and put it around. "
+    return ""
 
 
 def reduce(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch, values: Tensor, **info: Any) -> Tensor:
@@ -216,62 +201,3 @@ def multiple_synthetic_loss(loss: losses.MultipleLosses, batch: SyntheticBatch) 
     members = loss.losses.items() if loss.is_dict else enumerate(loss.losses)
     terms = [loss.weights[key] * synthetic_loss(member, batch) for key, member in members]
     return torch.stack(terms).sum()
-
-
-def refused(reason: str) -> Callable[[nn.Module, SyntheticBatch], Tensor]:
-    """A handler that says why a known loss cannot take synthetic negatives."""
-
-    def refuse(loss: nn.Module, batch: SyntheticBatch) -> Tensor:
-        raise ValueError(f"loss {type(loss).__name__} cannot take synthetic negatives: {reason}")
-
-    refuse.reason = reason  # type: ignore[attr-defined]
-    return refuse
-
-
-LISTWISE = (
-    "it ranks the whole batch by labels and takes no pairs, so it would meet each synthetic negative with every "
-    "anchor, and not with its own alone"
-)
-UNLABELLED = "it uses no class labels, and so has no negatives"
-BROKEN_HISTOGRAM = (
-    "its histogram keeps the graph of the batch before, so that in PML it fails at its second backward already"
-)
-MEMORY = (
-    "it keeps a memory of embeddings that the graph does not see; wrap the loss inside it, and pass a small memory as "
-    "ref_emb and ref_labels (the graph grows with the square of batch and memory)"
-)
-
-HANDLERS: dict[Callable[..., Tensor], tuple[str, ...]] = {
-    tuple_synthetic_loss: (
-        "GenericPairLoss",  # circle, contrastive, lifted, multi-similarity, NT-Xent, SupCon, tuplet, and others
-        "MarginLoss",
-    ),
-    triplet_synthetic_loss: ("TripletMarginLoss",),
-    joint_tuple_synthetic_loss: ("HistogramLoss", "ThresholdConsistentMarginLoss"),
-    labelled_synthetic_loss: (
-        "LargeMarginSoftmaxLoss",  # and ArcFace, CosFace, SphereFace, SubCenterArcFace
-        "NormalizedSoftmaxLoss",
-        "P2SGradLoss",
-        "ProxyAnchorLoss",
-        "ProxyNCALoss",
-        "SoftTripleLoss",
-    ),
-    n_pairs_synthetic_loss: ("NPairsLoss",),
-    nca_synthetic_loss: ("NCALoss",),
-    angular_synthetic_loss: ("AngularLoss",),
-    multiple_synthetic_loss: ("MultipleLosses",),
-    refused(LISTWISE): ("FastAPLoss", "InstanceLoss", "PNPLoss", "RankedListLoss", "SmoothAPLoss"),
-    refused(UNLABELLED): ("ManifoldLoss", "SelfSupervisedLoss", "VICRegLoss"),
-    refused(MEMORY): ("CrossBatchMemory",),
-    refused(BROKEN_HISTOGRAM): ("DynamicSoftMarginLoss",),
-}
-WITHOUT_REFERENCES = (
-    joint_tuple_synthetic_loss,
-    labelled_synthetic_loss,
-    n_pairs_synthetic_loss,
-    multiple_synthetic_loss,
-)
-for handler, names in HANDLERS.items():
-    for name in names:
-        if hasattr(losses, name):  # releases of PML differ
-            synthetic_loss.register(getattr(losses, name), handler)

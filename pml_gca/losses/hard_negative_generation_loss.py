@@ -5,42 +5,49 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
 from ..graph import join_references
-from ..interpolation import next_positive
-from ..utils.records import hide_modules_from_records
-from ..utils.validation import FiniteCheck, check_number
-from .families import SyntheticBatch, check_loss, check_references, synthetic_loss
-from .level import Level
+from ..utils.validation import FiniteCheck, check_embeddings, check_number
+from ..utils.wide_buffers import restored_on_error
+from .accepted import NO_LABELS, check_loss, check_references
+from .dependence import check_dependence
+from .families import SyntheticBatch, synthetic_loss
+from .level import FollowsLevels, LossLevels
 from .optimizer_watch import FrozenWatch, OptimizerWatch
-from .total_reducer import TotalReducer
+from .wrapping_loss import WrappingLoss, already_reduced, without_regularizers
 
 SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")
+STATS = (*SUB_LOSSES, "synthetic_weight")
 PHASES = ("all", "embedding", "generation")
 
 
-class HardNegativeGenerationLoss(BaseMetricLossFunction):
+class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
     r"""Wrap a PML loss, so that it also learns from the synthetic negatives of a generator.
 
     In training the loss is
 
     .. math:: J_m + (1 - e^{-\beta/G})\,J_{syn} + J_{gce} + J_{gen} + 10\,J_{aux}
 
-    with J_m the wrapped loss as it was called, J_syn the wrapped loss with each anchor's synthetic negatives
-    (:mod:`pml_gca.losses.families` says how), G a running mean of J_gen, and the last three the generator's own
-    terms, which together are the sub-loss ``generator_loss``. J_m, J_syn and J_gce train the embeddings; J_gce and
-    J_gen the generator; J_aux its auxiliary classifier. Of a generator that does not learn, J_syn has the weight 1, and
-    the last three are absent.
-    In evaluation it is the wrapped loss alone. Of PML's records, ``synthetic_loss`` includes its weight.
+    with J_m the wrapped loss as it was called, J_syn the wrapped loss with each anchor's synthetic negatives, but
+    without regularizers (:mod:`pml_gca.losses.families` says how), G a running mean of J_gen, and the last three the
+    generator's own terms, which together are the sub-loss ``generator_loss``. J_m, J_syn and J_gce train the
+    embeddings; J_gce and J_gen the generator; J_aux its auxiliary classifier. Of a generator that does not learn, J_syn
+    has the weight 1, and the last three are absent. Of PML's records, ``synthetic_loss`` includes its weight.
+
+    In evaluation, and under ``torch.no_grad()``, it is the wrapped loss alone, of any labels, and nothing changes.
 
     References (``ref_emb``, ``ref_labels``) join the graph as nodes without gradient, and are positives and negatives
-    of the batch's anchors. A reference that equals a sample of the batch, label and all, is that sample; of several
-    that are equal, the first is the first such sample, and so on, and those beyond are nodes. The graph grows with the
-    square of batch and references together: a memory of thousands is too many.
+    of the batch's anchors; without ``ref_labels`` they are for the wrapped loss alone. A reference that equals a sample
+    of the batch, label and all, is that sample; of several that are equal, the first is the first such sample, and so
+    on, and those beyond are nodes. The graph grows with the square of batch and references together.
     An ``indices_tuple`` goes to the wrapped loss, and leaves generation as it is.
+
+    What this loss has no name for is the wrapped loss's, to read, set and call: ``loss.distance``, ``loss.margin``,
+    ``loss.proxies``, ``loss.get_logits(...)``; and ``loss.beta``, where the wrapped loss has one: β is always
+    ``loss.synthetic_beta``.
 
     Args:
         loss: a loss of ``pytorch_metric_learning.losses``, or one registered with ``synthetic_loss``.
@@ -49,10 +56,10 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
             the generator does not learn.
         level_momentum: of the running means L and G, in [0, 1); ``None`` for the published schedule, the mean of the
             epoch before: then call :meth:`end_epoch` after every epoch.
-        **kwargs: ``collect_stats``, ``embedding_regularizer`` and the like, as for any PML loss; but no ``distance``,
-            which is the wrapped loss's.
+        **kwargs: ``embedding_regularizer`` and the like, as for any PML loss, but no ``distance``; ``collect_stats`` is
+            the wrapped loss's by default.
 
-    Move it to the GPU before you make its optimizer, as any module. A loss that was not moved follows the first batch.
+    Move it to the GPU before you make its optimizer. A loss that was not moved follows the first batch.
 
     Raises:
         TypeError, ValueError: the loss cannot take synthetic negatives, with the reason; the generator is none; beta
@@ -81,44 +88,27 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         if not isinstance(generator, BaseGenerator):
             raise TypeError(f"generator must be a pml_gca generator, got {type(generator).__name__}")
         check_number("beta", beta)
-        if level_momentum is not None:
-            check_number("level_momentum", level_momentum)
-            if level_momentum >= 1:
-                raise ValueError(f"level_momentum must be below 1, got {level_momentum}")
+        levels = LossLevels(level_momentum)
         if "distance" in kwargs:
-            raise ValueError("distance belongs to the wrapped loss: give it to that one")
-        kwargs.setdefault("reducer", TotalReducer({}))
+            raise ValueError("distance belongs to the wrapped loss: give it to that one, ContrastiveLoss(distance=...)")
+        kwargs.setdefault("collect_stats", getattr(loss, "collect_stats", None))
         super().__init__(**kwargs)
-        self.loss = loss
         self.generator = generator
-        self.beta = beta
-        self.levels = nn.ModuleDict({"metric": Level(level_momentum), "generator": Level(level_momentum)})
-        hide_modules_from_records(self.levels)
+        self.synthetic_beta = beta
+        self.levels = levels
         self.optimizer_watch, self.frozen_watch = OptimizerWatch(), FrozenWatch()
         self._check: FiniteCheck | None = None
-        self._phase = "all"
-        self.add_to_recordable_attributes(list_of_names=["beta", "metric_level", "generator_level"])
-        self.add_to_recordable_attributes(list_of_names=[*SUB_LOSSES, "synthetic_weight"], is_stat=True)
+        self._depends, self._phase = False, "all"  # whether it depends on negatives is not known yet
+        name_of_beta = "synthetic_beta" if hasattr(loss, "beta") else "beta"
+        self.add_to_recordable_attributes(list_of_names=[name_of_beta, "metric_level", "generator_level"])
+        self.add_to_recordable_attributes(list_of_names=list(STATS), is_stat=True)
+        self.loss = loss
+        self.pass_on()
         if self.collect_stats:
             generator.start_collecting_stats()
 
     def _sub_loss_names(self) -> list[str]:
         return list(SUB_LOSSES)
-
-    @property
-    def metric_level(self) -> Tensor:
-        """L, running mean of the metric loss; a 0-dimensional tensor, infinite before anything was observed."""
-        return self._level("metric").value
-
-    @property
-    def generator_level(self) -> Tensor:
-        """G, running mean of the generator's loss; a 0-dimensional tensor, infinite before anything was observed."""
-        return self._level("generator").value
-
-    def end_epoch(self) -> None:
-        """With ``level_momentum=None``: the epoch's means become the levels of the next."""
-        for level in ("metric", "generator"):
-            self._level(level).end_epoch()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -153,8 +143,7 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         Returns:
             No groups where neither the generator nor the wrapped loss has parameters: it then needs no optimizer.
         """
-        groups = self.generator.parameter_groups(lr, classifier_lr)
-        own = list(self.loss.parameters())
+        groups, own = self.generator.parameter_groups(lr, classifier_lr), list(self.loss.parameters())
         return [*groups, {"params": own, "lr": lr if loss_lr is None else loss_lr}] if own else groups
 
     def forward(
@@ -171,29 +160,39 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
             embeddings: (B, D), floating, finite.
             labels: (B,), integers in [0, num_classes).
             indices_tuple: a miner's pairs or triplets, for the wrapped loss.
-            ref_emb: (R, D), further embeddings, such as those of other processes or a memory.
-            ref_labels: (R,), their labels.
+            ref_emb, ref_labels: (R, D) and (R,), further embeddings, such as those of other processes or a memory.
 
         Raises:
-            TypeError, ValueError: in training, an argument is not as above; nothing has changed then.
+            TypeError, ValueError: in training, an argument is not as above, or a loss of your own cannot learn from
+                synthetic negatives (:mod:`pml_gca.losses.dependence`); nothing has changed then.
         """
-        if not self.training:
-            self.frozen_watch.begin_batch(embeddings, self.parameters())
-            self.reset_stats()
-            return self._wrapped_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        if not (self.training and torch.is_grad_enabled()):
+            if not self.training:
+                self.frozen_watch.begin_batch(embeddings, self.parameters())
+            return self.evaluate(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        if labels is None:
+            raise ValueError(NO_LABELS)
         check = self.generator.start_check(embeddings, labels)
-        if ref_emb is not None:
-            if ref_emb is not embeddings:
-                check_references(self.loss)
-            self.generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
+        references: tuple[Any, ...] = ()
+        if ref_emb is not None and not (ref_emb is embeddings and ref_labels is labels):
+            check_references(self.loss)
+            if ref_labels is not None:
+                self.generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
+            elif ref_emb is not embeddings:
+                check_embeddings(ref_emb, self.generator.embedding_size, "ref_emb").finish()
+            references = (ref_emb, ref_labels if ref_labels is None else ref_labels.long())
         self.frozen_watch.reset()
         self.optimizer_watch.begin_batch(self.generator.parameters())
-        if self.metric_level.device != embeddings.device:
+        if self.levels["metric"].total.device != embeddings.device:
             self.to(embeddings.device)  # PML's trainers do not move losses
         self._check = check  # to be finished once the device is busy
-        first_half = {n: getattr(self, n) for n in (*SUB_LOSSES, "synthetic_weight")} if self._adds_to_records else {}
+        first_half = {name: getattr(self, name, 0) for name in STATS} if self._adds_to_records else {}
+        self.reset_stats()
+        labels = c_f.to_device(labels, embeddings).long()
         try:
-            total: Tensor = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+            with restored_on_error([*self.generator.buffers(), *self.levels.buffers()]):
+                found = self.compute_loss(embeddings, labels, indices_tuple, *(references or (embeddings, labels)))
+                total: Tensor = self.add_up(found, embeddings, labels, regularize=self._phase != "generation")
         finally:
             self._check = None
         if first_half:
@@ -212,76 +211,41 @@ class HardNegativeGenerationLoss(BaseMetricLossFunction):
         labels: Tensor,
         indices_tuple: tuple[Tensor, ...] | None,
         ref_emb: Tensor,
-        ref_labels: Tensor,
+        ref_labels: Tensor | None,
     ) -> dict[str, dict[str, Any]]:
-        """PML's interface: the sub-losses by name, each already a scalar."""
-        references = () if ref_emb is embeddings and ref_labels is labels else (ref_emb, ref_labels.long())
-        labels = labels.long()
+        """PML's interface: the sub-losses, all scalars."""
+        references = () if ref_emb is embeddings and ref_labels is labels else (ref_emb, ref_labels)
         nodes, node_labels = embeddings, labels
-        if references:
-            nodes, node_labels, _ = join_references(embeddings, labels, *references)
-        negatives = self.generator.generate(nodes, node_labels, len(embeddings), self.metric_level)
+        if references and ref_labels is not None:
+            nodes, node_labels, _ = join_references(embeddings, labels, ref_emb, ref_labels)
+        metric_level, generator_level = self.metric_level, self.generator_level
+        negatives = self.generator.generate(nodes, node_labels, len(embeddings), metric_level)
         if self._check is not None:
             self._check.finish()
-        metric = synthetic = torch.zeros_like(self.generator_level)
+        metric = synthetic = torch.zeros_like(generator_level)
         if self._phase != "generation":
             if len(negatives):
-                synthetic = synthetic_loss(self.loss, SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))
+                synthetic = self._synthetic_loss(SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))
             # After the synthetic batch, so that the wrapped loss's own records are those of the real one.
-            metric = self._metric_loss(embeddings, labels, indices_tuple, references, node_labels, len(negatives) > 0)
-        weight = self.synthetic_weight_at(self.generator_level)
+            args = (embeddings, labels, indices_tuple, *references)
+            metric, is_telling = self.value_with_graph(args, node_labels, len(negatives) > 0)
+            if is_telling:
+                self.levels["metric"].observe(metric)
+        weight = self.synthetic_weight_at(generator_level)
         objectives = {name: term for name, term in negatives.objectives.items() if self.generator.wants(name)}
-        generator = sum(objectives.values(), start=torch.zeros_like(self.generator_level))
+        generator = sum(objectives.values(), start=torch.zeros_like(generator_level))
         values = (metric, weight * synthetic, generator)
         if self.collect_stats:
             self.metric_loss, self.synthetic_loss, self.generator_loss = (float(v.detach()) for v in values)
             self.synthetic_weight = float(weight)
         if len(negatives) and "generation_loss" in objectives:
-            self._level("generator").observe(objectives["generation_loss"])
-        return {
-            name: {"losses": value, "indices": None, "reduction_type": "already_reduced"}
-            for name, value in zip(SUB_LOSSES, values, strict=True)
-        }
+            self.levels["generator"].observe(objectives["generation_loss"])
+        return {name: already_reduced(value) for name, value in zip(SUB_LOSSES, values, strict=True)}
 
-    def _metric_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: tuple[Tensor, ...] | None,
-        references: tuple[Tensor, ...],
-        node_labels: Tensor,
-        has_negatives: bool,
-    ) -> Tensor:
-        """The wrapped loss of the real batch, which the metric level follows; 0 with a graph where it has no value."""
-        is_defined = len(embeddings) > 0  # of an empty batch some PML losses fail
-        if is_defined:
-            metric = self._wrapped_loss(embeddings, labels, indices_tuple, *references)
-        if not has_negatives:
-            # Distributed training waits for a gradient of every parameter.
-            zero = sum(((p * 0).sum() for p in self.loss.parameters()), start=(embeddings * 0).sum())
-            if is_defined:
-                # Of a batch without positives most PML losses make 0, some NaN; neither tells how far training is.
-                _, has_positive = next_positive(node_labels, len(labels))
-                is_defined = bool(has_positive.any() | (metric.isfinite() & (metric != 0)))
-            metric = metric + zero if is_defined else zero
-        if is_defined:
-            self._level("metric").observe(metric)
-        return metric
-
-    def synthetic_weight_at(self, generator_level: Tensor) -> Tensor:
-        """1 − e^{−β/G}: 0 for an infinite level, 1 for a level of 0 or below, or if the generator does not learn."""
-        if not self.generator.learns:
-            return torch.ones_like(generator_level, dtype=torch.float64)
-        level = generator_level.double().clamp_min(torch.finfo(torch.float64).tiny)
-        return -torch.expm1(-self.beta / level)
-
-    def _level(self, name: str) -> Level:
-        level = self.levels[name]
-        assert isinstance(level, Level)
-        return level
-
-    def _wrapped_loss(self, embeddings: Tensor, *args: Any) -> Tensor:
-        while args and args[-1] is None:  # some losses take no references at all
-            args = args[:-1]
-        value: Tensor = self.loss(embeddings, *args)
-        return value
+    def _synthetic_loss(self, batch: SyntheticBatch) -> Tensor:
+        """J_syn; regularizers count once, in J_m."""
+        with without_regularizers(self.loss):
+            if not self._depends:
+                check_dependence(self.loss, batch)
+                self._depends = True
+            return synthetic_loss(self.loss, batch)

@@ -3,8 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..generators.base_generator import BaseGenerator
+from ..utils.records import hide_modules_from_records
+from ..utils.validation import check_number
 from ..utils.wide_buffers import WideBuffers, widened
 
 
@@ -64,3 +67,58 @@ class Level(WideBuffers):
             value.copy_(torch.where(self.weight > 0, self.total / self.weight, value))
             self.total.zero_()
             self.weight.zero_()
+
+
+class LossLevels(nn.ModuleDict):
+    """L of the metric loss, ``"metric"``, and G of the generator's, ``"generator"``.
+
+    Raises:
+        TypeError, ValueError: ``momentum`` is neither None nor in [0, 1).
+    """
+
+    def __init__(self, momentum: float | None) -> None:
+        if momentum is not None:
+            check_number("level_momentum", momentum)
+            if momentum >= 1:
+                raise ValueError(f"level_momentum must be below 1, got {momentum}")
+        super().__init__({"metric": Level(momentum), "generator": Level(momentum)})
+        hide_modules_from_records(self)
+
+    def __getitem__(self, name: str) -> Level:
+        level = super().__getitem__(name)
+        assert isinstance(level, Level)
+        return level
+
+    def end_epoch(self) -> None:
+        """Of both."""
+        for name in self:
+            self[name].end_epoch()
+
+
+class FollowsLevels:
+    """A loss with ``levels``, and what follows from them."""
+
+    levels: LossLevels
+    generator: BaseGenerator
+    synthetic_beta: float
+
+    @property
+    def metric_level(self) -> Tensor:
+        """L, running mean of the metric loss; a 0-dimensional tensor, infinite before anything was observed."""
+        return self.levels["metric"].value
+
+    @property
+    def generator_level(self) -> Tensor:
+        """G, running mean of the generator's loss; a 0-dimensional tensor, infinite before anything was observed."""
+        return self.levels["generator"].value
+
+    def end_epoch(self) -> None:
+        """With ``level_momentum=None``: the epoch's means become the levels of the next."""
+        self.levels.end_epoch()
+
+    def synthetic_weight_at(self, generator_level: Tensor) -> Tensor:
+        """1 − e^{−β/G}: 0 for an infinite level, 1 for a level of 0 or below, or if the generator does not learn."""
+        if not self.generator.learns:
+            return torch.ones_like(generator_level, dtype=torch.float64)
+        level = generator_level.double().clamp_min(torch.finfo(torch.float64).tiny)
+        return -torch.expm1(-self.synthetic_beta / level)

@@ -22,6 +22,8 @@ class PublishedNPairsLoss(losses.NPairsLoss):
         samples_per_class: M of a batch, on which the published penalty depends. Classes may have other numbers.
     """
 
+    penalizes_synthetic = True  # as published; PML's regularizers count once
+
     def __init__(self, samples_per_class: int, **kwargs: Any) -> None:
         super().__init__(
             distance=DotProductSimilarity(normalize_embeddings=False),

@@ -106,5 +106,6 @@ def check_label_range(labels: Tensor, num_classes: int, name: str = "labels") ->
         raise ValueError(
             f"{name} must lie in [0, num_classes) = [0, {num_classes}), got values from {low} to {high}. Give the "
             "generator the number of training classes, and let PML's trainers renumber labels from 0: pass "
-            "dataset_labels=<labels of the training set> and set_min_label_to_zero=True."
+            "dataset_labels=<labels of the training set> and set_min_label_to_zero=True. For a validation loss "
+            "on other classes call loss.eval(): it is then the wrapped loss alone, of any labels."
         )
