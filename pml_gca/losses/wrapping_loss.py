@@ -80,7 +80,7 @@ class WrappingLoss(BaseMetricLossFunction):
             self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
         return self.total_reducer(loss_dict, embeddings, labels)
 
-    def call_wrapped(self, embeddings: Any, labels: Any = None, *args: Any) -> Tensor:
+    def _wrapped_loss(self, embeddings: Any, labels: Any = None, *args: Any) -> Tensor:
         """The wrapped loss; not every loss takes the arguments that are None."""
         while args and args[-1] is None:
             args = args[:-1]
@@ -90,7 +90,7 @@ class WrappingLoss(BaseMetricLossFunction):
     def evaluate(self, embeddings: Tensor, labels: Tensor | None, *args: Any) -> Tensor:
         """The wrapped loss, and the regularizer that was given to this one."""
         self.reset_stats()
-        value = self.call_wrapped(embeddings, labels, *args)
+        value = self._wrapped_loss(embeddings, labels, *args)
         if not self.all_regularization_loss_names():
             return value
         total: Tensor = self.add_up({"metric_loss": already_reduced(value)}, embeddings, labels)
@@ -104,14 +104,14 @@ class WrappingLoss(BaseMetricLossFunction):
         """
         embeddings, labels = args[:2]
         if has_negatives:
-            return self.call_wrapped(*args), True
+            return self._wrapped_loss(*args), True
         # Distributed training waits for a gradient of every parameter.
         zero = sum(((p * 0).sum() for p in self.loss.parameters()), start=(embeddings * 0).sum())
         if len(embeddings) == 0:
             return zero, False
-        value = self.call_wrapped(*args)
+        value = self._wrapped_loss(*args)
         with without_regularizers(self.loss) as regularizes:
-            bare = self.call_wrapped(*args) if regularizes else value
+            bare = self._wrapped_loss(*args) if regularizes else value
         _, has_positive = next_positive(node_labels, len(labels))
         is_telling = bool(has_positive.any() | (bare.isfinite() & (bare != 0)))
         return (value + zero if is_telling or value.isfinite() else zero), is_telling
