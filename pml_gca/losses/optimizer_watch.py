@@ -125,7 +125,7 @@ class FrozenWatch(StepWatch):
         """Call once per batch in evaluation mode."""
         if self._finished or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
-        if not embeddings.requires_grad or any(p.requires_grad for p in parameters):
+        if not getattr(embeddings, "requires_grad", False) or any(p.requires_grad for p in parameters):
             return
         self._missed += self._stepped
         self._stepped = False

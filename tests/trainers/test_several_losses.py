@@ -101,7 +101,7 @@ def make_optimizers(embedder, metric_loss):
     }
 
 
-def train(trainer_class, embedder, metric_loss, images, optimizers=None, first=1, epochs=EPOCHS):
+def train(trainer_class, embedder, metric_loss, images, optimizers=None, first=1, epochs=EPOCHS, **kwargs):
     """A trainer whose history lists the total loss of every iteration, as the trainer sees it."""
     data, history = TensorDataset(images, LABELS), []
     trainer = trainer_class(
@@ -116,6 +116,7 @@ def train(trainer_class, embedder, metric_loss, images, optimizers=None, first=1
         data_device=torch.device("cpu"),
         loss_weights={"metric_loss": WEIGHT},
         end_of_iteration_hook=lambda t: history.append(t.losses["total_loss"].item()),
+        **kwargs,
     )
     trainer.train(start_epoch=first, num_epochs=epochs)
     trainer.history = history
@@ -241,6 +242,25 @@ def test_a_frozen_generator_goes_on_generating():
         )
     assert loss.generator.num_negatives > 0
     assert all(torch.equal(p, q) for p, q in zip(loss.parameters(), before, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:HardNegativeGenerationLoss is frozen")
+@pytest.mark.parametrize("with_optimizer", [False, True])
+def test_a_frozen_metric_loss_is_its_plain_losses(with_optimizer):
+    """All that it holds, in evaluation mode; nothing alternates, and no optimizer is needed."""
+    results = []
+    for trainer_class, generates in ((AlternatingTrainer, True), (AutocastTrainer, False)):
+        torch.manual_seed(0)
+        embedder, images = nn.Linear(5, 8).double(), torch.randn(len(LABELS), 5, dtype=torch.float64)
+        first = generating() if generates else losses.ContrastiveLoss()
+        loss = losses.MultipleLosses([first, losses.TripletMarginLoss()])
+        optimizers = {"embedder_optimizer": torch.optim.AdamW(embedder.parameters(), lr=3e-3)}
+        if with_optimizer and generates:
+            optimizers["metric_loss_optimizer"] = torch.optim.AdamW(loss.parameters())
+        trainer = train(trainer_class, embedder, loss, images, optimizers, freeze_these=("metric_loss",))
+        results.append((trainer.history, embedder.weight))
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
 
 
 def test_the_second_half_leaves_another_kind_of_classifier_alone():
