@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 import pml_gca.generators
 from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
+from pml_gca.generators import BaseGenerator
 from pml_gca.losses.families import SyntheticBatch, synthetic_loss
 from pml_gca.losses.named import NAMED_LOSSES, n_pairs
 from pml_gca.utils import RecallCalculator
@@ -48,13 +50,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def generators() -> dict[str, Callable[[], Any]]:
     """Every generator of the package, small."""
-    named = {name: getattr(pml_gca.generators, name) for name in pml_gca.generators.__all__ if name != "BaseGenerator"}
-    made = {
-        name: (lambda kind=kind: kind(CLASSES, SIZE))
-        for name, kind in named.items()
-        if isinstance(kind, type) and issubclass(kind, pml_gca.generators.BaseGenerator)
-    }
-    made["of_real_negatives"] = lambda: GlobalCorrelationGenerator.of_real_negatives(CLASSES, SIZE)
+    made: dict[str, Callable[[], Any]] = {}
+    for name in pml_gca.generators.__all__:
+        kind = getattr(pml_gca.generators, name)
+        if isinstance(kind, type) and issubclass(kind, BaseGenerator) and kind is not BaseGenerator:
+            made[name] = partial(kind, CLASSES, SIZE)
+    made["of_real_negatives"] = partial(GlobalCorrelationGenerator.of_real_negatives, CLASSES, SIZE)
     return made
 
 
@@ -135,7 +136,7 @@ def waits(device: torch.device) -> None:
             if given and name in ("n_pairs", "proxy_anchor"):
                 continue
             loss.to(device)(embeddings, labels, *given).backward()
-            found = waited(lambda loss=loss, z=embeddings, y=labels, r=given: loss(z, y, *r).backward())
+            found = waited(partial(train_once, loss, embeddings, labels, *given))
             print(f"waits of {name}{', with ref_emb' if given else ''}: {sum(found.values())}")
             for place, count in sorted(found.items()):
                 print(f"    {count} x {place}")
@@ -143,6 +144,11 @@ def waits(device: torch.device) -> None:
     on_device = batch(device)
     found = waited(lambda: sum(generator.generate(*on_device, BATCH).objectives.values()).backward())
     print(f"waits of the generator alone: {sum(found.values())}, {dict(found)}\n")
+
+
+def train_once(loss: torch.nn.Module, *batch: Tensor | None) -> None:
+    """Forward and backward."""
+    loss(*batch).backward()
 
 
 def waited(work: Callable[[], Any]) -> Counter[str]:
@@ -187,7 +193,7 @@ def everything(data: dict[str, Tensor], device: torch.device, precision: str, dt
     state = {name.removeprefix("state."): value for name, value in data.items() if name.startswith("state.")}
     weights = ("alpha", "classification_weight", "similarity_weight", "diversity_weight")
     generator = GlobalCorrelationGenerator.from_published(
-        state, num_heads=meta["num_heads"], dropout=0.0, **{name: meta[name] for name in weights}
+        state, num_heads=int(meta["num_heads"]), dropout=0.0, **{name: meta[name] for name in weights}
     ).to(device, dtype)
     labels = data["labels"].to(device)
     rank = torch.arange(len(labels)) // meta["num_sampled_classes"]
