@@ -7,7 +7,8 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from pytorch_metric_learning.trainers import DeepAdversarialMetricLearning
+from pytorch_metric_learning.trainers import BaseTrainer, DeepAdversarialMetricLearning
+from pytorch_metric_learning.utils.common_functions import return_input
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
@@ -57,10 +58,10 @@ class OptimizerWatch(StepWatch):
     """Warn once if batch after batch trains other parameters, and nothing that could ever step the given ones exists.
 
     PML's trainers say nothing when a loss has no optimizer; its gradients then pile up unused. An optimizer may step
-    less often than the others, start later, or be held back by a GradScaler, so that its existence is enough. Only of
-    PML's ``DeepAdversarialMetricLearning`` it is known that an optimizer it was given never steps. Parameters that
-    change are trained, too, even if by no optimizer of torch. The watch ends with its first finding, one way or the
-    other; an optimizer is searched for among all objects, once, when none was seen to step.
+    less often than the others, start later, or be held back by a GradScaler, so that its existence is enough, unless
+    one of PML's trainers is known never to step it. Parameters that change are trained, too, even if by no optimizer of
+    torch. The watch ends with its first finding, one way or the other; optimizers and trainers are searched for among
+    all objects, once, when no optimizer was seen to step.
     """
 
     def __init__(self) -> None:
@@ -99,18 +100,27 @@ class OptimizerWatch(StepWatch):
         now = sample(self._learned)
         if now.shape != self._before.shape or now.device != self._before.device or not torch.equal(now, self._before):
             return None
-        found = living(Optimizer, DeepAdversarialMetricLearning)
+        found = living(Optimizer, BaseTrainer)
         optimizers = [o for o in found if isinstance(o, Optimizer) and holds(o, self._watched)]
-        for trainer in (t for t in found if isinstance(t, DeepAdversarialMetricLearning)):
-            of_losses = [o for name, o in trainer.optimizers.items() if name.endswith("_loss_optimizer")]
-            parameters = (p for loss in trainer.loss_funcs.values() for p in loss.parameters())
-            if (
-                type(trainer).step_optimizers is DeepAdversarialMetricLearning.step_optimizers
-                and any(id(p) in self._watched for p in parameters)
-                and all(any(o is idle for idle in of_losses) for o in optimizers)
-            ):
-                return NEVER_STEPPED
+        for trainer in (t for t in found if isinstance(t, BaseTrainer)):
+            modules = getattr(trainer, "loss_funcs", {}).values()  # one that was refused when made has none
+            parameters = (p for loss in modules if isinstance(loss, nn.Module) for p in loss.parameters())
+            if any(id(p) in self._watched for p in parameters) and (message := never_stepped_by(trainer, optimizers)):
+                return message
         return None if optimizers else NO_OPTIMIZER
+
+
+def never_stepped_by(trainer: Any, optimizers: list[Optimizer]) -> str | None:
+    """What to say of one of PML's trainers that will step none of these optimizers; None if it may."""
+    given = [o for name, o in trainer.optimizers.items() if name.removesuffix("_optimizer") not in trainer.freeze_these]
+    if type(trainer).step_optimizers is DeepAdversarialMetricLearning.step_optimizers:
+        of_losses = [o for name, o in trainer.optimizers.items() if name.endswith("_loss_optimizer")]
+        return NEVER_STEPPED if all(any(o is idle for idle in of_losses) for o in optimizers) else None
+    # A class or a hook of the user's may step others, sooner or later.
+    is_pml_alone = type(trainer).__module__.startswith("pytorch_metric_learning.")
+    if is_pml_alone and trainer.end_of_iteration_hook is return_input:
+        return None if any(o is mine for o in optimizers for mine in given) else NO_OPTIMIZER
+    return None
 
 
 class FrozenWatch(StepWatch):

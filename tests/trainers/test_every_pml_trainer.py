@@ -9,6 +9,7 @@ from pytorch_metric_learning.utils.common_functions import EmbeddingDataset
 from torch import nn
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.trainers import AutocastTrainer
 
 CLASSES, PER_CLASS, WIDTH, D, BATCH, ITERATIONS = 5, 8, 10, 16, 12, 6
 ADVERSARIAL = trainers.DeepAdversarialMetricLearning
@@ -126,3 +127,50 @@ def test_an_adversarial_trainer_that_was_taught_to_step_raises_no_alarm():
 
     loss = make_loss()
     assert moved_by(make_any_trainer(Taught, loss), loss) == (len(list(loss.generator.parameters())), [])
+
+
+def step_seldom(trainer):
+    if trainer.iteration % 4 == 3:
+        trainer.own.step()
+
+
+class SteppingSeldom(trainers.MetricLossOnly):
+    def clip_gradients(self):
+        super().clip_gradients()
+        step_seldom(self)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "hook", "learns"),
+    [
+        (trainers.MetricLossOnly, None, False),
+        (trainers.TrainWithClassifier, None, False),
+        (trainers.MetricLossOnly, step_seldom, True),
+        (SteppingSeldom, None, True),
+    ],
+)
+def test_an_optimizer_that_is_made_and_not_given(trainer, hook, learns):
+    """It is forgotten, unless somebody else may step it."""
+    loss = make_loss()
+    made = make_any_trainer(trainer, loss, with_optimizer=False)
+    made.own = torch.optim.AdamW(loss.parameter_groups(lr=1e-3))
+    made.end_of_iteration_hook = hook or made.end_of_iteration_hook
+    moved, messages = moved_by(made, loss)
+    assert moved == (len(list(loss.generator.parameters())) if learns else 0)
+    assert [text[:24] for text in messages] == ([] if learns else ["Optimizers step, but non"])
+
+
+def test_trainers_that_were_never_finished_do_no_harm():
+    kept = [AutocastTrainer.__new__(AutocastTrainer), make_any_trainer(trainers.MetricLossOnly, make_loss())]
+    kept[1].loss_funcs["metric_loss"] = lambda *args: 0.0
+    loss = make_loss()
+    assert len(moved_by(make_any_trainer(trainers.MetricLossOnly, loss, with_optimizer=False), loss)[1]) == 1
+
+
+def test_an_optimizer_of_a_frozen_model():
+    """PML steps none whose model is frozen, whatever else it holds."""
+    loss = make_loss()
+    made = make_any_trainer(trainers.MetricLossOnly, loss, held_by="embedder")
+    made.freeze_these = ["embedder"]
+    moved, messages = moved_by(made, loss)
+    assert (moved, len(messages)) == (0, 1)
