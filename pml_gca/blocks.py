@@ -1,12 +1,16 @@
 """What a round of propagation is made of: the node block, the edge block, and the batch norm of the outputs."""
 
+import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .graph import at_ends, compute_dtype, sum_over_neighbours
+from .norms import scale_of
+from .utils.recompute import gradients_anew
 from .utils.wide_buffers import WideBuffers
 
 ATTENTION = ("query", "key", "value", "out")  # linear layers of a block's attention; that of edges has no last one
@@ -16,9 +20,10 @@ class ScaleBatchNorm(WideBuffers):
     """Batch normalisation with a learned scale, no shift, and a weight per row.
 
     Statistics are those of the rows repeated as often as their weights say (an undirected edge stands for two ordered
-    pairs). They are computed in float32 or wider, whatever autocast does. In training a single row normalises to zero
-    and leaves the running statistics alone, since it has no variance; no rows at all are passed through. Without
-    gradients (``torch.no_grad()``) the running statistics stay as they are.
+    pairs). They are computed in float32 or wider, whatever autocast does, and of rows of any size; a running variance
+    stays at the largest number there is where it would exceed it. In training a single row normalises to zero and
+    leaves the running statistics alone, since it has no variance; no rows at all are passed through. Without gradients
+    (``torch.no_grad()``) the running statistics stay as they are.
     """
 
     running_mean: Tensor
@@ -42,9 +47,12 @@ class ScaleBatchNorm(WideBuffers):
             count = weights.sum()
             mean = (x * weights).sum(dim=0) / count
             centred = x - mean
+            # Where variances would overflow, channels are scaled down; beside them eps is nothing.
+            scale = scale_of(centred, dim=0).clamp_min(1.0)
+            centred = centred / scale
             variance = (centred.square() * weights).sum(dim=0) / count
             if len(x) > 1 and torch.is_grad_enabled():
-                self.observe(count, mean, variance)
+                self.observe(count, mean, variance * scale[0].square())
         else:
             centred, variance = x - self.running_mean, self.running_var
         return centred * (torch.rsqrt(variance + self.eps) * self.weight)
@@ -52,7 +60,8 @@ class ScaleBatchNorm(WideBuffers):
     @torch.no_grad()
     def observe(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
         """Let the running statistics take in those of a batch: weight of all rows, and (D,) mean and variance."""
-        unbiased = variance.detach() * count / (count - 1)
+        unbiased = variance.detach() * (count / (count - 1))
+        unbiased = unbiased.clamp_max(torch.finfo(unbiased.dtype).max)
         # A batch that is not finite is refused, but a device may say so only after this.
         is_finite = torch.isfinite(mean).all() & torch.isfinite(unbiased).all()
         for running, new in ((self.running_mean, mean.detach()), (self.running_var, unbiased)):
@@ -60,26 +69,55 @@ class ScaleBatchNorm(WideBuffers):
         self.num_batches_tracked += is_finite
 
 
+def linear(module: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer in the dtype of ``x``."""
+    return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
+
+
 def negative_attention(query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int) -> Tensor:
     r"""Multi-head attention of every node over the nodes of other classes, with a zero-score sink.
 
     .. math:: w_{ij} = \exp(s_{ij}) / (1 + \sum_{j: y_j \ne y_i} \exp(s_{ij})), \quad s_{ij} = q_i k_j / \sqrt{D/H}
 
-    The 1 is one more key and value of zeros: a node without negatives gets a zero message.
+    The 1 is one more score of 0 with a value of zeros: a node without negatives gets a zero message.
+
+    Scores may be of any size. Fused attention loses them: its backward pass takes exp(s - log Σ exp(s)) of rounded
+    numbers, where here the largest score is subtracted first, and only then what rows were divided by is put back.
 
     Args:
-        query, key, value: (N, D).
+        query, key, value: (N, D), in float32 or wider.
         labels: (N,) long.
         num_heads: H, a divisor of D.
 
     Returns:
         (N, D), the heads' messages side by side.
     """
-    with_sink = [F.pad(x, (0, 0, 0, 1)) for x in (key, value)]
-    q, k, v = (x.unflatten(1, (num_heads, -1)).transpose(0, 1) for x in (query, *with_sink))
-    visible = F.pad(labels[:, None] != labels, (0, 1), value=True)
-    message = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=visible[None, None])
-    return message[0].transpose(0, 1).flatten(1)
+    scales = scale_of(query), scale_of(key.flatten(), dim=0)
+    rows = (query / scales[0], key / scales[1], value)
+    q, k, v = (x.unflatten(1, (num_heads, -1)).transpose(0, 1) for x in rows)
+    scores = (q @ k.mT).masked_fill(labels[:, None] == labels, -math.inf)
+    scores = F.pad(scores, (0, 1))
+    below = scores - scores.detach().amax(dim=2, keepdim=True)
+    limits = torch.finfo(q.dtype)
+    put_back = (scales[0] * scales[1]).clamp(limits.tiny, limits.max) / math.sqrt(q.shape[2])
+    weights = (below * put_back).softmax(dim=2)[..., :-1]
+    return (weights @ v).transpose(0, 1).flatten(1)
+
+
+class NegativeAttention(torch.autograd.Function):
+    """:func:`negative_attention`, which keeps no weights, (H, N, N), for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int) -> Tensor:
+        ctx.num_heads = num_heads
+        ctx.save_for_backward(query, key, value, labels)
+        return negative_attention(query, key, value, labels, num_heads)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *rows, labels = ctx.saved_tensors
+        attend = functools.partial(negative_attention, labels=labels, num_heads=ctx.num_heads)
+        return *gradients_anew(attend, rows, ctx.needs_input_grad[:3], [grad]), None, None
 
 
 class NodeBlock(nn.Module):
@@ -98,9 +136,20 @@ class NodeBlock(nn.Module):
         self.norm = nn.LayerNorm(embedding_size)
 
     def listen(self, nodes: Tensor, labels: Tensor) -> Tensor:
-        """(N, D) nodes and (N,) labels to nodes that have heard their negatives, (N, D)."""
-        heads = negative_attention(self.query(nodes), self.key(nodes), self.value(nodes), labels, self.num_heads)
-        return self.norm(F.gelu(nodes + self.out(heads)))
+        """(N, D) nodes and (N,) labels to nodes that have heard their negatives, (N, D).
+
+        The first nodes are as long as the embeddings, so that this is computed in float32 or wider, whatever autocast
+        does.
+        """
+        with torch.autocast(nodes.device.type, enabled=False):
+            x = nodes.to(compute_dtype(nodes))
+            q, k, v = (linear(module, x) for module in (self.query, self.key, self.value))
+            attend = negative_attention if torch.compiler.is_compiling() else NegativeAttention.apply
+            heard = F.gelu(x + linear(self.out, attend(q, k, v, labels, self.num_heads)))
+            # Scaled down where the variance would overflow; beside it eps is nothing.
+            heard = heard / scale_of(heard).clamp_min(1.0)
+            weight, bias = (parameter.to(x.dtype) for parameter in (self.norm.weight, self.norm.bias))
+            return F.layer_norm(heard, x.shape[1:], weight, bias, self.norm.eps).to(self.norm.weight.dtype)
 
     def gather(self, nodes: Tensor, messages: Tensor) -> Tensor:
         """(N, D) nodes and sums of their edges' messages, (N, D), through the feed-forward net to (N, D)."""

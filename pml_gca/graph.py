@@ -7,6 +7,8 @@ Method: Peng et al., "Globally Correlation-Aware Hard Negative Generation", IJCV
 import torch
 from torch import Tensor
 
+from .norms import scale_of
+
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """The dtype that norms, distances and batch statistics are computed in: at least float32."""
@@ -31,6 +33,7 @@ def standardize(embeddings: Tensor) -> Tensor:
         (N, D), in float32 or wider.
     """
     z = embeddings.to(compute_dtype(embeddings))
+    z = z / scale_of(z)
     centred = z - z.mean(dim=1, keepdim=True)
     norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
     rounding = 8 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(z.detach(), dim=1, keepdim=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from .graph import compute_dtype
+from .norms import length, unit
 from .utils.host import to_device
 
 MERGINGS = ("random", "mean", "hardest")
@@ -140,7 +140,7 @@ def hardest_weights(nodes: Tensor, plan: CandidatePlan) -> Tensor:
     Returns:
         (A, N), in float32 or wider; the weights of a class sum to 1.
     """
-    directions = normalize(nodes.to(compute_dtype(nodes)))
+    directions, _ = unit(nodes.to(compute_dtype(nodes)))
     with torch.autocast(nodes.device.type, enabled=False):
         similarity = directions[: len(plan.slots)] @ directions.t()
     order = plan.by_class
@@ -214,7 +214,7 @@ def interpolate(
     """
     dtype = compute_dtype(anchors, negatives)
     anchors, negatives = anchors.to(dtype), negatives.to(dtype)
-    far = torch.linalg.vector_norm(negatives - anchors, dim=1, keepdim=True)
+    far = length(negatives - anchors, keepdim=True)
     constant, slope = pull_ratio(positive_distance.to(dtype)[:, None], far, strength)
     return torch.lerp(anchors, negatives, constant + slope * coefficients.to(dtype))
 
@@ -222,4 +222,4 @@ def interpolate(
 def positive_distances(nodes: Tensor, plan: CandidatePlan) -> Tensor:
     """d⁺ of every anchor, (A,), of (N, D) nodes; 0 where there is no positive."""
     positives = nodes.index_select(0, plan.positives)
-    return torch.linalg.vector_norm(nodes[: len(positives)] - positives, dim=1)
+    return length(nodes[: len(positives)] - positives)

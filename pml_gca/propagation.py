@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import EdgeBlock, NodeBlock, ScaleBatchNorm
+from .blocks import EdgeBlock, NodeBlock, ScaleBatchNorm, linear
 from .cost import Sizes, choose_memory, default_chunk_size
 from .graph import compute_dtype, correlation_edges, edge_multiplicity, edge_pairs, standardize, to_dense
 from .sweeps import EdgeCoefficients, EdgeMessages, EdgeUpdate, SweepPlan, Wanted, edge_statistics
@@ -145,7 +145,7 @@ class CorrelationPropagation(nn.Module):
         dtype = self.input.weight.dtype
         plan = self.plan_sweeps(len(embeddings), embeddings.device, with_coefficients)
         pairs = edge_pairs(len(embeddings), embeddings.device)
-        nodes: Tensor = self.input(embeddings.to(dtype))
+        nodes = self._first_nodes(embeddings)
         edges: EdgeState = (standardize(embeddings).to(compute_dtype(self.input.weight)), None, None)
         for layer in self.layers:
             assert isinstance(layer, PropagationLayer)
@@ -159,7 +159,7 @@ class CorrelationPropagation(nn.Module):
         dtype = self.input.weight.dtype
         pairs = edge_pairs(len(embeddings), embeddings.device)
         edges = correlation_edges(embeddings, pairs).to(dtype)
-        nodes = self.input(embeddings.to(dtype))
+        nodes = self._first_nodes(embeddings)
         for layer in self.layers:
             nodes, edges = layer(nodes, edges, pairs, labels, with_coefficients or self._is_heard(layer))
         logits = self.node_classifier(self.node_norm(nodes).to(dtype))
@@ -167,6 +167,11 @@ class CorrelationPropagation(nn.Module):
             return Correlations(logits, pairs, edges[:0], ())
         normalised = self.edge_norm(edges, edge_multiplicity(pairs)).to(dtype)
         return Correlations(logits, pairs, self.edge_coefficients(normalised).sigmoid(), ())
+
+    def _first_nodes(self, embeddings: Tensor) -> Tensor:
+        """(N, D), in float32 or wider: they are as long as the embeddings, for which half precision is too narrow."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return linear(self.input, embeddings.to(compute_dtype(self.input.weight)))
 
     def coefficient_modules(self) -> list[nn.Module]:
         """What only coefficients need."""

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from .graph import compute_dtype, edge_pairs
 from .interpolation import CandidatePlan, positive_distances, pull_ratio
+from .norms import scale_of
 from .tiles import Tile, once, twice
 
 
@@ -78,9 +79,9 @@ class Synthesis(torch.autograd.Function):
         synthetic_anchors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         synthetic = nodes.index_select(0, synthetic_anchors)
-        z, d = twice(nodes), twice(near)
+        z, d, scale = twice(nodes), twice(near), twice(scale_of(nodes))
         for tile in tiles:
-            pull = Pull(tile, z, d, coefficients, strength)
+            pull = Pull(tile, z, d, scale, coefficients, strength)
             for way, sign in enumerate((1, -1)):
                 constant, slope = (x * (sign * tile.box(weights[way, tile.rows])) for x in pull.ratio[way])
                 change = torch.addcmul(constant[..., None], slope[..., None], pull.coefficients).mul_(pull.apart)
@@ -94,11 +95,11 @@ class Synthesis(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, for_nodes: Tensor | None, for_coefficients: Tensor | None) -> tuple[Tensor | None, ...]:
         nodes, coefficients, near, strength, slots, weights, synthetic_anchors = ctx.saved_tensors
-        z, d = twice(nodes), twice(near)
+        z, d, scale = twice(nodes), twice(near), twice(scale_of(nodes))
         grad_z, grad_d = torch.zeros_like(z), torch.zeros_like(d)
         grad_coefficients = coefficients.new_empty(coefficients.shape if for_coefficients is not None else 0)
         for tile in ctx.tiles:
-            pull = Pull(tile, z, d, coefficients, strength)
+            pull = Pull(tile, z, d, scale, coefficients, strength)
             rows = [slots[way, tile.rows] for way in (0, 1)]
             scales = [tile.box(weights[way, tile.rows])[..., None] for way in (0, 1)]
             if for_coefficients is not None:
@@ -123,25 +124,28 @@ class Synthesis(torch.autograd.Function):
 class Pull:
     """What pulls the candidates of one tile: each edge's second end toward its first, and the other way round."""
 
-    def __init__(self, tile: Tile, nodes: Tensor, near: Tensor, coefficients: Tensor, strength: Tensor) -> None:
+    def __init__(
+        self, tile: Tile, nodes: Tensor, near: Tensor, scale: Tensor, coefficients: Tensor, strength: Tensor
+    ) -> None:
         self.tile, self.strength = tile, strength
         self.coefficients = tile.box(coefficients[tile.rows]).to(nodes.dtype)
         self.apart = tile.second(nodes) - tile.first(nodes)
-        self.far = torch.linalg.vector_norm(self.apart, dim=2)
+        common = torch.maximum(tile.second(scale), tile.first(scale))  # of the two ends, so that no square overflows
+        self.far = torch.linalg.vector_norm(self.apart / common, dim=2).mul_(common[..., 0])
         self.near = (tile.first(near).expand_as(self.far), tile.second(near))
         self.ratio = [pull_ratio(d, self.far, strength) for d in self.near]
 
     def backward(self, grads: tuple[Tensor, Tensor], near_grads: Tensor) -> Tensor:
         """Gradient of z_j − z_i, of those of the two ways' candidates; that of d⁺ is added to ``near_grads``."""
-        far = self.far.where(self.far > 0, 1.0)
-        total, far_grad = torch.zeros_like(self.apart), torch.zeros_like(far)
+        direction = self.apart / self.far.where(self.far > 0, 1.0)[..., None]
+        total, far_grad = torch.zeros_like(self.apart), torch.zeros_like(self.far)
         for way, (grad, sign) in enumerate(zip(grads, (1, -1), strict=True)):
             constant, slope = self.ratio[way]
-            along = grad * self.apart
+            along = grad * direction
             by_constant = along.sum(dim=2) - self.strength * (along.mul_(self.coefficients)).sum(dim=2)
-            by_constant = torch.where(self.near[way] < self.far, by_constant * sign / far, 0.0)
+            by_constant = torch.where(self.near[way] < self.far, by_constant * sign, 0.0)
             add = self.tile.add_to_second if way else self.tile.add_to_first
             add(near_grads, by_constant)
             far_grad -= by_constant * constant
             total.addcmul_(torch.addcmul(constant[..., None], slope[..., None], self.coefficients), grad, value=sign)
-        return total.addcmul_((far_grad / far)[..., None], self.apart)
+        return total.addcmul_(far_grad[..., None], direction)

@@ -9,8 +9,17 @@ import torch
 from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
 from torch import Tensor
 
+from ..graph import compute_dtype
+from ..norms import length
 from ..utils.host import HostCopy
-from ..utils.validation import FiniteCheck, check_embeddings, check_label_range, check_labels, check_positive_int
+from ..utils.validation import (
+    FiniteCheck,
+    check_embeddings,
+    check_label_range,
+    check_labels,
+    check_positive_int,
+    largest_value,
+)
 from ..utils.wide_buffers import restored_on_error
 
 
@@ -110,6 +119,10 @@ class BaseGenerator(ModuleWithRecords):
             check.finish()
         return negatives
 
+    def largest_value(self, dtype: torch.dtype) -> float:
+        """The largest value that embeddings of ``dtype`` may have at present; longer ones are refused."""
+        return largest_value(dtype)
+
     def start_check(
         self, embeddings: object, labels: object, names: tuple[str, str] = ("embeddings", "labels")
     ) -> FiniteCheck:
@@ -118,7 +131,8 @@ class BaseGenerator(ModuleWithRecords):
         Values that another device holds are not waited for: the check that is returned is to be finished later, and
         labels are checked where :meth:`labels_on_host` first needs them.
         """
-        check = check_embeddings(embeddings, self.embedding_size, names[0])
+        largest = self.largest_value(embeddings.dtype) if isinstance(embeddings, Tensor) else None
+        check = check_embeddings(embeddings, self.embedding_size, names[0], largest)
         assert isinstance(embeddings, Tensor)
         check_labels(labels, len(embeddings), names[1], of=names[0])
         assert isinstance(labels, Tensor)
@@ -171,8 +185,9 @@ class BaseGenerator(ModuleWithRecords):
     @property
     def gradient_norm(self) -> float:
         """Euclidean norm of the gradient that the parameters hold now; 0 where there is none."""
-        norms = [torch.linalg.vector_norm(p.grad.float()) for p in self.parameters() if p.grad is not None]
-        return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0
+        gradients = (p.grad for p in self.parameters() if p.grad is not None)
+        norms = [length(gradient.to(compute_dtype(gradient)).flatten()) for gradient in gradients]
+        return length(torch.stack(norms)).item() if norms else 0.0
 
     @torch.no_grad()
     def follow_device(self, device: torch.device) -> None:

@@ -3,23 +3,9 @@
 import torch
 from torch import Tensor
 
+from ..norms import unit
+
 ROUNDING = 8  # in units of the dtype's resolution: a sum of two unit vectors that is no longer has no direction
-
-
-def unit(rows: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Directions and lengths of rows.
-
-    Args:
-        rows: (R, D), in float32 or wider.
-        floor: a row that is no longer than this has no direction: it becomes the zero vector, and gets no gradient
-            from it.
-
-    Returns:
-        ``(directions, lengths)``: (R, D) and (R, 1).
-    """
-    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    none = length <= floor
-    return torch.where(none, 0.0, rows / length.masked_fill(none, 1.0)), length
 
 
 def mix(first: Tensor, second: Tensor, share: Tensor, normalize: bool) -> Tensor:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..blocks import linear
 from ..cost import StepCost, choose_memory, step_bytes, step_multiply_adds
 from ..graph import compute_dtype
 from ..interpolation import MERGINGS, CandidatePlan, class_weights, plan_candidates, pull_strength
-from ..propagation import CorrelationPropagation, Correlations
+from ..norms import scale_of
+from ..propagation import CorrelationPropagation, Correlations, matmul_dtype
 from ..synthesis import synthesize
 from ..tiles import Tile
 from ..utils.host import HostCopy, to_device
@@ -210,6 +212,15 @@ class GlobalCorrelationGenerator(BaseGenerator):
             num_skipped,
         )
 
+    def largest_value(self, dtype: torch.dtype) -> float:
+        """As in the base class; in float16, gradients of coefficients, which grow with embeddings, overflow earlier."""
+        in_half = matmul_dtype(self.auxiliary_classifier.weight) == torch.float16
+        return (
+            torch.finfo(torch.float16).max
+            if in_half and self.learns and self.training
+            else super().largest_value(dtype)
+        )
+
     @property
     def edge_chunk_size(self) -> int | None:
         """Edges computed at a time, see the class; may be set."""
@@ -261,7 +272,8 @@ class GlobalCorrelationGenerator(BaseGenerator):
                 self.generated_classification_loss = generated.item()
                 self.similarity_loss, self.diversity_loss = similarity.item(), diversity.item()
         if self.wants("auxiliary_classification_loss") and self.learns:
-            guesses = classifier(real[: len(anchors)].to(classifier.weight.dtype))
+            with torch.autocast(real.device.type, enabled=False):  # real embeddings may be too long for float16
+                guesses = linear(classifier, real[: len(anchors)].to(compute_dtype(classifier.weight)))
             terms["auxiliary_classification_loss"] = AUXILIARY_WEIGHT * classification_loss(guesses, anchor_labels)
         if self.collect_stats:
             for name, term in terms.items():
@@ -292,6 +304,8 @@ class GlobalCorrelationGenerator(BaseGenerator):
             self.lambda_mean, self.lambda_std = mean.item(), spread.item()
         if len(synthetic):
             z = nodes.to(synthetic.dtype)
+            scale = scale_of(z.flatten(), dim=0)
+            z, synthetic = z / scale, synthetic / scale
             distance = torch.cdist(z[: len(plan.slots)], z, compute_mode="donot_use_mm_for_euclid_dist")
             merged = z.new_zeros(len(synthetic) + 1).index_add(0, plan.slots.flatten(), (distance * weights).flatten())
             real = merged[:-1]

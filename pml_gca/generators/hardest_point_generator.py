@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
+from ..norms import scale_of, unit
 from ..utils.host import HostCopy
 from ..utils.validation import check_flag
 from .base_generator import BaseGenerator, SyntheticNegatives
-from .directions import unit
 from .planning import ClassPlan, detach_references, on_device, plan_classes
 
 COMPARED_VALUES = 2**24  # distances computed at a time
@@ -94,6 +94,9 @@ def nearest_of_each_class(
     """
     if normalize:
         (anchors, _), (points, _) = unit(anchors), unit(points)
+    else:
+        scale = scale_of(points.flatten(), dim=0)
+        anchors, points = anchors / scale, points / scale
     position, found = torch.arange(len(points), device=points.device), []
     for part in anchors.split(max(COMPARED_VALUES // len(points), 1)):
         if normalize:

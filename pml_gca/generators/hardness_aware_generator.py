@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..interpolation import interpolate, pull_strength
+from ..norms import length
 from ..utils.host import HostCopy, to_device
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_flag, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
-from .objective import classification_loss, frozen_classification_loss, mean_or_zero
+from .objective import classification_loss, frozen_classification_loss
 from .planning import detach_references, on_device, plan_negative_pairs
 
 TERMS = ("reconstruction_loss", "softmax_loss", "auxiliary_classification_loss", "generation_loss")
@@ -99,7 +100,7 @@ class HardnessAwareGenerator(BaseGenerator):
         self.follow_device(embeddings.device)
         nodes = detach_references(embeddings, num_anchors)
         plan = on_device(plan_negative_pairs(self.labels_on_host(HostCopy(labels)), num_anchors), nodes.device)
-        near = torch.linalg.vector_norm(nodes[:num_anchors] - nodes.index_select(0, plan.positives), dim=1)
+        near = length(nodes[:num_anchors] - nodes.index_select(0, plan.positives))
         synthetic = interpolate(
             nodes.index_select(0, plan.anchors),
             nodes.index_select(0, plan.negatives),
@@ -119,6 +120,12 @@ class HardnessAwareGenerator(BaseGenerator):
         return SyntheticNegatives(
             synthetic.to(embeddings.dtype), plan.labels, plan.anchors, objectives, plan.num_skipped_anchors
         )
+
+    def largest_value(self, dtype: torch.dtype) -> float:
+        """As in the base class; squared errors of the reconstruction overflow earlier."""
+        if not (self.reembed and self.training):
+            return super().largest_value(dtype)
+        return math.sqrt(torch.finfo(torch.promote_types(dtype, torch.float32)).max / self.embedding_size) / 4
 
     def parameter_groups(self, lr: float, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Optimizer groups: the network at ``lr``, the classifier at ``classifier_lr``; none without ``reembed``."""
@@ -142,7 +149,9 @@ class HardnessAwareGenerator(BaseGenerator):
         classifier = self.auxiliary_classifier
         real, pulled = (x.detach().to(classifier.weight.dtype) for x in (anchors, candidates))
         made = self.network(torch.cat([real, pulled])).to(candidates.dtype)
-        reconstruction = mean_or_zero((made[: len(real)] - anchors.detach()).square().sum(dim=1))
+        # Divided first: a sum over the batch may overflow where the mean does not.
+        missed = (made[: len(real)] - anchors.detach()) / math.sqrt(max(len(real), 1))
+        reconstruction = missed.square().sum()
         soft = frozen_classification_loss(made[len(real) :], classifier.weight, classifier.bias, candidate_labels)
         auxiliary = classification_loss(classifier(real), anchor_labels)
         generation = reconstruction + self.softmax_weight * soft

@@ -1,5 +1,6 @@
 """The terms that train the generator of GCA-HNG; pure functions. Section 3.5 of https://arxiv.org/abs/2411.13145"""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..graph import compute_dtype
+from ..norms import unit
 from ..propagation import Correlations, matmul_dtype
 from ..sweeps import Wanted
 from ..tiles import Tile, once, twice
 from ..utils.row_dots import norm_or_floor, row_dots
 
 CLASSIFIED_VALUES = 2**22  # logits computed at a time
-SMALLEST_NORM = 1e-8  # that cosines divide by
 HALF_GRADIENT_SCALE = 1024.0  # lifts gradients that float16 would flush to zero
 
 
@@ -42,8 +43,10 @@ class FrozenClassification(torch.autograd.Function):
         parts = (x.split(max(CLASSIFIED_VALUES // len(weight), 1)) for x in (rows, labels[:, None], gradient))
         for part, target, part_gradient in zip(*parts, strict=True):
             with torch.autocast(device, enabled=False):
-                logits = F.linear(part.to(product), weight.to(product), bias.to(product))
-                log_probability = logits.to(dtype).log_softmax(dim=1)
+                # Long rows leave float16, and so would their products.
+                scale = scale_into_half(part) if product == torch.float16 else 1.0
+                logits = F.linear((part / scale).to(product), weight.to(product)).to(dtype) * scale + bias.to(dtype)
+                log_probability = logits.log_softmax(dim=1)
                 total -= log_probability.gather(1, target).sum()
                 error = log_probability.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=dtype))
                 part_gradient.copy_(error.to(gradient_product) @ weight.to(gradient_product)).div_(len(rows))
@@ -55,6 +58,11 @@ class FrozenClassification(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad, None, None, None
+
+
+def scale_into_half(rows: Tensor) -> Tensor:
+    """What to divide (R, D) rows by so that no value is beyond 1: (R, 1)."""
+    return torch.linalg.vector_norm(rows, ord=math.inf, dim=1, keepdim=True).clamp_min(1.0)
 
 
 def frozen_classification_loss(rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -80,8 +88,9 @@ def similarity_loss(nodes: Tensor, anchors: Tensor, synthetic: Tensor) -> Tensor
         anchors: (S,) long, the node each synthetic negative belongs to.
         synthetic: (S, D), ẑ.
     """
-    unit = F.normalize(nodes.to(synthetic.dtype), eps=SMALLEST_NORM)
-    cosine = row_dots(unit, anchors, synthetic) / norm_or_floor(synthetic, floor=SMALLEST_NORM)
+    directions, _ = unit(nodes.to(synthetic.dtype))
+    lengths = norm_or_floor(synthetic, floor=0.0)
+    cosine = row_dots(directions, anchors, synthetic) / lengths.masked_fill(lengths == 0, 1.0)
     return mean_or_zero(1 - cosine)
 
 

@@ -47,24 +47,46 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 class FiniteCheck:
-    """Whether embeddings are finite, asked of their device now and answered by :meth:`finish`."""
+    """Whether embeddings are finite and not too long, asked of their device now and answered by :meth:`finish`.
 
-    def __init__(self, embeddings: Tensor, name: str) -> None:
-        self._name, self._count = name, embeddings.numel()
+    Args:
+        embeddings: (N, D), floating.
+        name: of the argument, for messages.
+        largest: the size that values may have; by default 2^-20 of the largest number in float32 or wider, so that
+            sums and products with weights remain numbers.
+    """
+
+    def __init__(self, embeddings: Tensor, name: str, largest: float | None = None) -> None:
+        self._name, self._count, self._dtype = name, embeddings.numel(), embeddings.dtype
+        self._largest = largest_value(embeddings.dtype) if largest is None else largest
         with torch.no_grad():
-            kinds = torch.stack([torch.isnan(embeddings).sum(), torch.isinf(embeddings).sum()])
+            too_long = (embeddings.abs() > self._largest).sum()
+            kinds = torch.stack([torch.isnan(embeddings).sum(), torch.isinf(embeddings).sum(), too_long])
         self._found = HostCopy(kinds)
 
     def finish(self) -> None:
         """Raise ValueError if some are not."""
-        nans, infinite = self._found.wait().tolist()
+        nans, infinite, too_long = self._found.wait().tolist()
         if nans or infinite:
             raise ValueError(
                 f"{self._name} must be finite, got {nans} NaN and {infinite} infinite of {self._count} values"
             )
+        if too_long:
+            raise ValueError(
+                f"{self._name} must have a norm below {self._largest:.1e}, beyond which {self._dtype} or this "
+                f"generator's loss overflows; got {too_long} of {self._count} values above it. Scale them down, or "
+                "normalise them"
+            )
 
 
-def check_embeddings(embeddings: object, embedding_size: int, name: str = "embeddings") -> FiniteCheck:
+def largest_value(dtype: torch.dtype) -> float:
+    """The largest value that an embedding of ``dtype`` may have, which is computed with in float32 or wider."""
+    return torch.finfo(torch.promote_types(dtype, torch.float32)).max * 2.0**-20
+
+
+def check_embeddings(
+    embeddings: object, embedding_size: int, name: str = "embeddings", largest: float | None = None
+) -> FiniteCheck:
     """Raise unless ``embeddings`` is a floating (N, ``embedding_size``) tensor; the values are a check to finish."""
     if not isinstance(embeddings, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(embeddings).__name__}")
@@ -78,7 +100,7 @@ def check_embeddings(embeddings: object, embedding_size: int, name: str = "embed
         raise ValueError(
             f"{name} must have {embedding_size} channels, the generator's embedding_size, got {embeddings.shape[1]}"
         )
-    return FiniteCheck(embeddings, name)
+    return FiniteCheck(embeddings, name, largest)
 
 
 def check_labels(labels: object, num_embeddings: int, name: str = "labels", of: str = "embeddings") -> None:

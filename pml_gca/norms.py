@@ -1,0 +1,58 @@
+"""Lengths and scales of rows, whatever their size: a square leaves float32 at 1e19, and is lost below 1e-23."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def scale_of(rows: Tensor, dim: int = -1) -> Tensor:
+    """What to divide rows by, so that sums of their squares and products neither overflow nor vanish.
+
+    It is 1 for rows whose largest value is of a usual size, and for zeros; else it brings that value to the nearest
+    usual size. No gradient flows into it.
+
+    Args:
+        rows: (..., D) in float32 or wider.
+        dim: the dimension of size D.
+
+    Returns:
+        (..., 1), with ``dim`` kept.
+    """
+    if rows.numel() == 0:
+        return rows.new_ones([1 if i == dim % rows.ndim else size for i, size in enumerate(rows.shape)])
+    largest = torch.linalg.vector_norm(rows.detach(), ord=math.inf, dim=dim, keepdim=True)
+    bound = largest_usual(rows.dtype)
+    return torch.where(largest > 0, largest / largest.clamp(1 / bound, bound), 1.0)
+
+
+def largest_usual(dtype: torch.dtype) -> float:
+    """2^30 of float32, whose numbers end at 2^128: gradients have third powers of norms, and sums of them."""
+    _, exponent = math.frexp(torch.finfo(dtype).max)
+    return 2.0 ** (exponent * 15 // 64)
+
+
+def length(rows: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
+    """Euclidean norms of (..., D) rows of any size; the gradient of a zero row is zero."""
+    scale = scale_of(rows, dim)
+    norms: Tensor = torch.linalg.vector_norm(rows / scale, dim=dim, keepdim=True) * scale
+    return norms if keepdim else norms.squeeze(dim)
+
+
+def unit(rows: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Directions and lengths of rows.
+
+    Args:
+        rows: (R, D), in float32 or wider.
+        floor: a row that is no longer than this has no direction: it becomes the zero vector, and gets no gradient
+            from it.
+
+    Returns:
+        ``(directions, lengths)``: (R, D) and (R, 1).
+    """
+    scale = scale_of(rows)
+    scaled = rows / scale
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    none = norm <= floor / scale
+    return torch.where(none, 0.0, scaled / norm.masked_fill(none, 1.0)), norm * scale
