@@ -33,26 +33,45 @@ def largest_usual(dtype: torch.dtype) -> float:
     return 2.0 ** (exponent * 15 // 64)
 
 
+def are_usual(norms: Tensor) -> bool:
+    """Whether norms tell by themselves that no square has overflowed or vanished.
+
+    It is only asked on the host: a device would have to be waited for, and has time for one more pass over its rows.
+    """
+    if norms.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    bound = largest_usual(norms.dtype)
+    return bool(((norms < bound) & (norms > 1 / bound)).all())
+
+
 def length(rows: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
     """Euclidean norms of (..., D) rows of any size; the gradient of a zero row is zero."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=dim, keepdim=keepdim)
+    if are_usual(norms):
+        return norms
     scale = scale_of(rows, dim)
-    norms: Tensor = torch.linalg.vector_norm(rows / scale, dim=dim, keepdim=True) * scale
+    norms = torch.linalg.vector_norm(rows / scale, dim=dim, keepdim=True) * scale
     return norms if keepdim else norms.squeeze(dim)
 
 
-def unit(rows: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Directions and lengths of rows.
+def directed(rows: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
+    """As :func:`unit`, of rows of usual size; those no longer than ``floor`` have no direction."""
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    none = norm <= floor
+    return torch.where(none, 0.0, rows / norm.masked_fill(none, 1.0)), norm
+
+
+def unit(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions and lengths of rows of any size.
+
+    A zero row has no direction: it stays zero, and gets no gradient from it.
 
     Args:
         rows: (R, D), in float32 or wider.
-        floor: a row that is no longer than this has no direction: it becomes the zero vector, and gets no gradient
-            from it.
 
     Returns:
         ``(directions, lengths)``: (R, D) and (R, 1).
     """
     scale = scale_of(rows)
-    scaled = rows / scale
-    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    none = norm <= floor / scale
-    return torch.where(none, 0.0, scaled / norm.masked_fill(none, 1.0)), norm * scale
+    directions, lengths = directed(rows / scale)
+    return directions, lengths * scale

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from .graph import compute_dtype, edge_pairs
 from .interpolation import CandidatePlan, positive_distances, pull_ratio
-from .norms import scale_of
+from .norms import are_usual, scale_of
 from .tiles import Tile, once, twice
 
 
@@ -130,8 +130,10 @@ class Pull:
         self.tile, self.strength = tile, strength
         self.coefficients = tile.box(coefficients[tile.rows]).to(nodes.dtype)
         self.apart = tile.second(nodes) - tile.first(nodes)
-        common = torch.maximum(tile.second(scale), tile.first(scale))  # of the two ends, so that no square overflows
-        self.far = torch.linalg.vector_norm(self.apart / common, dim=2).mul_(common[..., 0])
+        self.far = torch.linalg.vector_norm(self.apart, dim=2)
+        if not are_usual(self.far):
+            common = torch.maximum(tile.second(scale), tile.first(scale))
+            self.far = torch.linalg.vector_norm(self.apart / common, dim=2).mul_(common[..., 0])
         self.near = (tile.first(near).expand_as(self.far), tile.second(near))
         self.ratio = [pull_ratio(d, self.far, strength) for d in self.near]
 

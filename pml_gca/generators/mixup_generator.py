@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor
 
+from ..norms import unit
 from ..utils.host import HostCopy
 from ..utils.validation import check_flag, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
-from .directions import mix
+from .directions import mix, mix_directions
 from .planning import NegativePairs, detach_references, on_device, plan_negative_pairs
 
 
@@ -91,12 +92,14 @@ class MixupGenerator(BaseGenerator):
             shares = self._draw_shares(nodes, plan)
         if steps is None:
             steps = draw_steps(plan)
-        synthetic = mix(
-            nodes.index_select(0, plan.positives_after(steps)),
-            nodes.index_select(0, plan.negatives),
-            shares.to(nodes.dtype)[:, None],
-            self.normalize,
-        )
+        share, ends = shares.to(nodes.dtype)[:, None], (plan.positives_after(steps), plan.negatives)
+        if self.normalize:
+            directions, lengths = unit(nodes)
+            positive, negative = ((directions.index_select(0, end), lengths.index_select(0, end)) for end in ends)
+            synthetic = mix_directions(positive, negative, share)
+        else:
+            positives, negatives = (nodes.index_select(0, end) for end in ends)
+            synthetic = mix(positives, negatives, share, normalize=False)
         if self.collect_stats:
             self.num_negatives, self.num_skipped_anchors = len(synthetic), plan.num_skipped_anchors
         return SyntheticNegatives(
