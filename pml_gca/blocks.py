@@ -110,11 +110,12 @@ class NegativeAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int) -> Tensor:
         ctx.num_heads = num_heads
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(query, key, value, labels)
         return negative_attention(query, key, value, labels, num_heads)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         *rows, labels = ctx.saved_tensors
         attend = functools.partial(negative_attention, labels=labels, num_heads=ctx.num_heads)
         return *gradients_anew(attend, rows, ctx.needs_input_grad[:3], [grad]), None, None

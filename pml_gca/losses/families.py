@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..generators.base_generator import SyntheticNegatives
 from ..graph import compute_dtype
 from ..interpolation import next_positive
+from ..norms import scale_of
 from ..utils.row_dots import norm_or_floor, row_dots
 
 FORMS = (
@@ -161,16 +162,24 @@ def own_similarity(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch) -
     # With other distances PML's pairwise values are not those of its matrix.
     if type(distance) in (CosineSimilarity, DotProductSimilarity):
         rows = negatives.embeddings.to(compute_dtype(negatives.embeddings))
-        values = row_dots(distance.maybe_normalize(batch.embeddings).to(rows.dtype), negatives.anchors, rows)
+        anchors = distance.maybe_normalize(within_range(loss, batch.embeddings)).to(rows.dtype)
+        values = row_dots(anchors, negatives.anchors, rows)
         if distance.normalize_embeddings:
             values = values / norm_or_floor(rows, distance.p)
         return values if distance.power == 1 else values**distance.power
     return similarity(loss, batch.embeddings, negatives.embeddings).gather(0, negatives.anchors[None])[0]
 
 
+def within_range(loss: losses.BaseMetricLossFunction, rows: Tensor) -> Tensor:
+    """(R, D) rows, so short that squares do not overflow where the loss's distance normalises them anyway."""
+    if not loss.distance.normalize_embeddings:
+        return rows
+    return rows / scale_of(rows.to(compute_dtype(rows))).clamp_min(1.0).to(rows.dtype)
+
+
 def similarity(loss: losses.BaseMetricLossFunction, queries: Tensor, references: Tensor) -> Tensor:
     """(Q, D) and (R, D) to (Q, R) by the loss's own distance, the larger the more alike."""
-    matrix: Tensor = loss.distance(queries, references)
+    matrix: Tensor = loss.distance(within_range(loss, queries), within_range(loss, references))
     return matrix if loss.distance.is_inverted else -matrix
 
 
@@ -188,7 +197,8 @@ def nca_synthetic_loss(loss: losses.NCALoss, batch: SyntheticBatch) -> Tensor:
 def angular_synthetic_loss(loss: losses.AngularLoss, batch: SyntheticBatch) -> Tensor:
     """PML's form of the angular loss with each anchor's own synthetic negatives, which labels alone cannot express."""
     anchors, positives, _, _ = batch.pairs()
-    anchor, positive = (loss.distance.normalize(x) for x in (batch.embeddings[anchors], batch.nodes[positives]))
+    rows = (within_range(loss, x) for x in (batch.embeddings[anchors], batch.nodes[positives]))
+    anchor, positive = (loss.distance.normalize(x) for x in rows)
     tangent = torch.tan(loss.alpha).square().to(anchor)
     exponent = 4 * tangent * (anchor + positive) @ batch.negatives.embeddings.t()
     exponent = exponent - 2 * (1 + tangent) * (anchor * positive).sum(dim=1, keepdim=True)
