@@ -3,10 +3,12 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from pytorch_metric_learning.losses import MultipleLosses
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .families import FORMS, SyntheticBatch, synthetic_loss
 
@@ -16,7 +18,7 @@ TRUSTED = ("pytorch_metric_learning.", "pml_gca.")  # their losses are tested
 def check_dependence(loss: nn.Module, batch: SyntheticBatch) -> None:
     """Raise if a loss of one's own, or one in a ``MultipleLosses``, makes nothing of synthetic negatives.
 
-    Copies of the loss are called, with the same random numbers; on the CPU where the batch is on a GPU, which would
+    A copy of the loss is called, with the same random numbers; on the CPU where the batch is on a GPU, which would
     report a wrong index too late. A copy that fails otherwise says nothing: the loss itself will.
 
     Raises:
@@ -24,18 +26,18 @@ def check_dependence(loss: nn.Module, batch: SyntheticBatch) -> None:
     """
     for member in own_losses(loss):
         try:
-            feels = depends_on_negatives(member, batch)
+            feels = depends_on_negatives(copy.deepcopy(member), batch)
         except IndexError as error:
             raise ValueError(
                 f"loss {type(member).__name__} looks pairs up in a batch that is too small for them, as if it took "
                 f"no ref_emb ({error}). {FORMS}"
             ) from error
-        except Exception:
+        except Exception:  # the loss itself will say it, or works where a copy does not
             continue
         if not feels:
             raise ValueError(
                 f"loss {type(member).__name__} cannot learn from synthetic negatives as it is registered: its value "
-                f"does not depend on the synthetic rows, wherever they lie. {FORMS}"
+                f"does not depend on the synthetic rows. {FORMS}"
             )
 
 
@@ -49,32 +51,43 @@ def own_losses(loss: nn.Module) -> Iterator[nn.Module]:
 
 
 def depends_on_negatives(loss: nn.Module, batch: SyntheticBatch) -> bool:
-    """Whether rows are connected with the value, or change it, for some place of them.
+    """Whether anything is computed from the synthetic rows.
 
-    A margin that is kept has no gradient, so that rows from their own place to the anchor are tried.
+    It is not the value that is asked, which says nothing where every negative keeps a margin.
     """
-    device = batch.embeddings.device
-    if device.type == "cuda":
-        loss, batch = copy.deepcopy(loss).cpu(), to_cpu(batch)
-    first: Tensor | None = None
-    for rows in places(batch):
-        leaf = rows.detach().requires_grad_()
-        moved = replace(batch, negatives=replace(batch.negatives, embeddings=leaf))
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            value = synthetic_loss(copy.deepcopy(loss), moved)
-        if value.requires_grad and torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] is not None:
-            return True
-        if first is not None and not torch.equal(value, first):
-            return True
-        first = value.detach()
-    return False
+    if batch.embeddings.is_cuda:
+        loss, batch = loss.cpu(), to_cpu(batch)
+    rows = batch.negatives.embeddings.detach().requires_grad_()  # nothing else has a gradient
+    real = {name: getattr(batch, name).detach() for name in ("embeddings", "nodes")}
+    batch = replace(batch, **real, negatives=replace(batch.negatives, embeddings=rows))
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), ReadsWithGradient() as reads:
+        value = synthetic_loss(loss.requires_grad_(False), batch)
+    return reads.found or value.requires_grad
 
 
-def places(batch: SyntheticBatch) -> Iterator[Tensor]:
-    """(S, D) synthetic rows where they are, and ever nearer to their anchors; beyond them last."""
-    rows, anchors = batch.negatives.embeddings, batch.embeddings[batch.negatives.anchors]
-    for share in (0.0, 0.5, 0.9, 1.0, 0.99, 2.0):
-        yield torch.lerp(rows.detach(), anchors.detach().to(rows.dtype), share)
+class ReadsWithGradient(TorchFunctionMode):
+    """Notices that a tensor with a gradient is computed with; to join it to others, or ask its shape, is not enough."""
+
+    IDLE = frozenset({"__get__", "__len__", "cat", "dim", "is_floating_point", "numel", "size", "to", "type"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See torch."""
+        if getattr(func, "__name__", None) not in self.IDLE:
+            self.found = self.found or has_gradient((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def has_gradient(x: object) -> bool:
+    """Whether a tensor, or one in a collection, requires a gradient."""
+    if isinstance(x, (list, tuple)):
+        return any(map(has_gradient, x))
+    if isinstance(x, dict):
+        return any(map(has_gradient, x.values()))
+    return isinstance(x, Tensor) and x.requires_grad
 
 
 def to_cpu(batch: SyntheticBatch) -> SyntheticBatch:

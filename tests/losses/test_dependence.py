@@ -1,0 +1,209 @@
+"""A loss of one's own that would not feel synthetic negatives is refused at the first batch; no other is."""
+
+import copy
+
+import pytest
+import torch
+from losses.test_every_pml_loss import WORKS
+from pytorch_metric_learning import losses
+from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+
+from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.losses import dependence, synthetic_loss
+from pml_gca.losses.dependence import depends_on_negatives, own_losses
+
+NUM_CLASSES, SIZE = 12, 8
+LABELS = torch.tensor([3, 7, 3, 0, 11, 3, 7, 0])
+
+
+def register(kind, form):
+    """A new subclass, as a registration holds for good."""
+    made = type(kind.__name__, (kind,), {})
+    synthetic_loss.register(made, form)
+    return made
+
+
+def with_references(loss, batch):
+    return loss(batch.embeddings, batch.labels, batch.pairs(), batch.references(), batch.reference_labels())
+
+
+def within_one_batch(loss, batch):
+    return loss(batch.references(), batch.reference_labels(), batch.pairs())
+
+
+def make_loss(wrapped):
+    torch.manual_seed(0)
+    generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2, dropout=0.0)
+    loss = HardNegativeGenerationLoss(wrapped, generator, collect_stats=True)
+    loss.levels["generator"].value.fill_(1.0)
+    return loss
+
+
+@pytest.fixture
+def z():
+    torch.manual_seed(1)
+    return torch.randn(len(LABELS), SIZE, requires_grad=True)
+
+
+def reduced(value):
+    return {"loss": {"losses": value, "indices": None, "reduction_type": "already_reduced"}}
+
+
+class PairsOfTheBatch(BaseMetricLossFunction):
+    """Takes triplets, and looks them up in the batch, whatever the references."""
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        anchors, positives, negatives = lmu.convert_to_triplets(indices_tuple, labels)
+        distances = self.distance(embeddings)
+        return reduced((distances[anchors, positives] - distances[anchors, negatives]).mean())
+
+
+class Spread(BaseMetricLossFunction):
+    """Takes neither pairs nor references."""
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        return reduced(embeddings.square().mean())
+
+
+class Hinge(BaseMetricLossFunction):
+    """Feels only negatives nearer than ``margin``; of none it is a constant without a graph."""
+
+    margin = 1e-3
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        _, _, anchors, negatives = lmu.convert_to_pairs(indices_tuple, labels, ref_labels)
+        apart = (embeddings[anchors] - ref_emb[negatives]).norm(dim=1)
+        near = apart[apart < self.margin]
+        return reduced((self.margin - near).sum()) if len(near) else self.zero_losses()
+
+
+class SemiHard(Hinge):
+    """Feels only negatives of a certain distance, neither near nor far, relative to the anchor's length."""
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        _, _, anchors, negatives = lmu.convert_to_pairs(indices_tuple, labels, ref_labels)
+        apart = (embeddings[anchors] - ref_emb[negatives]).norm(dim=1)
+        some = apart[(apart < 1.5) & (apart > 1e-3)]
+        return reduced(some.sum()) if len(some) else self.zero_losses()
+
+
+class Never(Hinge):
+    """Feels no negative, wherever it lies."""
+
+    margin = -1.0
+
+
+class Weighted(BaseMetricLossFunction):
+    """Synthetic rows weigh the others, without a gradient of their own."""
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        weight = ref_emb.detach().square().mean()
+        return reduced(weight * embeddings.square().mean())
+
+
+@pytest.mark.parametrize("collect", [False, True])
+def test_pairs_looked_up_in_the_batch_need_the_second_form(collect, z):
+    loss = make_loss(register(PairsOfTheBatch, with_references)(collect_stats=collect))
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    with pytest.raises(ValueError, match=r"PairsOfTheBatch looks pairs up.*loss\(batch\.references\(\)"):
+        loss(z, LABELS)
+    assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+    loss = make_loss(register(PairsOfTheBatch, within_one_batch)())
+    loss(z, LABELS).backward()
+    assert z.grad.any(dim=1).all()
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_loss_that_does_nothing_with_them_is_refused(inside, z):
+    wrapped = register(Spread, with_references)()
+    loss = make_loss(losses.MultipleLosses([losses.ContrastiveLoss(), wrapped]) if inside else wrapped)
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    for _ in range(2):  # each time
+        with pytest.raises(ValueError, match=r"Spread cannot learn .* does not depend on the synthetic rows.*Labels"):
+            loss(z, LABELS)
+    assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+    assert make_loss(register(Spread, within_one_batch)())(z, LABELS).isfinite()
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_it_is_asked_of_a_batch_without_gradients_too(requires_grad, z):
+    with pytest.raises(ValueError, match="does not depend"):
+        make_loss(register(Spread, with_references)())(z.detach().requires_grad_(requires_grad), LABELS)
+
+
+@pytest.mark.parametrize("kind", [Hinge, SemiHard, Never, Weighted])
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 30.0])
+def test_no_false_alarm(kind, scale, z):
+    z = (scale * z.detach()).requires_grad_()
+    loss = make_loss(register(kind, with_references)())
+    loss(z, LABELS)
+    assert loss._depends
+
+
+def test_a_margin_that_every_negative_keeps_is_no_reason(z):
+    loss = make_loss(register(Hinge, with_references)())
+    loss(z, LABELS)
+    assert loss.synthetic_loss == 0
+    kept = make_loss(type("Own", (losses.TripletMarginLoss,), {})(margin=-50.0))
+    kept(z, LABELS)
+    assert kept.synthetic_loss == kept.metric_loss == 0
+
+
+@pytest.mark.parametrize("name", sorted(WORKS))
+def test_pmls_losses_are_not_asked_but_would_pass(name, z):
+    wrapped = WORKS[name](NUM_CLASSES)
+    assert list(own_losses(wrapped)) == []
+    seen = []
+    loss = make_loss(wrapped)
+    loss._synthetic_loss = lambda batch: seen.append(batch) or torch.zeros(())
+    loss(z, LABELS)
+    assert depends_on_negatives(copy.deepcopy(wrapped), seen[0])
+
+
+def test_asking_draws_and_changes_nothing(z):
+    class Counts(losses.TripletMarginLoss):
+        calls = 0
+
+        def compute_loss(self, *args):
+            self.calls += 1
+            return super().compute_loss(*args)
+
+    wrapped = Counts(triplets_per_anchor=2)
+    values = []
+    for kind in (wrapped, losses.TripletMarginLoss(triplets_per_anchor=2)):
+        loss = make_loss(kind)
+        torch.manual_seed(3)
+        values.append([loss(z, LABELS).item() for _ in range(2)])
+    assert values[0] == values[1]
+    assert wrapped.calls == 4  # real and synthetic, twice
+
+
+def test_it_is_asked_once(z, monkeypatch):
+    asked = []
+    ask = dependence.depends_on_negatives
+    monkeypatch.setattr(dependence, "depends_on_negatives", lambda *args: asked.append(1) or ask(*args))
+    loss = make_loss(register(Hinge, with_references)())
+    loss(z[:1], LABELS[:1])  # no negatives
+    assert asked == []
+    loss(z, LABELS)
+    copy.deepcopy(loss)(z, LABELS)
+    assert asked == [1]
+
+
+def test_a_loss_that_cannot_be_copied_or_fails_otherwise_is_asked_by_training_it(z):
+    class Holds(losses.ContrastiveLoss):
+        def __init__(self):
+            super().__init__()
+            self.last = (torch.ones(1, requires_grad=True) * 2,)  # no leaf: cannot be copied
+
+    assert make_loss(Holds())(z, LABELS).isfinite()
+
+    class Fails(losses.ContrastiveLoss):
+        def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+            if ref_emb is not embeddings:
+                raise RuntimeError("of its own")
+            return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        make_loss(Fails())(z, LABELS)
