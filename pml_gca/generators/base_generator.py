@@ -32,7 +32,8 @@ class SyntheticNegatives:
         labels: (S,) long, the class each imitates, never its anchor's.
         anchors: (S,) long, row of the batch each belongs to.
         objectives: named scalar terms that train the generator. They are added to the loss as they are, with gradient
-            routing already done; ``generation_loss`` (J_gen), where present, is the one the generator level G follows.
+            routing already done; ``generation_loss`` (J_gen), where present, is the one the generator level G follows,
+            and the only one of the second step of an alternating schedule.
         num_skipped_anchors: anchors for which nothing could be generated, having no positive; None if not counted.
     """
 

@@ -13,6 +13,7 @@ from torch.utils.data import SequentialSampler, TensorDataset
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.generators import HardnessAwareGenerator, MixupGenerator
 from pml_gca.generators import global_correlation_generator as module
+from pml_gca.losses import CrossBatchMemory
 from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 2])
@@ -185,6 +186,25 @@ def test_all_generating_losses_have_their_halves_and_epochs_and_others_are_calle
             assert loss.calls == EPOCHS * ITERATIONS
     # In PML's optimizers a plain loss's parameters have as many steps as there are iterations.
     assert trainer.optimizers["metric_loss_optimizer"].state[proxies.proxies]["step"] == EPOCHS * ITERATIONS
+
+
+def test_a_memory_around_a_generating_loss_remembers_each_batch_once():
+    """Its second half meets the same references as its first."""
+    met = []
+
+    class Watched(GlobalCorrelationGenerator):
+        def generate(self, embeddings, *args):
+            met.append(embeddings.detach().clone())
+            return super().generate(embeddings, *args)
+
+    loss = generating(generator=Watched(3, 8, num_layers=1, num_heads=2))
+    memory = CrossBatchMemory(loss, 8, memory_size=100).double()
+    embedder, _, _, images = make(as_list)
+    train(AlternatingTrainer, embedder, memory, images)
+    assert memory.queue_idx == len(LABELS) * EPOCHS * ITERATIONS
+    assert len(met) == 2 * EPOCHS * ITERATIONS
+    assert all(torch.equal(first, second) for first, second in zip(met[::2], met[1::2], strict=True))
+    assert len(met[-1]) > len(LABELS)
 
 
 def test_one_generator_of_two_losses():
