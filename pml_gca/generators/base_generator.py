@@ -17,6 +17,9 @@ from ..utils.validation import (
     check_embeddings,
     check_label_range,
     check_labels,
+    check_learning_rates,
+    check_level,
+    check_pml_arguments,
     check_positive_int,
     largest_value,
 )
@@ -68,6 +71,7 @@ class BaseGenerator(ModuleWithRecords):
     def __init__(self, num_classes: int, embedding_size: int, collect_stats: bool | None = None) -> None:
         check_positive_int("num_classes", num_classes)
         check_positive_int("embedding_size", embedding_size)
+        check_pml_arguments({"collect_stats": collect_stats})
         super().__init__(collect_stats=collect_stats)
         self.num_classes = num_classes
         self.embedding_size = embedding_size
@@ -107,12 +111,16 @@ class BaseGenerator(ModuleWithRecords):
             metric_level: running mean of the metric loss, L; infinite before any was seen.
 
         Raises:
-            TypeError: embeddings are not floating or labels not integer tensors.
-            ValueError: a wrong shape, a value that is not finite, a label out of range.
+            TypeError: embeddings are not floating or labels not integer tensors, or are inside ``torch.vmap``;
+                ``num_anchors`` is no integer or ``metric_level`` no number.
+            ValueError: a wrong shape, a value that is not finite, a label or ``num_anchors`` out of range, a level
+                that is NaN.
         """
         check = self.start_check(embeddings, labels)
         num_anchors = len(embeddings) if num_anchors is None else num_anchors
-        if not 0 <= num_anchors <= len(embeddings):
+        check_positive_int("num_anchors", num_anchors, minimum=0)
+        check_level("metric_level", metric_level)
+        if num_anchors > len(embeddings):
             raise ValueError(f"num_anchors must lie in [0, {len(embeddings)}], the batch size, got {num_anchors}")
         self.follow_device(embeddings.device)
         with restored_on_error(self.buffers()):  # what a GPU says late must have changed nothing
@@ -171,6 +179,7 @@ class BaseGenerator(ModuleWithRecords):
 
     def parameter_groups(self, lr: float, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Optimizer groups of the learned parameters; empty for a generator that does not learn."""
+        check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         parameters = [p for p in self.parameters() if p.requires_grad]
         return [{"params": parameters, "lr": lr}] if parameters else []
 

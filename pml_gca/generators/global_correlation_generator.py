@@ -19,7 +19,14 @@ from ..synthesis import synthesize
 from ..tiles import Tile
 from ..utils.host import HostCopy, to_device
 from ..utils.records import hide_modules_from_records
-from ..utils.validation import check_choice, check_flag, check_number, check_positive_int, check_share
+from ..utils.validation import (
+    check_choice,
+    check_flag,
+    check_learning_rates,
+    check_number,
+    check_positive_int,
+    check_share,
+)
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .objective import (
     classification_loss,
@@ -315,6 +322,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
 
     def parameter_groups(self, lr: float, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Optimizer groups: the propagation at ``lr``, the auxiliary classifier at ``classifier_lr``."""
+        check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         return [
             {"params": list(self.propagation.parameters()), "lr": lr},
             {"params": list(self.auxiliary_classifier.parameters()), "lr": classifier_lr},

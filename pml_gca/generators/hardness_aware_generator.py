@@ -11,7 +11,7 @@ from ..interpolation import interpolate, pull_strength
 from ..norms import length
 from ..utils.host import HostCopy, to_device
 from ..utils.records import hide_modules_from_records
-from ..utils.validation import check_flag, check_number
+from ..utils.validation import check_flag, check_learning_rates, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .objective import classification_loss, frozen_classification_loss
 from .planning import detach_references, on_device, plan_negative_pairs
@@ -129,6 +129,7 @@ class HardnessAwareGenerator(BaseGenerator):
 
     def parameter_groups(self, lr: float, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Optimizer groups: the network at ``lr``, the classifier at ``classifier_lr``; none without ``reembed``."""
+        check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         if not self.reembed:
             return []
         return [

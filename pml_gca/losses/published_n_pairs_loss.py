@@ -8,6 +8,8 @@ from pytorch_metric_learning.distances import DotProductSimilarity
 from pytorch_metric_learning.regularizers import LpRegularizer
 from torch import Tensor
 
+from ..utils.validation import check_positive_int
+
 PENALTY = 0.25 * 3e-3  # of squared lengths, for each sample of a class
 
 
@@ -20,11 +22,15 @@ class PublishedNPairsLoss(losses.NPairsLoss):
 
     Args:
         samples_per_class: M of a batch, on which the published penalty depends. Classes may have other numbers.
+
+    Raises:
+        TypeError, ValueError: ``samples_per_class`` is no positive integer.
     """
 
     penalizes_synthetic = True  # as published; PML's regularizers count once
 
     def __init__(self, samples_per_class: int, **kwargs: Any) -> None:
+        check_positive_int("samples_per_class", samples_per_class)
         super().__init__(
             distance=DotProductSimilarity(normalize_embeddings=False),
             embedding_regularizer=LpRegularizer(power=2),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..generators import GlobalCorrelationGenerator
 from ..graph import join_references
-from ..utils.validation import check_labels, check_positive_int
+from ..utils.validation import check_labels, check_pml_arguments, check_positive_int
 
 
 @contextmanager
@@ -59,6 +59,7 @@ class GlobalCorrelationMiner(BaseMiner):
         check_positive_int("negatives_per_anchor", negatives_per_anchor)
         if output not in ("triplets", "pairs"):
             raise ValueError(f"output must be 'triplets' or 'pairs', got {output!r}")
+        check_pml_arguments(kwargs)
         super().__init__(**kwargs)
         self._generator = (generator,)  # in a tuple, no child: the loss owns it
         self.negatives_per_anchor = negatives_per_anchor

@@ -19,6 +19,7 @@ from .retrieval_input import (
     embeddings_to_search,
     retrieval_labels,
 )
+from .validation import check_device, check_flag, check_functions
 
 
 def _check_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
@@ -80,7 +81,7 @@ class RecallCalculator(pml.AccuracyCalculator):
 
     Raises:
         TypeError: ``recall_at``, ``include`` or ``exclude`` is not a tuple or list, or holds something other than ints
-            (a bool, too) or names; ``k`` is a bool.
+            (a bool, too) or names; ``k`` is a bool; another argument is not of its type.
         ValueError: ``recall_at`` is empty, holds a value below 1 or one value twice; or as PML raises for
             its own arguments.
 
@@ -115,6 +116,9 @@ class RecallCalculator(pml.AccuracyCalculator):
         _check_names("exclude", exclude)
         if isinstance(k, bool):
             raise TypeError(f"k must be an int, None or 'max_bin_count', got {k}")
+        check_flag("avg_of_avgs", avg_of_avgs)
+        check_flag("return_per_class", return_per_class)
+        check_functions(label_comparison_fn=label_comparison_fn, knn_func=knn_func, kmeans_func=kmeans_func)
         self._recall_metrics = {f"recall_at_{value}": value for value in self.recall_at}
         # PML collects every calculate_* attribute of the instance in its constructor.
         for name, value in self._recall_metrics.items():
@@ -127,7 +131,7 @@ class RecallCalculator(pml.AccuracyCalculator):
             return_per_class=return_per_class,
             k=int(k) if isinstance(k, Integral) else k,
             label_comparison_fn=label_comparison_fn,
-            device=torch.device(device) if isinstance(device, str) else device,
+            device=check_device(device),
             knn_func=knn_func,
             kmeans_func=kmeans_func,
         )

@@ -1,10 +1,12 @@
 """Checks of user input; each names the argument, what was found and what is expected."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .host import HostCopy
 
@@ -34,8 +36,8 @@ def check_share(name: str, value: object) -> None:
 
 def check_flag(name: str, value: object) -> None:
     """Raise unless ``value`` is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -44,6 +46,71 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise TypeError(f"{name} must be a string, got {type(value).__name__}")
     if value not in choices:
         raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
+
+
+def check_functions(**functions: object) -> None:
+    """Raise unless each is callable or None."""
+    for name, value in functions.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} must be a function or None, got {type(value).__name__}")
+
+
+def check_device(device: object) -> torch.device | None:
+    """A device, of its name too; or None."""
+    if device is None or isinstance(device, torch.device):
+        return device
+    if not isinstance(device, str):
+        raise TypeError(f"device must be a torch.device, its name or None, got {type(device).__name__}")
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise ValueError(
+            f"device must be a torch.device or its name, such as 'cpu' or 'cuda', got {device!r}"
+        ) from None
+
+
+def check_learning_rates(**rates: object) -> None:
+    """Raise unless each is a finite number of at least 0, or a tensor of one, as torch allows."""
+    for name, value in rates.items():
+        if not isinstance(value, Tensor):
+            check_number(name, value)
+        elif value.numel() != 1:
+            raise ValueError(f"{name} must be a number or a tensor of one, got shape {tuple(value.shape)}")
+
+
+def check_level(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number or a tensor of one, and not NaN; values on other devices are not read."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be a number or a tensor of one, got shape {tuple(value.shape)}")
+        if value.device.type != "cpu":
+            return
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number or a tensor of one, got {type(value).__name__}")
+    if math.isnan(value):
+        raise ValueError(f"{name} must be a number, got nan; infinity stands for nothing seen so far")
+
+
+def check_pml_arguments(arguments: Mapping[str, object]) -> None:
+    """Raise unless arguments for PML's constructors are what they are for: PML takes any, and fails later or never."""
+    for name in ("reducer", "embedding_regularizer", "distance"):
+        value = arguments.get(name)
+        if value is not None and not isinstance(value, nn.Module):
+            raise TypeError(f"{name} must be a torch.nn.Module or None, got {type(value).__name__}")
+    if arguments.get("collect_stats") is not None:
+        check_flag("collect_stats", arguments["collect_stats"])
+    if "embedding_reg_weight" in arguments:
+        check_number("embedding_reg_weight", arguments["embedding_reg_weight"])
+
+
+def check_no_transform(name: str, value: Tensor) -> None:
+    """Raise within ``torch.vmap`` and its like, where the values of a tensor cannot be looked at."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise TypeError(
+            f"{name} must be a plain tensor, got one inside torch.vmap, torch.func.grad or another transform of "
+            "torch.func: call pml_gca outside of it, batch by batch, and take gradients by backward()"
+        )
 
 
 class FiniteCheck:
@@ -90,6 +157,7 @@ def check_embeddings(
     """Raise unless ``embeddings`` is a floating (N, ``embedding_size``) tensor; the values are a check to finish."""
     if not isinstance(embeddings, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(embeddings).__name__}")
+    check_no_transform(name, embeddings)
     if not embeddings.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {embeddings.dtype}")
     if embeddings.ndim != 2:
@@ -107,6 +175,7 @@ def check_labels(labels: object, num_embeddings: int, name: str = "labels", of: 
     """Raise unless ``labels`` is a 1-D tensor of integers, signed or not, that fit into int64, one per embedding."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
+    check_no_transform(name, labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name} must be integers, got {labels.dtype}; if its values are class numbers, pass .long()")
     if labels.ndim != 1:
