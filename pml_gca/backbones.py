@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .recipes import BATCH_NORM, PATCH_EMBEDDING
 from .utils.optional import import_timm, import_torchvision
 from .utils.text import suggestion
-from .utils.validation import check_positive_int
+from .utils.validation import check_flag, check_positive_int, check_string
 
 RESNET50, GOOGLENET, DINO_VITS16 = "resnet50", "googlenet", "dino_vits16"
 BACKBONES = (RESNET50, GOOGLENET, DINO_VITS16)
@@ -59,6 +59,7 @@ def build_backbone(
 
     Raises:
         ImportError: torchvision or timm is not installed.
+        TypeError: an argument is not as above.
         ValueError: no model has that name, or it has nothing of what is to be frozen.
         ConnectionError: the weights could not be downloaded.
 
@@ -67,6 +68,8 @@ def build_backbone(
         >>> trunk.num_features
         2048
     """
+    check_string("name", name)
+    check_flag("pretrained", pretrained)
     check_positive_int("image_size", image_size)
     if frozen not in (BATCH_NORM, PATCH_EMBEDDING, None):
         raise ValueError(f"frozen must be {BATCH_NORM!r}, {PATCH_EMBEDDING!r} or None, got {frozen!r}")
@@ -86,10 +89,11 @@ def build_head(num_features: int, embedding_size: int, orthogonal: bool = False)
     With ``orthogonal`` the linear layer begins with orthogonal weights and a bias of 0, else as PyTorch's do.
 
     Raises:
-        TypeError, ValueError: a size is no positive integer.
+        TypeError, ValueError: a size is no positive integer; ``orthogonal`` is neither True nor False.
     """
     check_positive_int("num_features", num_features)
     check_positive_int("embedding_size", embedding_size)
+    check_flag("orthogonal", orthogonal)
     linear = nn.Linear(num_features, embedding_size)
     if orthogonal:
         nn.init.orthogonal_(linear.weight)

@@ -17,6 +17,7 @@ from .generators import GlobalCorrelationGenerator
 from .generators.published import read_checkpoint, translate_back
 from .recipes import Recipe, find_recipe
 from .utils.text import first_of
+from .utils.validation import check_positive_int
 
 BACKBONE, HEAD, CLASSIFIER = "feature_extractor.backbone.", "feature_extractor.fc.", "softmax_classifier.weight"
 PARTS = ("feature_extractor.", "gnn.", "softmax_classifier.")
@@ -52,11 +53,13 @@ def load_published_checkpoint(
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: torchvision or timm is not installed.
-        TypeError: it is no mapping.
+        TypeError: it is no mapping; ``recipe`` is neither a recipe nor a name.
         ValueError: there is no such recipe, or it is no checkpoint of it; the message names what is missing,
             unexpected or of another shape.
     """
-    recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = _recipe(recipe)
+    if image_size is not None:
+        check_positive_int("image_size", image_size)
     state = _canonical(read_checkpoint(state_dict_or_path), recipe)
     trunk = build_backbone(recipe.backbone, pretrained=False, frozen=recipe.frozen, image_size=_image_size(state))
     num_features: Any = trunk.num_features
@@ -86,14 +89,24 @@ def published_state_dict(
         recipe: tells how the authors name the backbone.
 
     Raises:
+        TypeError: ``recipe`` is neither a recipe nor a name.
         ValueError: there is no such recipe.
     """
-    recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = _recipe(recipe)
     return {
         **{_prefix(recipe) + name: value for name, value in trunk.state_dict().items()},
         **{HEAD + name: value for name, value in embedder.state_dict().items()},
         **translate_back(generator.state_dict(), len(generator.propagation.layers)),
     }
+
+
+def _recipe(recipe: object) -> Recipe:
+    """A recipe, of its name too."""
+    if isinstance(recipe, str):
+        return find_recipe(recipe)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a Recipe or the name of one, got {type(recipe).__name__}")
+    return recipe
 
 
 def _prefix(recipe: Recipe) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from .generators import GlobalCorrelationGenerator
 from .utils.text import suggestion
-from .utils.validation import check_flag, check_number, check_positive_int
+from .utils.validation import check_flag, check_number, check_positive_int, check_string
 
 BATCH_NORM, PATCH_EMBEDDING = "batch_norm", "patch_embedding"
 
@@ -82,11 +82,13 @@ class Recipe:
     def __post_init__(self) -> None:
         for own in fields(self):
             value = getattr(self, own.name)
-            if own.type is float:
+            if own.type is str:
+                check_string(own.name, value)
+            elif own.type is float:
                 check_number(own.name, value)
             elif own.type is bool:
                 check_flag(own.name, value)
-            elif own.type is int and (own.name, value) != ("warmup_epochs", 0):
+            elif own.type is int and not (own.name == "warmup_epochs" and type(value) is int and value == 0):
                 check_positive_int(own.name, value, minimum=0 if own.name == "num_layers" else 1)
         for name in ("classes_per_batch", "samples_per_class"):
             if getattr(self, name) < 2:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from .recipe import BATCH_NORM, PATCH_EMBEDDING, Recipe
 from .utils.text import suggestion
+from .utils.validation import check_string
 
 CUB, CARS196, SOP, INSHOP = "cub", "cars196", "sop", "inshop"
 
@@ -179,8 +180,10 @@ def find_recipe(name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:
+        TypeError: ``name`` is no string.
         ValueError: there is none; all are listed.
     """
+    check_string("name", name)
     if name not in RECIPES:
         raise ValueError(f"no recipe is called {name!r}{suggestion(name, RECIPES)}; there are {', '.join(RECIPES)}")
     return RECIPES[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ class AffineRange:
         shift: largest shift along each axis, as a fraction of the image's side (0 to 1).
 
     Raises:
+        TypeError: a half-width is no number.
         ValueError: a half-width is negative, not finite or too large.
     """
 
@@ -34,7 +36,9 @@ class AffineRange:
         limits = {"rotation": 180.0, "scale": 0.95, "shear": 5.0, "shift": 1.0}
         for field in fields(self):
             value = getattr(self, field.name)
-            if not 0.0 <= value <= limits[field.name]:  # also catches NaN
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{field.name} must be a number, found {type(value).__name__}: {value!r}")
+            if not 0.0 <= float(value) <= limits[field.name]:  # also catches NaN
                 raise ValueError(f"{field.name} must lie in [0, {limits[field.name]}], found {value!r}")
 
 

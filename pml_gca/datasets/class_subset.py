@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..utils.text import first_of
+from ..utils.validation import check_positive_int
 from .pictures import decode, what_to_do
 
 Label = int | str
@@ -157,7 +158,8 @@ def _rows_left(dataset: ImageSource, leave_out: object) -> list[int]:
 
 
 def small_classes(dataset: LabelledClasses, samples_per_class: int) -> list[tuple[str, int]]:
-    """Name and number of images of each class that has fewer than ``samples_per_class``."""
+    """Name and number of images of each class that has fewer than ``samples_per_class``, an integer."""
+    check_positive_int("samples_per_class", samples_per_class, minimum=0)
     counts = torch.bincount(dataset.labels, minlength=len(dataset.classes)).tolist()
     pairs = zip(dataset.classes, counts, strict=True)
     return [(str(name), count) for name, count in pairs if count < samples_per_class]

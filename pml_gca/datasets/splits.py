@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Sequence
 
 SPLITS = ("train", "val", "test")
@@ -26,9 +27,12 @@ def check_augment(augment: bool | None, split: str) -> bool:
 
 def check_int(name: str, value: object, low: int, high: int) -> int:
     """Return ``value`` as an int in [low, high]; TypeError for another type, ValueError outside."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # what is no integer is told by a TypeError
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, found {type(value).__name__}: {value!r}")
-    number = int(value)
     if not low <= number <= high:
         raise ValueError(f"{name} must lie in [{low}, {high}], found {number}")
     return number

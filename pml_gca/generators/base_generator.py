@@ -120,6 +120,7 @@ class BaseGenerator(ModuleWithRecords):
         num_anchors = len(embeddings) if num_anchors is None else num_anchors
         check_positive_int("num_anchors", num_anchors, minimum=0)
         check_level("metric_level", metric_level)
+        metric_level = metric_level.reshape(()) if isinstance(metric_level, Tensor) else metric_level
         if num_anchors > len(embeddings):
             raise ValueError(f"num_anchors must lie in [0, {len(embeddings)}], the batch size, got {num_anchors}")
         self.follow_device(embeddings.device)

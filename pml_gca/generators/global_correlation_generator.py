@@ -23,6 +23,7 @@ from ..utils.validation import (
     check_choice,
     check_flag,
     check_learning_rates,
+    check_level,
     check_number,
     check_positive_int,
     check_share,
@@ -241,6 +242,8 @@ class GlobalCorrelationGenerator(BaseGenerator):
 
     def interpolation_strength(self, metric_level: Tensor | float) -> Tensor:
         """e^{-α/L}: 1 for an infinite level, 0 for a level of 0 or below."""
+        if not isinstance(metric_level, Tensor):
+            check_level("metric_level", metric_level)
         return pull_strength(self.alpha, metric_level)
 
     def _objectives(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
 from ..graph import join_references
-from ..utils.validation import FiniteCheck, check_embeddings, check_number
+from ..utils.validation import FiniteCheck, check_embeddings, check_learning_rates, check_number
 from ..utils.wide_buffers import restored_on_error
 from .accepted import NO_LABELS, check_loss, check_references
 from .dependence import check_dependence
@@ -143,8 +143,10 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         Returns:
             No groups where neither the generator nor the wrapped loss has parameters: it then needs no optimizer.
         """
+        loss_lr = lr if loss_lr is None else loss_lr
+        check_learning_rates(lr=lr, classifier_lr=classifier_lr, loss_lr=loss_lr)
         groups, own = self.generator.parameter_groups(lr, classifier_lr), list(self.loss.parameters())
-        return [*groups, {"params": own, "lr": lr if loss_lr is None else loss_lr}] if own else groups
+        return [*groups, {"params": own, "lr": loss_lr}] if own else groups
 
     def forward(
         self,

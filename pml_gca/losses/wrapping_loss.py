@@ -8,6 +8,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 
 from ..interpolation import next_positive
+from ..utils.validation import check_pml_arguments
 from .total_reducer import TotalReducer
 
 REGULARIZERS = ("embedding_regularizer", "weight_regularizer")
@@ -22,6 +23,7 @@ class WrappingLoss(BaseMetricLossFunction):
     """
 
     def __init__(self, reducer: nn.Module | None = None, **kwargs: Any) -> None:
+        check_pml_arguments({"reducer": reducer, **kwargs})
         super().__init__(reducer=TotalReducer({}) if reducer is None else reducer, **kwargs)
 
     def pass_on(self) -> None:

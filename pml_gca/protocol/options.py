@@ -9,7 +9,7 @@ from torch import nn
 
 from ..losses import NAMED_LOSSES, PublishedNPairsLoss
 from ..utils.text import suggestion
-from ..utils.validation import check_positive_int
+from ..utils.validation import check_flag, check_positive_int
 
 GENERATORS = ("gca", "none")
 SCHEDULES = ("alternating", "one_backward")
@@ -63,6 +63,11 @@ class Options:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not isinstance(self.loss, str) and not callable(self.loss):
+            raise TypeError(
+                "loss must be a name, or a function of the numbers of classes and channels, got "
+                f"{type(self.loss).__name__}"
+            )
         if isinstance(self.loss, str) and self.loss not in NAMED_LOSSES:
             raise ValueError(
                 f"no loss is called {self.loss!r}{suggestion(self.loss, NAMED_LOSSES)}; there are "
@@ -70,8 +75,10 @@ class Options:
             )
         for name in ("image_size", "evaluate_every", "eval_batch_size"):
             check_positive_int(name, getattr(self, name))
-        if self.workers < 0:
-            raise ValueError(f"workers must be at least 0, got {self.workers}")
+        for name in ("seed", "workers"):
+            check_positive_int(name, getattr(self, name), minimum=0)
+        for name in ("amp", "pretrained"):
+            check_flag(name, getattr(self, name))
         check_device(self.torch_device)
 
     @property

@@ -50,6 +50,7 @@ class MPerClassCoveringSampler(Sampler[int]):
             ("length_before_new_iter", length_before_new_iter),
         ):
             check_positive_int(name, value)
+        check_positive_int("seed", seed, minimum=0)
         if batch_size % m:
             raise ValueError(f"batch_size must be a multiple of m, {m}, got {batch_size}")
         values = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
@@ -69,7 +70,7 @@ class MPerClassCoveringSampler(Sampler[int]):
             )
         self.m, self.batch_size = m, batch_size
         self.num_batches = length_before_new_iter // batch_size
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(int(seed))
         self.waiting: list[list[int]] = [[] for _ in self.members]
 
     def __len__(self) -> int:

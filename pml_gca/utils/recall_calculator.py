@@ -16,6 +16,7 @@ from .retrieval_input import (
     Comparison,
     check_all_found,
     check_begins_with_queries,
+    check_metric_names,
     embeddings_to_search,
     retrieval_labels,
 )
@@ -36,14 +37,6 @@ def _check_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
     if len(set(recall_at)) < len(recall_at):
         raise ValueError(f"recall_at holds a value twice: {tuple(recall_at)}; {expected}")
     return tuple(int(value) for value in recall_at)
-
-
-def _check_names(name: str, metrics: Sequence[str]) -> None:
-    if not isinstance(metrics, (tuple, list)):
-        raise TypeError(f"{name} must be a tuple or list of names of metrics, got {type(metrics).__name__}")
-    for metric in metrics:
-        if not isinstance(metric, str):
-            raise TypeError(f"{name} holds {metric!r}; expected names of metrics. K of Recall@K: recall_at=(1, 2, ...)")
 
 
 class RecallCalculator(pml.AccuracyCalculator):
@@ -112,8 +105,8 @@ class RecallCalculator(pml.AccuracyCalculator):
         if knn_func is None and find_spec("faiss") is None:
             raise ImportError("the neighbour search needs faiss: pip install 'pml-gca[eval]', or give knn_func")
         self.recall_at = _check_recall_at(recall_at)
-        _check_names("include", include)
-        _check_names("exclude", exclude)
+        check_metric_names("include", include)
+        check_metric_names("exclude", exclude)
         if isinstance(k, bool):
             raise TypeError(f"k must be an int, None or 'max_bin_count', got {k}")
         check_flag("avg_of_avgs", avg_of_avgs)
@@ -165,8 +158,8 @@ class RecallCalculator(pml.AccuracyCalculator):
                 NaN or beyond int64; sizes do not fit each other; ``include`` names a metric that is not there; the
                 references do not begin with the queries though ``ref_includes_query`` says so.
         """
-        _check_names("include", include)
-        _check_names("exclude", exclude)
+        check_metric_names("include", include)
+        check_metric_names("exclude", exclude)
         if unknown := [name for name in include if name not in self.original_function_dict]:
             raise ValueError(f"include holds {unknown}; this calculator has {list(self.original_function_dict)}")
         if reference is None:

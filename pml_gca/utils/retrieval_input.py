@@ -3,7 +3,7 @@
 PML casts labels to float32, in which whole numbers are exact up to 2**24 only, so that different classes become one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,15 @@ def to_tensor(name: str, value: object) -> Tensor:
     if value.is_complex():
         raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
     return value.detach()
+
+
+def check_metric_names(name: str, metrics: Sequence[str]) -> None:
+    """Raise unless ``metrics`` are names; which there are is for the calculator to know."""
+    if not isinstance(metrics, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple or list of names of metrics, got {type(metrics).__name__}")
+    for metric in metrics:
+        if not isinstance(metric, str):
+            raise TypeError(f"{name} holds {metric!r}; expected names of metrics. K of Recall@K: recall_at=(1, 2, ...)")
 
 
 def embeddings_to_search(query: object, reference: object, device: torch.device) -> tuple[Tensor, Tensor]:

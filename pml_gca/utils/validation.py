@@ -37,13 +37,18 @@ def check_share(name: str, value: object) -> None:
 def check_flag(name: str, value: object) -> None:
     """Raise unless ``value`` is True or False."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
+def check_string(name: str, value: object) -> None:
+    """Raise unless ``value`` is a string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {type(value).__name__}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise unless ``value`` is one of the choices."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be a string, got {type(value).__name__}")
+    check_string(name, value)
     if value not in choices:
         raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
 
@@ -104,12 +109,12 @@ def check_pml_arguments(arguments: Mapping[str, object]) -> None:
         check_number("embedding_reg_weight", arguments["embedding_reg_weight"])
 
 
-def check_no_transform(name: str, value: Tensor) -> None:
+def check_no_transform(name: str) -> None:
     """Raise within ``torch.vmap`` and its like, where the values of a tensor cannot be looked at."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+    if torch._C._functorch.peek_interpreter_stack() is not None:
         raise TypeError(
-            f"{name} must be a plain tensor, got one inside torch.vmap, torch.func.grad or another transform of "
-            "torch.func: call pml_gca outside of it, batch by batch, and take gradients by backward()"
+            f"{name} cannot be looked at inside torch.vmap, torch.func.grad or another transform of torch.func: call "
+            "pml_gca outside of it, one batch at a time, and take gradients by backward()"
         )
 
 
@@ -157,7 +162,7 @@ def check_embeddings(
     """Raise unless ``embeddings`` is a floating (N, ``embedding_size``) tensor; the values are a check to finish."""
     if not isinstance(embeddings, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(embeddings).__name__}")
-    check_no_transform(name, embeddings)
+    check_no_transform(name)
     if not embeddings.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {embeddings.dtype}")
     if embeddings.ndim != 2:
@@ -175,7 +180,6 @@ def check_labels(labels: object, num_embeddings: int, name: str = "labels", of: 
     """Raise unless ``labels`` is a 1-D tensor of integers, signed or not, that fit into int64, one per embedding."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
-    check_no_transform(name, labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name} must be integers, got {labels.dtype}; if its values are class numbers, pass .long()")
     if labels.ndim != 1:
