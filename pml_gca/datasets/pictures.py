@@ -97,13 +97,11 @@ def what_to_do(error: BaseException) -> str:
 
 def _orientation(image: Any) -> int:
     """1 to 8 as in EXIF; 1, upright, if there is none that can be read."""
-    for _ in range(2):  # the second time, Pillow returns what it had read before it failed
-        try:
-            value = image.getexif().get(ORIENTATION, 1)
-            return value[0] if isinstance(value, bytes) else int(value)
-        except Exception:  # Pillow raises errors of many kinds on malformed metadata
-            continue
-    return 1
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+        return value[0] if isinstance(value, bytes) else int(value)
+    except Exception:  # Pillow raises errors of many kinds on malformed metadata
+        return 1
 
 
 def _on_white(image: Any) -> Any:

@@ -206,9 +206,9 @@ def test_one_transparent_colour() -> None:
         found = pixels(opened(png(values, depth, transparent=chosen.to_bytes(2, "big"))))
         eight = values >> 8 if depth == 16 else values * (255 // top)
         assert (found == grey(np.where(values == chosen, 255, eight))).all(), depth
-    for depth, scale in ((8, 1), (16, 257)):
-        chosen = COLOUR[3, 4].astype(int) * scale
-        data = png(COLOUR.astype(int) * scale, depth, transparent=b"".join(int(c).to_bytes(2, "big") for c in chosen))
+    for depth, wide in ((8, COLOUR.astype(int)), (16, COLOUR.astype(int) * 256 + 7)):
+        chosen = wide[3, 4]
+        data = png(wide, depth, transparent=b"".join(int(c).to_bytes(2, "big") for c in chosen))
         same = (COLOUR[3, 4] == COLOUR).all(axis=2)
         assert (pixels(opened(data)) == np.where(same[..., None], 255, COLOUR)).all()
 
@@ -288,13 +288,10 @@ def test_cut_metadata_is_turned_if_the_orientation_is_there() -> None:
         assert (found == (SIDEWAYS if length >= 22 else UNTURNED)).all()  # whose entry ends there
 
 
-def is_turned(found: np.ndarray) -> bool:
+def is_turned(found: np.ndarray, stored: np.ndarray) -> bool:
     """Whether it is the picture, turned in any of eight ways."""
-    for turns in range(4):
-        for one in (np.rot90(UNTURNED, turns), np.rot90(UNTURNED, turns)[:, ::-1]):
-            if one.shape == found.shape and (one == found).all():
-                return True
-    return False
+    turned = [np.rot90(stored, turns) for turns in range(4)]
+    return any(one.shape == found.shape and (one == found).all() for t in turned for one in (t, t[:, ::-1]))
 
 
 BLOCK = exif([ORIENTATION, (0x011A, 5, 1, b"\0\0\0\x4a"), (0x0128, 3, 1, b"\0\2\0\0"), (0x8769, 4, 1, b"\0\0\0\x26")])
@@ -314,12 +311,15 @@ def test_no_metadata_makes_a_picture_unreadable(changes: dict[int, int], end: in
     except Exception:  # then Pillow does not decode it
         return
     found = pixels(opened(data))
-    assert is_turned(found)
+    assert is_turned(found, UNTURNED)
     if not changes and end == len(BLOCK):
         assert (found == SIDEWAYS).all()
 
 
-@given(block=st.binary(max_size=120))
+@given(block=st.binary(max_size=120) | st.integers(0, len(BLOCK)).map(lambda end: BLOCK[:end]))
 @pytest.mark.filterwarnings("ignore")
 def test_metadata_of_any_bytes(block: bytes) -> None:
-    assert is_turned(pixels(opened(jpeg(STORED, block))))
+    assert is_turned(pixels(opened(jpeg(STORED, block))), UNTURNED)
+    for kind in ("PNG", "WEBP"):
+        data = saved(STORED, kind, exif=block, **({"lossless": True} if kind == "WEBP" else {}))
+        assert data is None or is_turned(pixels(opened(data)), COLOUR)
