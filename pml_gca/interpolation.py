@@ -4,7 +4,8 @@ Axis legend: N nodes, of which the first A are anchors; E undirected edges betwe
 D channels. Section 3.4 of https://arxiv.org/abs/2411.13145
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ class CandidatePlan:
         by_class: (N,) long, nodes sorted by class, in batch order within a class.
         opens_class: (N,) bool, of the nodes so sorted: the first of its class.
         closes_class: (N,) long, of the nodes so sorted: position of the last one of the same class.
+        largest_class: how many nodes the largest class has.
     """
 
     slots: Tensor
@@ -58,10 +60,13 @@ class CandidatePlan:
     by_class: Tensor
     opens_class: Tensor
     closes_class: Tensor
+    largest_class: int
 
     def to(self, device: torch.device) -> "CandidatePlan":
         """The plan on another device, without waiting for it."""
-        return CandidatePlan(*(to_device(getattr(self, f.name), device) for f in fields(self)))
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        moved: dict[str, Any] = {name: to_device(x, device) for name, x in values if isinstance(x, Tensor)}
+        return replace(self, **moved)
 
 
 def plan_candidates(labels: Tensor, num_anchors: int | None = None) -> CandidatePlan:
@@ -95,6 +100,7 @@ def plan_candidates(labels: Tensor, num_anchors: int | None = None) -> Candidate
         by_class=by_class,
         opens_class=position == (class_end - class_size)[class_of[by_class]],
         closes_class=class_end[class_of[by_class]] - 1,
+        largest_class=int(class_size.max()) if len(labels) else 0,
     )
 
 
@@ -111,11 +117,16 @@ def merging_weights(draws: Tensor, plan: CandidatePlan) -> Tensor:
     Returns:
         (A, N), same dtype as ``draws``.
     """
-    order, first = plan.by_class, plan.opens_class
-    u = draws[:, order].double().masked_fill(first, 0.0)  # a long product of draws, as a difference of log sums
-    log_product = u.masked_fill(first, 1.0).clamp_min(torch.finfo(u.dtype).tiny).log().cumsum(dim=1)
-    weights = (1 - u) * (log_product[:, plan.closes_class] - log_product).exp()
-    return torch.empty_like(draws).index_copy(1, order, weights.to(draws.dtype))
+    order, position = plan.by_class, torch.arange(draws.shape[1], device=draws.device)
+    u = draws[:, order].masked_fill(plan.opens_class, 0.0)
+    # Products of all later draws of the class, by doubling: that of the next one, of the next two, of the next four.
+    product, step = u.roll(-1, dims=1).masked_fill(position == plan.closes_class, 1.0), 1
+    while step < plan.largest_class - 1:
+        ahead = position + step
+        inside = ahead <= plan.closes_class
+        product = product * product[:, ahead.clamp_max(len(position) - 1)].masked_fill(~inside, 1.0)
+        step *= 2
+    return torch.empty_like(draws).index_copy(1, order, (1 - u) * product)
 
 
 def mean_weights(plan: CandidatePlan, like: Tensor) -> Tensor:
@@ -169,9 +180,15 @@ def class_weights(merging: str, nodes: Tensor, plan: CandidatePlan, draws: Tenso
     return mean_weights(plan, draws) if merging == "mean" else merging_weights(draws, plan)
 
 
-def pull_strength(alpha: float, metric_level: Tensor | float) -> Tensor:
-    """s = e^{-α/L}, 0-dimensional in float64: 1 for an infinite level L, 0 for a level of 0 or below unless α is 0."""
-    level = torch.as_tensor(metric_level, dtype=torch.float64)
+def pull_strength(alpha: float, metric_level: Tensor | float, dtype: torch.dtype | None = None) -> Tensor:
+    """s = e^{-α/L}, 0-dimensional: 1 for an infinite level L, 0 for a level of 0 or below unless α is 0.
+
+    It is on the device of the level, on the host if that is a number; of ``dtype``, by default as wide as the level.
+    """
+    if isinstance(metric_level, Tensor):
+        level = metric_level.to(dtype or compute_dtype(metric_level))
+    else:
+        level = torch.tensor(metric_level, dtype=dtype or torch.float64, device="cpu")
     return torch.exp(-alpha / level.clamp_min(torch.finfo(level.dtype).tiny))
 
 

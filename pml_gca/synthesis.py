@@ -53,9 +53,10 @@ def synthesize(
     slots, weights = torch.where(has_none, anywhere, slots), weights.masked_fill(has_none, 0.0)
     near = torch.cat([positive_distances(z, plan), z.new_zeros(num_nodes - num_anchors)])
     by_edge = [torch.stack([x[first, second], x[second, first]]) for x in (slots, weights)]
-    strength = torch.as_tensor(strength, dtype=z.dtype)  # a number on the host needs no copy to take part
+    if not isinstance(strength, Tensor):
+        strength = torch.tensor(strength, device="cpu")  # which needs no copy to take part
     for_nodes, for_coefficients = Synthesis.apply(
-        tiles, z, coefficients, near, strength, *by_edge, plan.synthetic_anchors
+        tiles, z, coefficients, near, strength.to(z.dtype), *by_edge, plan.synthetic_anchors
     )
     return for_nodes, for_coefficients
 

@@ -57,7 +57,7 @@ def draw_affines(count: int, limits: AffineRange, generator: torch.Generator | N
     the image's centre. ``generator`` is the source of chance; None takes torch's global one.
     """
     # The arithmetic is numpy's, whose small operations cost a fraction of torch's: it matters for one image.
-    u = torch.rand(count, 6, generator=generator).numpy() * np.float32(2) - np.float32(1)
+    u = torch.rand(count, 6, generator=generator, device="cpu").numpy() * np.float32(2) - np.float32(1)
     angle = u[:, 0] * np.float32(math.radians(limits.rotation))
     scale_x, scale_y = 1 + u[:, 1] * np.float32(limits.scale), 1 + u[:, 2] * np.float32(limits.scale)
     shear = u[:, 3] * np.float32(limits.shear)

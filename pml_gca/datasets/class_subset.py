@@ -122,7 +122,7 @@ class ClassSubset(Dataset[tuple[Any, int]]):
         self.num_classes = len(self.classes)
         self.files = [dataset.paths[row] for row in self._rows]
         self._label_list = [numbers[raw[row]] for row in self._rows]
-        self.labels = torch.tensor(self._label_list)
+        self.labels = torch.tensor(self._label_list, device="cpu")
         self.transform = transform
         self._dataset = dataset
 

@@ -110,8 +110,8 @@ class Glyphs(Dataset[tuple[Tensor, int]]):
         images, labels, faces, codes = load_glyphs(self.image_size, cache_dir, progress=progress)
         names = [chr(code) for code in codes]
         chosen = split_classes(names, self.split)
-        new_label = torch.full((len(names),), -1)
-        new_label[chosen] = torch.arange(len(chosen))
+        new_label = torch.full((len(names),), -1, device="cpu")
+        new_label[chosen] = torch.arange(len(chosen), device="cpu")
         all_labels = new_label[torch.from_numpy(labels)]
         members = all_labels >= 0
         self.classes = [names[i] for i in chosen]

@@ -113,7 +113,7 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         self.num_classes = len(self.classes)
         self.files = [path for name in self.classes for path in found[name]]
         self._label_list = [label for label, name in enumerate(self.classes) for _ in found[name]]
-        self.labels = torch.tensor(self._label_list)
+        self.labels = torch.tensor(self._label_list, device="cpu")
         if in_memory is None:
             in_memory = len(self.files) * 3 * self.image_size**2 <= MEMORY_LIMIT
         self._images: Tensor | None = None
@@ -137,7 +137,7 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         if self.augment:
             affines = draw_affines(len(rows), self.distortion)
             if self.flip:  # mirroring the input is negating the x coordinate that is read from
-                affines[:, 0] *= torch.randint(0, 2, (len(rows), 1)).mul_(2).sub_(1)
+                affines[:, 0] *= torch.randint(0, 2, (len(rows), 1), device="cpu").mul_(2).sub_(1)
             pixels = warp(images, affines, padding="border")
         else:
             pixels = to_unit(images)

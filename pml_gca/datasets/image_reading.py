@@ -49,7 +49,7 @@ def check_images(root: Path, files: Sequence[Path], *, progress: bool = True) ->
 
 def load_images(root: Path, files: Sequence[Path], size: int, *, progress: bool = True, threads: int = 16) -> Tensor:
     """Every file by :func:`read_image`, (N, 3, size, size); ValueError that counts and names those that fail."""
-    images = torch.empty((len(files), 3, size, size), dtype=torch.uint8)
+    images = torch.empty((len(files), 3, size, size), dtype=torch.uint8, device="cpu")
 
     def load(row: int) -> None:
         images[row] = read_image(files[row], size)

@@ -204,7 +204,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         weights = class_weights(self.merging, nodes, plan, draws)
         correlations = replace(correlations, coefficients=self._chosen(correlations))
         tiles = correlations.tiles or self.propagation.plan_sweeps(len(nodes), nodes.device).tiles
-        strength = self.interpolation_strength(metric_level)
+        strength = self.interpolation_strength(metric_level, compute_dtype(nodes))
         synthetic, own = synthesize(nodes, correlations.coefficients, tiles, plan, weights, strength)
         objectives: dict[str, Tensor] = {}
         if learns:
@@ -240,11 +240,11 @@ class GlobalCorrelationGenerator(BaseGenerator):
             check_positive_int("edge_chunk_size", value)
         self.propagation.edge_chunk_size = value
 
-    def interpolation_strength(self, metric_level: Tensor | float) -> Tensor:
-        """e^{-α/L}: 1 for an infinite level, 0 for a level of 0 or below."""
+    def interpolation_strength(self, metric_level: Tensor | float, dtype: torch.dtype | None = None) -> Tensor:
+        """e^{-α/L}, as from :func:`pml_gca.interpolation.pull_strength`: 1 for an infinite level, 0 for one of 0."""
         if not isinstance(metric_level, Tensor):
             check_level("metric_level", metric_level)
-        return pull_strength(self.alpha, metric_level)
+        return pull_strength(self.alpha, metric_level, dtype)
 
     def _objectives(
         self,

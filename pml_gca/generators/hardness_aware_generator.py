@@ -106,7 +106,7 @@ class HardnessAwareGenerator(BaseGenerator):
             nodes.index_select(0, plan.negatives),
             nodes.new_ones(1, 1),
             near.index_select(0, plan.anchors),
-            pull_strength(self.alpha, metric_level),
+            pull_strength(self.alpha, metric_level, nodes.dtype),
         )
         objectives: dict[str, Tensor] = {}
         if self.reembed:

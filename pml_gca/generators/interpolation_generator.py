@@ -81,7 +81,7 @@ class InterpolationGenerator(BaseGenerator):
             list(edge_tiles(num_nodes, default_chunk_size(self.embedding_size, device))),
             plan,
             class_weights(self.merging, nodes, plan, draws),
-            pull_strength(self.alpha, metric_level),
+            pull_strength(self.alpha, metric_level, dtype),
         )
         if self.collect_stats:
             self.num_negatives, self.num_skipped_anchors = len(synthetic), num_skipped

@@ -119,5 +119,5 @@ class MixupGenerator(BaseGenerator):
 def draw_steps(plan: NegativePairs) -> Tensor:
     """A positive of each pair's anchor, all being equally likely: (P,) long, as ``positives_after`` takes them."""
     count = plan.num_positives[plan.anchors]
-    draws = torch.rand(len(count), dtype=torch.float64, device=count.device)
+    draws = torch.rand(len(count), dtype=torch.float32, device=count.device)
     return torch.minimum((draws * count).long(), count - 1)  # rounding may reach the count itself

@@ -95,7 +95,11 @@ def read_checkpoint(state_dict_or_path: Mapping[str, Any] | str | PathLike[str])
 def read_state_dict(state_dict_or_path: Mapping[str, Any] | str | PathLike[str]) -> dict[str, Tensor]:
     """The generator's part of :func:`read_checkpoint`."""
     state = read_checkpoint(state_dict_or_path)
-    return {name: torch.as_tensor(value) for name, value in state.items() if name.startswith(("gnn.", "softmax_"))}
+    return {
+        name: torch.as_tensor(value, device="cpu")
+        for name, value in state.items()
+        if name.startswith(("gnn.", "softmax_"))
+    }
 
 
 def count_layers(state: Mapping[str, Tensor]) -> int:

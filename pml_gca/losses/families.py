@@ -199,7 +199,7 @@ def angular_synthetic_loss(loss: losses.AngularLoss, batch: SyntheticBatch) -> T
     anchors, positives, _, _ = batch.pairs()
     rows = (within_range(loss, x) for x in (batch.embeddings[anchors], batch.nodes[positives]))
     anchor, positive = (loss.distance.normalize(x) for x in rows)
-    tangent = torch.tan(loss.alpha).square().to(anchor)
+    tangent = torch.tan(loss.alpha).square().to(anchor.dtype).to(anchor.device)  # PML's is float64, on the host
     exponent = 4 * tangent * (anchor + positive) @ batch.negatives.embeddings.t()
     exponent = exponent - 2 * (1 + tangent) * (anchor * positive).sum(dim=1, keepdim=True)
     values = lmu.logsumexp(exponent, keep_mask=batch.own_mask(anchors), add_one=True)

@@ -9,7 +9,7 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
-from ..graph import join_references
+from ..graph import compute_dtype, join_references
 from ..utils.validation import FiniteCheck, check_embeddings, check_learning_rates, check_number
 from ..utils.wide_buffers import restored_on_error
 from .accepted import NO_LABELS, check_loss, check_references
@@ -233,7 +233,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
             metric, is_telling = self.value_with_graph(args, node_labels, len(negatives) > 0)
             if is_telling:
                 self.levels["metric"].observe(metric)
-        weight = self.synthetic_weight_at(generator_level)
+        weight = self.synthetic_weight_at(generator_level.to(compute_dtype(embeddings)))
         objectives = {name: term for name, term in negatives.objectives.items() if self.generator.wants(name)}
         generator = sum(objectives.values(), start=torch.zeros_like(generator_level))
         values = (metric, weight * synthetic, generator)

@@ -119,6 +119,6 @@ class FollowsLevels:
     def synthetic_weight_at(self, generator_level: Tensor) -> Tensor:
         """1 − e^{−β/G}: 0 for an infinite level, 1 for a level of 0 or below, or if the generator does not learn."""
         if not self.generator.learns:
-            return torch.ones_like(generator_level, dtype=torch.float64)
-        level = generator_level.double().clamp_min(torch.finfo(torch.float64).tiny)
+            return torch.ones_like(generator_level)
+        level = generator_level.clamp_min(torch.finfo(generator_level.dtype).tiny)
         return -torch.expm1(-self.synthetic_beta / level)

@@ -146,7 +146,7 @@ def time_embedding(parts: Parts, benchmark: Benchmark, options: Options) -> floa
 def time_search(queries: int, references: int, size: int, neighbours: int) -> float:
     """Seconds to find the neighbours of all queries, from a search for some in as many references of random values."""
     some = min(queries, SEARCHED)
-    found = torch.randn(references, size)
+    found = torch.randn(references, size, device="cpu")
     began = time.perf_counter()
     FaissKNN()(found[:some], neighbours, found, False)
     return (time.perf_counter() - began) * queries / some

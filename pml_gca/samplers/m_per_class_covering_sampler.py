@@ -98,15 +98,15 @@ class MPerClassCoveringSampler(Sampler[int]):
         return taken
 
     def _permutation(self, size: int) -> list[int]:
-        drawn: list[int] = torch.randperm(size, generator=self.generator).tolist()
+        drawn: list[int] = torch.randperm(size, generator=self.generator, device="cpu").tolist()
         return drawn
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next epoch depends on."""
         return {
             "generator": self.generator.get_state(),
-            "waiting": torch.tensor([row for rows in self.waiting for row in rows], dtype=torch.long),
-            "sizes": torch.tensor([len(rows) for rows in self.waiting], dtype=torch.long),
+            "waiting": torch.tensor([row for rows in self.waiting for row in rows], dtype=torch.long, device="cpu"),
+            "sizes": torch.tensor([len(rows) for rows in self.waiting], dtype=torch.long, device="cpu"),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -243,5 +243,5 @@ class RecallCalculator(pml.AccuracyCalculator):
         same = self.label_comparison_fn(query_labels, knn_labels[not_lone_query_mask][:, :top]).bool()
         # Labels of several columns compared elementwise are the same when all their columns are.
         same = same.reshape(*same.shape[:2], -1).all(dim=-1)
-        hit = same.any(dim=1).to(torch.float64)
-        return pml.maybe_get_avg_of_avgs(hit, query_labels, self.avg_of_avgs, self.return_per_class)
+        hit = same.any(dim=1).cpu().double()  # not every device has float64
+        return pml.maybe_get_avg_of_avgs(hit, query_labels.cpu(), self.avg_of_avgs, self.return_per_class)

@@ -186,13 +186,16 @@ class ComparedValues:
     """A comparison of labels for their numbers.
 
     Args:
-        comparison: what compares labels. It gets float64, or int64 where float64 would change one.
+        comparison: what compares labels. It gets float64, or int64 where float64 would change one; on an Apple GPU,
+            which has no float64, int64 or float32.
         values: (V,) on the host, what the numbers stand for.
         device: of the labels to compare.
     """
 
     def __init__(self, comparison: Comparison, values: Tensor, device: torch.device) -> None:
-        if values.is_floating_point() or not bool(((values > EXACT_DOUBLE) | (values < -EXACT_DOUBLE)).any()):
+        if device.type == "mps":  # which has no float64
+            values = values.float() if values.is_floating_point() else values
+        elif values.is_floating_point() or not bool(((values > EXACT_DOUBLE) | (values < -EXACT_DOUBLE)).any()):
             values = values.double()
         self.comparison, self.values = comparison, values.to(device)
 

@@ -29,7 +29,7 @@ def _table(name: str, seeds: Run | Sequence[Run], keys: Sequence[str]) -> torch.
         missing = [key for key in keys if key not in run]
         if missing:
             raise ValueError(f"runs[{name!r}] lacks {missing}; it has {sorted(run)}")
-        rows.append([torch.tensor([float(x) for x in run[key]], dtype=torch.float64) for key in keys])
+        rows.append([torch.tensor([float(x) for x in run[key]], dtype=torch.float64, device="cpu") for key in keys])
     lengths = {len(values) for row in rows for values in row}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(

@@ -69,7 +69,7 @@ def _checked(name: str, panel: object) -> EmbeddingPanel:
         return EmbeddingPanel(embeddings, labels, embeddings[:0], labels[:0])
     synthetic = _check_vectors(f"{name}.synthetic", panel.synthetic, embeddings.shape[1])
     check_labels(panel.synthetic_labels, len(synthetic), f"{name}.synthetic_labels", "synthetic")
-    made_of = torch.as_tensor(panel.synthetic_labels).detach().cpu().long()
+    made_of = torch.as_tensor(panel.synthetic_labels, device="cpu").detach().long()
     unknown = sorted(set(made_of.tolist()) - set(labels.tolist()))
     if unknown:
         raise ValueError(f"{name}.synthetic_labels has {unknown}; expected classes that labels has")
@@ -108,7 +108,9 @@ def _names(classes: Sequence[int], class_names: Mapping[int, str] | Sequence[str
 
 def _embed(name: str, panel: EmbeddingPanel, perplexity: float, seed: int) -> Tensor:
     """Places (n + m, 2) of the real and the synthetic embeddings, the real ones first."""
-    unit = torch.nn.functional.normalize(torch.cat([panel.embeddings, torch.as_tensor(panel.synthetic)]), dim=1)
+    unit = torch.nn.functional.normalize(
+        torch.cat([panel.embeddings, torch.as_tensor(panel.synthetic, device="cpu")]), dim=1
+    )
     if float((unit - unit[0]).abs().max()) < 1e-7:
         raise ValueError(f"{name} has embeddings of one direction only; expected some that differ")
     tsne = import_module("sklearn.manifold").TSNE(
@@ -204,7 +206,7 @@ def plot_synthetic_negatives(
         look = _look(number, is_anchor, False)
         handles.append(line([], [], label=f"{name} (anchors)" if is_anchor else name, **look))
     hollow = {**_look(0, False, True), "markerfacecolor": (_GREY, 0.12), "markeredgecolor": _GREY}
-    if any(len(torch.as_tensor(panel.synthetic)) for panel in checked.values()):
+    if any(len(torch.as_tensor(panel.synthetic, device="cpu")) for panel in checked.values()):
         handles.append(line([], [], label="synthetic negatives", **hollow))
     legend_below(figure, handles)
     figure.draw_without_rendering()

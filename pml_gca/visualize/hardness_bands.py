@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..norms import length
 from ..utils.validation import FiniteCheck, check_share
 from .backend import import_matplotlib
 from .style import COLOURS, DARK, add_title, grid, legend_below, wrap
@@ -63,7 +64,7 @@ def hardness(anchors: Tensor, positives: Tensor, synthetic: Tensor) -> Tensor:
         FiniteCheck(value, name).finish()
     with torch.no_grad():
         wide = torch.promote_types(anchors.dtype, torch.float32)
-        near, far = (torch.linalg.vector_norm(anchors.to(wide) - x.to(wide), dim=1) for x in (positives, synthetic))
+        near, far = (length(anchors.to(wide) - x.to(wide)) for x in (positives, synthetic))
         apart = near > 0
         return far[apart] / near[apart]
 
@@ -109,7 +110,9 @@ def _numbers(argument: str, value: Any) -> Tensor:
         if isinstance(value, Tensor):
             table = value.detach().to("cpu", torch.float64)
         else:
-            table = torch.tensor([x.tolist() if hasattr(x, "tolist") else x for x in value], dtype=torch.float64)
+            table = torch.tensor(
+                [x.tolist() if hasattr(x, "tolist") else x for x in value], dtype=torch.float64, device="cpu"
+            )
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{argument} must hold numbers, in rows of one length: {error}") from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..norms import unit
 from .backend import import_matplotlib
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def nearest_neighbours(embeddings: torch.Tensor, queries: torch.Tensor, k: int) 
         raise ValueError(f"k is {k!r}; expected an int from 1 to N - 1 = {len(embeddings) - 1}")
     # Half precision is too coarse to rank by.
     wide = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32))
-    unit = torch.nn.functional.normalize(wide, dim=1)
-    similarity = unit[chosen] @ unit.T
+    directions, _ = unit(wide)
+    similarity = directions[chosen] @ directions.T
     similarity[torch.arange(len(chosen), device=chosen.device), chosen] = -torch.inf
     return similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
