@@ -173,16 +173,16 @@ def main():
     here = Path(__file__).resolve()
     with tempfile.TemporaryDirectory() as scratch:
         routing, plugin, failed = run_tests(options, rest, scratch)
+    print(f"\nPML's tests, mode {options.mode}, generator {options.generator}, trainer {options.trainer}")
+    print(f"tests: {counted(plugin.outcomes)}; left out: {counted(plugin.left_out)}")
+    print(f"calls: {counted(routing.counts)}")
+    for title, kind in (("not through the wrapper", routing.aside), ("wrong", routing.failures)):
+        print("".join(f"{title}: {number} x {what}\n" for what, number in kind.most_common()), end="", flush=True)
     in_pml = set()
     if failed and options.mode != "plain":
         again = [sys.executable, str(here), "--mode", "plain", *rest, *failed]
         found = subprocess.run(again, capture_output=True, text=True).stdout
         in_pml = {line.removeprefix("failed: ") for line in found.splitlines() if line.startswith("failed: ")}
-    print(f"\nPML's tests, mode {options.mode}, generator {options.generator}, trainer {options.trainer}")
-    print(f"tests: {counted(plugin.outcomes)}; left out: {counted(plugin.left_out)}")
-    print(f"calls: {counted(routing.counts)}")
-    for title, kind in (("not through the wrapper", routing.aside), ("wrong", routing.failures)):
-        print("".join(f"{title}: {number} x {what}\n" for what, number in kind.most_common()), end="")
     for name in failed:
         print(f"failed in PML, too: {name}" if name in in_pml else f"failed: {name}")
     return bool(routing.failures or set(failed) - in_pml)
