@@ -93,6 +93,7 @@ class Synthesis(torch.autograd.Function):
         return synthetic, synthetic.view_as(synthetic)
 
     @staticmethod
+    @torch.compiler.disable
     @once_differentiable
     def backward(ctx: Any, for_nodes: Tensor | None, for_coefficients: Tensor | None) -> tuple[Tensor | None, ...]:
         nodes, coefficients, near, strength, slots, weights, synthetic_anchors = ctx.saved_tensors

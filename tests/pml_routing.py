@@ -28,7 +28,7 @@ GENERATORS = {
     "random": RandomGenerator,
     "symmetrical-synthesis": SymmetricalSynthesisGenerator,
 }
-MOST_NODES = 256  # of a graph; what PML's tests of memories hold beyond that goes to PML alone
+MOST_NODES = 100  # of a graph; what PML's tests of memories hold beyond that goes to PML alone
 plain = nn.Module.__call__
 ROUTED = (losses.BaseMetricLossFunction, losses.MultipleLosses)
 

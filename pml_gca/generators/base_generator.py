@@ -94,6 +94,7 @@ class BaseGenerator(ModuleWithRecords):
         """
         raise NotImplementedError
 
+    @torch.compiler.disable
     def forward(
         self,
         embeddings: Tensor,

@@ -54,6 +54,7 @@ class FrozenClassification(torch.autograd.Function):
         return total / max(len(rows), 1)
 
     @staticmethod
+    @torch.compiler.disable
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
@@ -119,6 +120,7 @@ class Diversity(torch.autograd.Function):
         return 1 - root
 
     @staticmethod
+    @torch.compiler.disable
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
         coefficients, mean, root = ctx.saved_tensors
@@ -160,6 +162,7 @@ class HandedOn(torch.autograd.Function):
         return gradient.new_zeros(())
 
     @staticmethod
+    @torch.compiler.disable
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors

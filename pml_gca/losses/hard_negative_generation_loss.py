@@ -148,6 +148,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         groups, own = self.generator.parameter_groups(lr, classifier_lr), list(self.loss.parameters())
         return [*groups, {"params": own, "lr": loss_lr}] if own else groups
 
+    @torch.compiler.disable
     def forward(
         self,
         embeddings: Tensor,

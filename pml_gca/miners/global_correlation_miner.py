@@ -70,6 +70,7 @@ class GlobalCorrelationMiner(BaseMiner):
         """The generator whose correlations decide."""
         return self._generator[0]
 
+    @torch.compiler.disable
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, ...]:
         """PML's interface; see the class."""
         check_labels(labels, len(embeddings))

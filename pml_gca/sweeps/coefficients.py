@@ -64,6 +64,7 @@ class EdgeCoefficients(torch.autograd.Function):
         return out
 
     @staticmethod
+    @torch.compiler.disable
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:

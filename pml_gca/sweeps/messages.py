@@ -41,6 +41,7 @@ class EdgeMessages(torch.autograd.Function):
         return once(total)
 
     @staticmethod
+    @torch.compiler.disable
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:

@@ -62,6 +62,7 @@ class EdgeUpdate(torch.autograd.Function):
         return out
 
     @staticmethod
+    @torch.compiler.disable
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:

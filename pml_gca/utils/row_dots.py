@@ -24,6 +24,7 @@ class RowDots(torch.autograd.Function):
         return out
 
     @staticmethod
+    @torch.compiler.disable
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         shared, index, rows = ctx.saved_tensors
