@@ -3,7 +3,7 @@
     python tests/pml_suite.py --mode eval FOLDER
     python tests/pml_suite.py --mode training --generator mixup --trainer alternating FOLDER/losses
 
-FOLDER is the ``tests`` folder of PML's sources, or a part of it; unknown options go to pytest. Every call of a loss
+FOLDER is the ``tests`` folder of PML's sources, or a part of it; pytest's options come last. Every call of a loss
 that our wrapper accepts is made through a wrapper. In evaluation its value, dtype and gradients must be those of PML,
 bit by bit, and PML's test goes on with it. In training everything must be finite, and J_m PML's value; PML's test goes
 on with PML's loss. ``RecallCalculator`` stands in for ``AccuracyCalculator``, and a trainer of ours, whose metric loss
@@ -180,7 +180,7 @@ def main():
         print("".join(f"{title}: {number} x {what}\n" for what, number in kind.most_common()), end="", flush=True)
     in_pml = set()
     if failed and options.mode != "plain":
-        again = [sys.executable, str(here), "--mode", "plain", *rest, *failed]
+        again = [sys.executable, str(here), *failed, "--mode", "plain", *rest]
         found = subprocess.run(again, capture_output=True, text=True).stdout
         in_pml = {line.removeprefix("failed: ") for line in found.splitlines() if line.startswith("failed: ")}
     for name in failed:
