@@ -115,6 +115,7 @@ class NegativeAttention(torch.autograd.Function):
         return negative_attention(query, key, value, labels, num_heads)
 
     @staticmethod
+    @torch.compiler.disable
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         *rows, labels = ctx.saved_tensors
         attend = functools.partial(negative_attention, labels=labels, num_heads=ctx.num_heads)

@@ -74,6 +74,7 @@ class RowLengths(torch.autograd.Function):
         return norms
 
     @staticmethod
+    @torch.compiler.disable
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         rows, norms = ctx.saved_tensors

@@ -107,22 +107,19 @@ def test_a_step_with_each_family_is_compiled_once_around_the_loss(family):
     check(Step((FAMILIES[family](), gca())), 2, step)
 
 
-@pytest.mark.parametrize("name", GENERATORS)
-def test_a_step_with_each_generator_is_compiled_once_around_the_loss(name):
-    check(Step((losses.ContrastiveLoss(), GENERATORS[name]())), 2, step)
-
-
 def test_a_step_that_mines():
     check(Step((losses.ContrastiveLoss(), gca()), miner=True), 3, step)
 
 
-def test_a_backward_pass_called_from_the_step():
-    """It runs while the compiler listens, which then would compile the backward passes of our functions."""
+@pytest.mark.parametrize("name", [*GENERATORS, "global correlation", "global correlation, in parts"])
+def test_a_step_that_calls_backward_with_each_generator(name):
+    """Backward passes run while the compiler listens, which then would compile those of our functions."""
 
     def with_backward(made, backend):
         made.forward = torch.compile(made.with_backward, backend=backend)
 
-    check(Step((losses.NPairsLoss(), gca())), 3, with_backward)
+    makers = {"global correlation": gca, "global correlation, in parts": lambda: gca(edge_chunk_size=16), **GENERATORS}
+    check(Step((losses.NPairsLoss(), makers[name]())), 3, with_backward)
 
 
 @pytest.mark.parametrize("way", ["compile", "assignment"])
