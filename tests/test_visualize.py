@@ -1,6 +1,7 @@
 import sys
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -59,7 +60,7 @@ def test_nearest_neighbours_ties_precision_and_copies():
     [
         ({"embeddings": torch.ones(4)}, "embeddings"),
         ({"embeddings": torch.ones(4, 2, dtype=torch.long)}, "embeddings"),
-        ({"embeddings": torch.full((4, 2), torch.nan)}, "embeddings"),
+        ({"embeddings": torch.full((4, 2), torch.nan)}, "embeddings must be finite, got 8 NaN and 0 infinite of 8"),
         ({"queries": torch.tensor([4])}, "queries"),
         ({"queries": torch.tensor([-1])}, "queries"),
         ({"queries": torch.tensor([0.0])}, "queries"),
@@ -74,6 +75,14 @@ def test_nearest_neighbours_ties_precision_and_copies():
 def test_nearest_neighbours_bad_input(change, name):
     with pytest.raises(ValueError, match=f"^{name}"):
         nearest_neighbours(**{"embeddings": torch.eye(4), "queries": torch.tensor([1]), "k": 2, **change})
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1.0, 1e25, 1e37])
+def test_nearest_neighbours_at_any_scale(scale):
+    x = torch.randn(30, 6, generator=torch.Generator().manual_seed(0)).double()
+    expected = nearest_neighbours(x, torch.arange(30), 3)
+    found = nearest_neighbours((x * scale).float(), torch.arange(30, dtype=torch.int32), np.int64(3))
+    assert torch.equal(found, expected)
 
 
 # ---- plot_curves

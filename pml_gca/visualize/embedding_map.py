@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,7 +88,7 @@ def _classes(panels: Mapping[str, EmbeddingPanel], anchor_class: int | None) -> 
             raise ValueError(f"panels[{title!r}].labels has the classes {found}; expected {classes}, as before it")
         classes = found
     if anchor_class is not None:
-        if isinstance(anchor_class, bool) or not isinstance(anchor_class, int):
+        if isinstance(anchor_class, bool) or not isinstance(anchor_class, Integral):
             raise TypeError(f"anchor_class must be an integer, got {type(anchor_class).__name__}")
         if anchor_class not in classes:
             raise ValueError(f"anchor_class is {anchor_class}; expected one of the classes {classes}")

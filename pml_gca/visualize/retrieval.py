@@ -1,13 +1,16 @@
 """Queries and what a model retrieves for them."""
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..norms import unit
+from ..utils.validation import FiniteCheck
 from .backend import import_matplotlib
 
 if TYPE_CHECKING:
@@ -54,10 +57,9 @@ def nearest_neighbours(embeddings: torch.Tensor, queries: torch.Tensor, k: int) 
     """
     if not isinstance(embeddings, torch.Tensor) or embeddings.ndim != 2 or not embeddings.is_floating_point():
         raise ValueError("embeddings must be a 2-dimensional tensor of floats, (N, D)")
-    if not bool(embeddings.isfinite().all()):
-        raise ValueError("embeddings holds values that are not finite")
+    FiniteCheck(embeddings, "embeddings", largest=math.inf).finish()
     chosen = _indices("queries", queries, len(embeddings), 1).to(embeddings.device)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < len(embeddings):
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < len(embeddings):
         raise ValueError(f"k is {k!r}; expected an int from 1 to N - 1 = {len(embeddings) - 1}")
     # Half precision is too coarse to rank by.
     wide = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32))
@@ -103,7 +105,7 @@ def plot_retrieval(
         raise ValueError("images must be a tensor of shape (N, C, H, W) with C = 1 or 3")
     if not images.is_floating_point() or images.numel() == 0:
         raise ValueError(f"images is {images.dtype}, {tuple(images.shape)}; expected floats, not empty")
-    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+    if isinstance(top, bool) or not isinstance(top, Integral) or top < 1:
         raise ValueError(f"top is {top!r}; expected a positive int")
     size = len(images)
     if not isinstance(labels, torch.Tensor) or labels.shape != (size,) or labels.is_floating_point():
