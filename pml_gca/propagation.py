@@ -7,6 +7,7 @@ left but the edge-to-node projection and the edge MLP.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +140,10 @@ class CorrelationPropagation(nn.Module):
         Without coefficients, updates of the edges that serve these alone are not computed: of one layer a ninth of the
         work remains.
         """
+        with uncached_without_gradient(embeddings.device.type):
+            return self._forward(embeddings, labels, with_coefficients)
+
+    def _forward(self, embeddings: Tensor, labels: Tensor, with_coefficients: bool) -> Correlations:
         # The compiler fuses, and chooses what to keep, by itself; and without layers there is nothing to sweep.
         if torch.compiler.is_compiling() or not self.layers:
             return self.forward_plain(embeddings, labels, with_coefficients)
@@ -228,6 +233,17 @@ class CorrelationPropagation(nn.Module):
             plan, kept, norm_weight, norm_bias, count, mean.to(kept.dtype), rstd, scale, linear.weight, linear.bias
         )
         return coefficients
+
+
+def uncached_without_gradient(device: str) -> AbstractContextManager[object]:
+    """A context in which autocast, without gradients, leaves its cache alone.
+
+    The cache would hand weights that were cast without a gradient to a training pass in the same autocast, whose
+    parameters then get none. Newer releases of torch take care of it.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)
 
 
 def matmul_dtype(weight: Tensor) -> torch.dtype:

@@ -142,10 +142,8 @@ def test_steps_ignore_the_default_device(name, monkeypatch):
     with torch.device("cpu"):
         loss = HardNegativeGenerationLoss(FAMILIES[name](), EVERY["GCA-HNG"](), level_momentum=None, collect_stats=True)
         z, references = (random_rows(len(LABELS), seed=i, dtype=torch.float32) for i in (0, 1))
-        optimizer = torch.optim.AdamW(loss.parameter_groups(lr=1e-3))
         loss.levels["generator"].value.fill_(3.0)
     assert step(loss, z).isfinite()
-    optimizer.step()
     loss.end_epoch()
     if name == "triplet":
         assert loss(z, LABELS, None, references.detach(), LABELS).isfinite()

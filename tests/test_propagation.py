@@ -3,9 +3,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytorch_metric_learning import losses
 from strategies import DEVICES, NUM_CLASSES, embeddings, generators, labels
 
-from pml_gca import GlobalCorrelationGenerator
+from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
 from pml_gca.blocks import ScaleBatchNorm, negative_attention
 
 
@@ -129,3 +130,36 @@ def test_batch_norm_of_too_few_rows_leaves_statistics_alone(rows):
     assert norm(torch.randn(rows, 4)).abs().sum() == 0
     assert norm.num_batches_tracked == 0
     assert norm.running_var.eq(1).all()
+
+
+@pytest.mark.parametrize("num_layers", [0, 2])
+@pytest.mark.parametrize("way", ["miner", "no_grad", "evaluation", "correlate", "loss in evaluation"])
+def test_a_pass_without_gradients_leaves_nothing_in_the_cache_of_autocast(way, num_layers):
+    """Else the parameters of a training pass in the same autocast get no gradient from weights that were cast there."""
+    torch.manual_seed(0)
+    generator = GlobalCorrelationGenerator(5, 8, num_layers=num_layers, num_heads=2)
+    loss = HardNegativeGenerationLoss(losses.TripletMarginLoss(), generator)
+    z, y = torch.randn(8, 8, requires_grad=True), torch.arange(8) % 4
+    seen = []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for module in (generator.propagation.node_classifier, generator.propagation.edge_coefficients):
+            module.register_forward_pre_hook(
+                lambda *args: seen.append((torch.is_grad_enabled(), torch.is_autocast_cache_enabled()))
+            )
+        if way == "miner":
+            GlobalCorrelationMiner(generator)(z, y)
+        elif way == "evaluation":
+            generator.eval()(z, y)
+            generator.train()
+        elif way == "loss in evaluation":
+            loss.eval()(z, y)
+            loss.train()
+        else:
+            with torch.no_grad():
+                (generator if way == "no_grad" else generator.correlate)(z, y)
+        value = loss(z, y)
+        assert torch.is_autocast_cache_enabled()
+    value.backward()
+    assert all(caches == learns for learns, caches in seen)
+    assert (True, True) in seen
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in generator.parameters())
