@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
 
 from ..interpolation import next_positive
@@ -24,7 +25,9 @@ class WrappingLoss(BaseMetricLossFunction):
 
     def __init__(self, reducer: nn.Module | None = None, **kwargs: Any) -> None:
         check_pml_arguments({"reducer": reducer, **kwargs})
-        super().__init__(reducer=TotalReducer({}) if reducer is None else reducer, **kwargs)
+        if reducer is None:  # whose statistics would say nothing
+            reducer = TotalReducer({}, MeanReducer(collect_stats=False), collect_stats=False)
+        super().__init__(reducer=reducer, **kwargs)
 
     def pass_on(self) -> None:
         """Give up what PML's base class makes for every loss, so that the wrapped loss's is found in its place."""

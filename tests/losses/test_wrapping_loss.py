@@ -218,6 +218,50 @@ def test_stats_switched_at_any_time(start, z):
     assert hasattr(loss, "synthetic_weight")
 
 
+@pytest.fixture
+def tables(monkeypatch):
+    """Columns of each table that record-keeper would write, once for each time."""
+    record_keeper = pytest.importorskip("record_keeper")
+    monkeypatch.setattr(c_f, "COLLECT_STATS", True)
+
+    def of(loss):
+        found = {}
+        keeper = record_keeper.RecordKeeper(attributes_to_search_for=c_f.list_of_recordable_attributes_list_names())
+        keeper.append_data = lambda table, column, value, iteration: found.setdefault(table, []).append(column)
+        loss(torch.randn(len(LABELS), SIZE), LABELS)
+        keeper.update_records({"metric_loss": loss}, 0, recursive_types=[nn.Module, dict])
+        return found
+
+    return of
+
+
+def test_records_name_the_distance_that_is_used_and_nothing_that_is_not(tables):
+    names = set(tables(make_loss(losses.NTXentLoss())))
+    assert {name for name in names if "distance" in name} == {"loss_NTXentLoss__modules_distance_CosineSimilarity"}
+    assert {name for name in names if "educer" in name} == {"loss_NTXentLoss__modules_reducer_MeanReducer"}
+
+
+def test_two_wrapped_losses_of_one_type_share_no_more_tables_than_two_of_pmls_wrappers(tables):
+    """record-keeper leaves the outer name out of what is two levels further in: of PML's losses, and so here."""
+
+    def shared(make):
+        found = tables(losses.MultipleLosses({"a": make(), "b": make()}))
+        return {name for name, columns in found.items() if len(set(columns)) < len(columns)}, found
+
+    ours, found = shared(lambda: make_loss(losses.NTXentLoss()))
+    for name in "ab":
+        wrapper = f"{name}_HardNegativeGenerationLoss"
+        assert "metric_loss" in found[f"losses__modules_{wrapper}"]
+        assert "hardness" in found[f"{wrapper}__modules_generator_GlobalCorrelationGenerator"]
+        assert found[f"{wrapper}__modules_loss_NTXentLoss"] == ["temperature"]
+    theirs, _ = shared(lambda: losses.CrossBatchMemory(losses.NTXentLoss(), SIZE, memory_size=20))
+    assert (
+        ours
+        == theirs
+        == {f"loss_NTXentLoss__modules_{x}" for x in ("distance_CosineSimilarity", "reducer_MeanReducer")}
+    )
+
+
 # Regularizers.
 
 
