@@ -19,6 +19,7 @@ from .cost import Sizes, choose_memory, default_chunk_size
 from .graph import compute_dtype, correlation_edges, edge_multiplicity, edge_pairs, standardize, to_dense
 from .sweeps import EdgeCoefficients, EdgeMessages, EdgeUpdate, SweepPlan, Wanted, edge_statistics
 from .tiles import Tile, edge_tiles
+from .utils.recomputation import check_no_recomputation
 
 EdgeState = tuple[Tensor, Tensor | None, Tensor | None]  # as pml_gca.sweeps.rows.EdgeRows takes it
 
@@ -140,6 +141,8 @@ class CorrelationPropagation(nn.Module):
         Without coefficients, updates of the edges that serve these alone are not computed: of one layer a ninth of the
         work remains.
         """
+        if self.training and not torch.compiler.is_compiling():
+            check_no_recomputation("the graph's propagation")
         with uncached_without_gradient(embeddings.device.type):
             return self._forward(embeddings, labels, with_coefficients)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
 from ..graph import compute_dtype, join_references
+from ..utils.recomputation import check_no_recomputation
 from ..utils.validation import FiniteCheck, check_embeddings, check_learning_rates, check_number
 from ..utils.wide_buffers import restored_on_error
 from .accepted import NO_LABELS, check_loss, check_references
@@ -168,7 +169,10 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         Raises:
             TypeError, ValueError: in training, an argument is not as above, or a loss of your own cannot learn from
                 synthetic negatives (:mod:`pml_gca.losses.dependence`); nothing has changed then.
+            RuntimeError: in training, it is called inside ``torch.utils.checkpoint``.
         """
+        if self.training:
+            check_no_recomputation(type(self).__name__)
         if not (self.training and torch.is_grad_enabled()):
             if not self.training:
                 self.frozen_watch.begin_batch(embeddings, self.parameters())
