@@ -54,7 +54,7 @@ class ScaleBatchNorm(WideBuffers):
             if len(x) > 1 and torch.is_grad_enabled():
                 self.observe(count, mean, variance * scale[0].square())
         else:
-            centred, variance = x - self.running_mean, self.running_var
+            centred, variance = x - self.running_mean, self.running_var.to(x.dtype)
         return centred * (torch.rsqrt(variance + self.eps) * self.weight)
 
     @torch.no_grad()

@@ -77,7 +77,8 @@ def test_shapes_dtypes_and_finite_values(generator, y, dtype, parameter_dtype, t
     assert correlations.pairs.shape == (2, n * (n + 1) // 2)
     assert correlations.coefficients.shape == (n * (n + 1) // 2, d)
     assert correlations.dense().shape == (n, n, d)
-    assert correlations.node_logits.dtype == correlations.coefficients.dtype == parameter_dtype
+    widest = torch.promote_types(parameter_dtype, dtype)
+    assert correlations.node_logits.dtype == correlations.coefficients.dtype == widest
     assert correlations.coefficients.min() >= 0
     assert correlations.coefficients.max() <= 1
     (correlations.node_logits.square().mean() + correlations.coefficients.square().mean()).backward()

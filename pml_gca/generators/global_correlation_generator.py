@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..blocks import linear
 from ..cost import StepCost, choose_memory, step_bytes, step_multiply_adds
@@ -62,7 +63,8 @@ class GlobalCorrelationGenerator(BaseGenerator):
         embedding_size: channels D, divisible by ``num_heads``.
         num_layers: K rounds of propagation. The paper takes 2 for CUB and Cars196, 1 for SOP and InShop; with 0 nothing
             is propagated.
-        num_heads: H heads of the node attention; 4 and 2 likewise.
+        num_heads: H heads of the node attention; 4 and 2 likewise. By default the largest divisor of
+            ``embedding_size`` up to 4.
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
         dropout: of the edge attention, in training.
         classification_weight: w_c of J_soft, which keeps a negative in its class.
@@ -104,7 +106,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         embedding_size: int,
         *,
         num_layers: int = 2,
-        num_heads: int = 4,
+        num_heads: int | None = None,
         alpha: float = 5.0,
         dropout: float = 0.1,
         classification_weight: float = 20,
@@ -120,6 +122,8 @@ class GlobalCorrelationGenerator(BaseGenerator):
     ) -> None:
         super().__init__(num_classes, embedding_size, collect_stats)
         check_positive_int("num_layers", num_layers, minimum=0)
+        if num_heads is None:
+            num_heads = next(heads for heads in (4, 3, 2, 1) if embedding_size % heads == 0)
         check_positive_int("num_heads", num_heads)
         if embedding_size % num_heads:
             raise ValueError(
@@ -171,8 +175,20 @@ class GlobalCorrelationGenerator(BaseGenerator):
         """
         self.check_batch(embeddings, labels)
         self.follow_device(embeddings.device)
-        correlations: Correlations = self.propagation(embeddings, labels.to(embeddings.device).long())
-        return correlations
+        return self._propagate(embeddings.dtype, embeddings, labels.to(embeddings.device).long())
+
+    def _propagate(self, dtype: torch.dtype, *inputs: Any) -> Correlations:
+        """The propagation, computed in ``dtype`` where parameters are narrower: PML casts those of losses likewise."""
+        parameters = dict(self.propagation.named_parameters())
+        cast = {
+            name: parameter.to(torch.promote_types(parameter.dtype, dtype)) for name, parameter in parameters.items()
+        }
+        found: Correlations
+        if all(cast[name] is parameter for name, parameter in parameters.items()):
+            found = self.propagation(*inputs)
+        else:
+            found = functional_call(self.propagation, cast, inputs)
+        return found
 
     def generate(
         self,
@@ -195,7 +211,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         hands_on = learns and embeddings.requires_grad and self.classify_embeddings
         leaf = nodes.detach().to(compute_dtype(nodes)).requires_grad_(hands_on)
         with torch.set_grad_enabled(learns):
-            correlations: Correlations = self.propagation(leaf, labels, self.learns)
+            correlations = self._propagate(nodes.dtype, leaf, labels, self.learns)
         plan = plan_candidates(self.labels_on_host(on_host), num_anchors)
         num_skipped = int((~plan.has_positive).sum())
         plan = plan.to(nodes.device)
@@ -269,7 +285,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
                 node_classification = hand_gradient_on(node_classification, leaf, anchors, correlations, in_half)
             terms["node_classification_loss"] = node_classification
         if self.wants("generation_loss") and self.learns:
-            weight, bias = classifier.weight, classifier.bias
+            weight, bias = (x.to(torch.promote_types(x.dtype, real.dtype)) for x in classifier.parameters())
             generated = frozen_classification_loss(synthetic, weight, bias, plan.synthetic_labels)
             similarity = similarity_loss(real, plan.synthetic_anchors, synthetic)
             diversity = diversity_loss(correlations.coefficients, tiles, len(leaf))
@@ -283,7 +299,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
                 self.similarity_loss, self.diversity_loss = similarity.item(), diversity.item()
         if self.wants("auxiliary_classification_loss") and self.learns:
             with torch.autocast(real.device.type, enabled=False):  # real embeddings may be too long for float16
-                guesses = linear(classifier, real[: len(anchors)].to(compute_dtype(classifier.weight)))
+                guesses = linear(classifier, real[: len(anchors)].to(compute_dtype(classifier.weight, real)))
             terms["auxiliary_classification_loss"] = AUXILIARY_WEIGHT * classification_loss(guesses, anchor_labels)
         if self.collect_stats:
             for name, term in terms.items():

@@ -1,12 +1,15 @@
 """HDML's generator: Zheng et al., CVPR 2019, https://arxiv.org/abs/1903.05503"""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..blocks import linear
+from ..graph import compute_dtype
 from ..interpolation import interpolate, pull_strength
 from ..norms import length
 from ..utils.host import HostCopy, to_device
@@ -139,8 +142,12 @@ class HardnessAwareGenerator(BaseGenerator):
 
     def _reembed_without_learning(self, rows: Tensor) -> Tensor:
         """i of (S, D) rows; the gradient passes through the network, and leaves its parameters alone."""
-        frozen = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
-        out: Tensor = functional_call(self.network, frozen, (rows.to(self.auxiliary_classifier.weight.dtype),))
+        return self._mapped(rows, {name: parameter.detach() for name, parameter in self.network.named_parameters()})
+
+    def _mapped(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """i of (S, D) rows, in a dtype as wide as these."""
+        cast = {name: parameter.to(compute_dtype(parameter, rows)) for name, parameter in parameters.items()}
+        out: Tensor = functional_call(self.network, cast, (rows.to(next(iter(cast.values())).dtype),))
         return out.to(rows.dtype)
 
     def _objectives(
@@ -148,13 +155,14 @@ class HardnessAwareGenerator(BaseGenerator):
     ) -> dict[str, Tensor]:
         """The terms to add to the loss; none reaches the embeddings."""
         classifier = self.auxiliary_classifier
-        real, pulled = (x.detach().to(classifier.weight.dtype) for x in (anchors, candidates))
-        made = self.network(torch.cat([real, pulled])).to(candidates.dtype)
+        real, pulled = anchors.detach(), candidates.detach()
+        made = self._mapped(torch.cat([real, pulled]), dict(self.network.named_parameters()))
         # Divided first: a sum over the batch may overflow where the mean does not.
-        missed = (made[: len(real)] - anchors.detach()) / math.sqrt(max(len(real), 1))
+        missed = (made[: len(real)] - real) / math.sqrt(max(len(real), 1))
         reconstruction = missed.square().sum()
-        soft = frozen_classification_loss(made[len(real) :], classifier.weight, classifier.bias, candidate_labels)
-        auxiliary = classification_loss(classifier(real), anchor_labels)
+        weight, bias = (x.to(compute_dtype(x, real)) for x in classifier.parameters())
+        soft = frozen_classification_loss(made[len(real) :], weight, bias, candidate_labels)
+        auxiliary = classification_loss(linear(classifier, real.to(weight.dtype)), anchor_labels)
         generation = reconstruction + self.softmax_weight * soft
         if self.collect_stats:
             for name, term in zip(TERMS, (reconstruction, soft, auxiliary, generation), strict=True):

@@ -371,3 +371,54 @@ AT_LEAST_0 = "must be a finite number of at least 0"
 def test_bad_arguments(kind, arguments, error, message):
     with pytest.raises(error, match=message):
         kind(**{"num_classes": 5, "embedding_size": 8, **arguments})
+
+
+def of_both_widths(make):
+    """A generator of float32, and the same one in float64."""
+    torch.manual_seed(0)
+    generator = make()
+    return generator, copy.deepcopy(generator).double()
+
+
+WIDENED = {
+    "GCA-HNG": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_heads=2, dropout=0.0),
+    "GCA-HNG, in chunks": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE, dropout=0.0, edge_chunk_size=9),
+    "real negatives": lambda: GlobalCorrelationGenerator.of_real_negatives(NUM_CLASSES, SIZE),
+    "hardness-aware, reembedded": GENERATORS["hardness-aware, reembedded"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(WIDENED))
+@pytest.mark.parametrize("training", [True, False])
+def test_float64_embeddings_are_computed_with_in_float64_whatever_the_parameters(name, training):
+    found = []
+    for generator in of_both_widths(WIDENED[name]):
+        z = random_rows(10)
+        torch.manual_seed(1)
+        negatives = generator.train(training)(z, LABELS, 8, torch.tensor(3.0))
+        values = [negatives.embeddings, *negatives.objectives.values()]
+        assert {x.dtype for x in values} == {torch.float64}
+        sum(x.sum() for x in values).backward()
+        found.append([*values, z.grad])
+        own = [(p.grad, p.dtype, b) for p, b in zip(generator.parameters(), generator.state_dict(), strict=False)]
+        assert all(grad is None or grad.dtype == dtype for grad, dtype, _ in own)
+        found[-1] += [grad.double().float() for grad, _, _ in own if grad is not None]
+    for ours, theirs in zip(*found, strict=True):
+        if ours.dtype == torch.float64:
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+        else:
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_correlations_of_float64_embeddings_are_those_of_a_generator_of_float64():
+    found = [generator.eval().correlate(random_rows(10), LABELS) for generator in of_both_widths(WIDENED["GCA-HNG"])]
+    for name in ("coefficients", "node_logits"):
+        ours, theirs = (getattr(correlations, name) for correlations in found)
+        assert ours.dtype == torch.float64
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(("parameters", "wanted"), [(torch.float64, torch.float64), (torch.bfloat16, torch.float32)])
+def test_float32_embeddings_meet_parameters_of_other_dtypes(parameters, wanted):
+    generator = WIDENED["GCA-HNG"]().to(parameters)
+    assert generator.correlate(random_rows(10, dtype=torch.float32), LABELS).coefficients.dtype == wanted

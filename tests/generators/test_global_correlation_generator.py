@@ -155,7 +155,11 @@ def test_evaluation_generates_without_objectives_and_without_changing_anything()
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"embedding_size": 10}, ValueError, "embedding_size must be divisible by num_heads, got 10 channels for 4"),
+        (
+            {"embedding_size": 10, "num_heads": 4},
+            ValueError,
+            "embedding_size must be divisible by num_heads, got 10 channels for 4",
+        ),
         ({"num_classes": 0}, ValueError, "num_classes must be at least 1, got 0"),
         ({"num_classes": 2.0}, TypeError, "num_classes must be an integer, got float"),
         ({"num_layers": -1}, ValueError, "num_layers must be at least 0, got -1"),
@@ -246,3 +250,16 @@ def test_negatives_alone_leave_the_generator_without_gradients():
         assert all(p.grad is None for p in generator.parameters())
     assert z.grad.any()
     assert kept == [True, False]
+
+
+@pytest.mark.parametrize(("channels", "heads"), [(50, 2), (512, 4), (7, 1), (9, 3), (6, 3), (1, 1), (8, 4)])
+def test_heads_are_by_default_the_largest_divisor_up_to_four(channels, heads):
+    generator = GlobalCorrelationGenerator(5, channels)
+    assert [layer.node.num_heads for layer in generator.propagation.layers] == [heads, heads]
+    negatives = generator(torch.randn(6, channels), torch.tensor([0, 0, 1, 1, 2, 2]))
+    assert negatives.embeddings.isfinite().all()
+
+
+def test_heads_that_are_asked_for_must_divide_the_channels():
+    with pytest.raises(ValueError, match="embedding_size must be divisible by num_heads, got 50 channels for 4 heads"):
+        GlobalCorrelationGenerator(5, 50, num_heads=4)
