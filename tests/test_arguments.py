@@ -22,7 +22,7 @@ from pml_gca.generators import (
     SymmetricalSynthesisGenerator,
 )
 from pml_gca.losses import PublishedNPairsLoss
-from pml_gca.protocol import Options
+from pml_gca.protocol import Options, evaluate
 from pml_gca.recipes import find_recipe
 from pml_gca.samplers import MPerClassCoveringSampler
 from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
@@ -192,6 +192,11 @@ CALLS = {
             "pretrained": "flag",
         },
     ),
+    "evaluate": (
+        evaluate,
+        {"trunk": None, "embedder": None, "benchmark": None, "split": "no such thing"},
+        {"batch_size": "count", "workers": "place", "device": "device", "split": "text"},
+    ),
     "build_head": (
         build_head,
         {"num_features": 4, "embedding_size": 4},
@@ -231,7 +236,11 @@ def test_bad_values_are_named(call, argument, kind):
 
 @pytest.mark.parametrize(
     ("call", "argument", "kind"),
-    [row for row in ROWS if row[2] in GOOD and not row[0].startswith(("build_backbone", "load", "MPerClass"))],
+    [
+        row
+        for row in ROWS
+        if row[2] in GOOD and not row[0].startswith(("build_backbone", "load", "MPerClass", "evaluate"))
+    ],
     ids=lambda value: str(value),
 )
 def test_numbers_of_numpy_and_torch_are_taken_where_they_are_exact(call, argument, kind):

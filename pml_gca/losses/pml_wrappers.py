@@ -6,6 +6,7 @@ import torch
 from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
+from ..utils.validation import as_long
 from .hard_negative_generation_loss import HardNegativeGenerationLoss
 
 
@@ -64,7 +65,7 @@ class CrossBatchMemory(TakesGenerationLoss, losses.CrossBatchMemory):
         memory = self.embedding_memory.clone(), self.label_memory.clone(), self.queue_idx, self.has_been_filled
         remember = False
         try:
-            value: Tensor = super().forward(embeddings, labels, indices_tuple, enqueue_mask)
+            value: Tensor = super().forward(embeddings, as_long(labels), indices_tuple, enqueue_mask)
             remember = torch.is_grad_enabled()
         finally:
             if not remember:

@@ -9,7 +9,7 @@ from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
 
 from ..interpolation import next_positive
-from ..utils.validation import check_pml_arguments
+from ..utils.validation import as_long, check_pml_arguments
 from .total_reducer import TotalReducer
 
 REGULARIZERS = ("embedding_regularizer", "weight_regularizer")
@@ -93,9 +93,14 @@ class WrappingLoss(BaseMetricLossFunction):
         return value
 
     def evaluate(self, embeddings: Tensor, labels: Tensor | None, *args: Any) -> Tensor:
-        """The wrapped loss, and the regularizer that was given to this one."""
+        """The wrapped loss, and the regularizer that was given to this one.
+
+        Labels of integers are the same for it as in training, where they are long: of others PML's losses take some.
+        """
         self.reset_stats()
-        value = self._wrapped_loss(embeddings, labels, *args)
+        whole = as_long(labels)
+        # PML tells references by their labels, which are another object.
+        value = self._wrapped_loss(embeddings, whole, *(whole if x is labels else as_long(x) for x in args))
         if not self.all_regularization_loss_names():
             return value
         total: Tensor = self.add_up({"metric_loss": already_reduced(value)}, embeddings, labels)

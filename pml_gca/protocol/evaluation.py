@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from ..datasets import Benchmark, check_queries
 from ..utils import RecallCalculator
+from ..utils.validation import check_device, check_positive_int
 
 
 def metric_names(benchmark: Benchmark) -> list[str]:
@@ -90,7 +91,7 @@ def evaluate(
     *,
     batch_size: int = 256,
     workers: int = 0,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
 ) -> dict[str, float]:
     """Recall@K, MAP@R and R-precision of a model on classes it has not seen.
 
@@ -109,8 +110,13 @@ def evaluate(
         Value in [0, 1] of each of :func:`metric_names`.
 
     Raises:
-        ValueError: ``split`` is neither, there are no validation classes, or no image has another of its class to find.
+        TypeError: ``batch_size`` or ``workers`` is no integer, or ``device`` is no device.
+        ValueError: one of them is out of range; ``split`` is neither; there are no validation classes; or no image
+            has another of its class to find.
     """
+    check_positive_int("batch_size", batch_size)
+    check_positive_int("workers", workers, minimum=0)
+    device = check_device(device)
     if split not in ("val", "test"):
         raise ValueError(f"split must be 'val' or 'test', got {split!r}")
     check_split(benchmark, split)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -189,6 +190,13 @@ def check_labels(labels: object, num_embeddings: int, name: str = "labels", of: 
     # What does not fit would wrap around and could become a class; no other dtype is that wide.
     if labels.dtype == torch.uint64 and (largest := int(labels.cpu().numpy().max(initial=0))) >= 2**63:
         raise ValueError(f"{name} must fit into int64, got {largest}")
+
+
+def as_long(value: Any) -> Any:
+    """A tensor of integers as long, and all else as it is; what is unsigned and does not fit remains distinct."""
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        return value
+    return value.long()
 
 
 def check_label_range(labels: Tensor, num_classes: int, name: str = "labels") -> None:

@@ -9,6 +9,7 @@ import torch
 from pytorch_metric_learning import losses, reducers
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.losses import CrossBatchMemory
 
 NUM_CLASSES, SIZE = 9, 8
 LABELS = torch.tensor([3, 7, 3, 0, 0, 7])
@@ -109,6 +110,28 @@ def test_labels_of_any_integer_dtype(dtype, wrapped):
         value = loss(z, labels)
         values.append([value, *torch.autograd.grad(value, [z, *loss.parameters()], allow_unused=True)])
     torch.testing.assert_close(*values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wrapped", [losses.NPairsLoss, losses.TripletMarginLoss, losses.ArcFaceLoss])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16])
+def test_labels_of_any_integer_dtype_in_evaluation(dtype, wrapped):
+    """What trains must validate: PML's own losses take some dtypes only."""
+    loss = make_loss(wrapped(NUM_CLASSES, SIZE) if wrapped is losses.ArcFaceLoss else wrapped()).eval()
+    assert loss(Z, LABELS.to(dtype)) == loss.loss(Z, LABELS)
+    given = LABELS.to(dtype)
+    if wrapped is losses.TripletMarginLoss:  # references that are the batch are told by the labels being the same
+        assert loss(Z, given, None, Z, given) == loss.loss(Z, LABELS)
+        assert loss(Z, given, None, Z, given.clone()) == loss.loss(Z, LABELS, None, Z, LABELS.clone())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32])
+def test_a_memory_takes_labels_of_any_integer_dtype(dtype):
+    found = []
+    for labels in (LABELS, LABELS.to(dtype)):
+        torch.manual_seed(0)
+        memory = CrossBatchMemory(make_loss(losses.ContrastiveLoss()), SIZE, memory_size=12)
+        found.append((memory(Z, labels), memory(Z + 1, labels)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("labels", [LABELS - 1, LABELS + 100])
