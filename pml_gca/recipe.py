@@ -9,7 +9,7 @@ import torch
 
 from .generators import GlobalCorrelationGenerator
 from .utils.text import suggestion
-from .utils.validation import check_flag, check_number, check_positive_int, check_string
+from .utils.validation import check_flag, check_number, check_positive_int, check_string, make_plain
 
 BATCH_NORM, PATCH_EMBEDDING = "batch_norm", "patch_embedding"
 
@@ -103,6 +103,7 @@ class Recipe:
                     f"generator_options must be of {', '.join(GENERATOR_OPTIONS)}, got {name!r}"
                     f"{suggestion(name, GENERATOR_OPTIONS)}; what the recipe has a field for is set there"
                 )
+        make_plain(self)
         with torch.device("meta"):  # checks the rest, and takes no memory
             GlobalCorrelationGenerator(2, self.embedding_size, num_layers=0, **self.generator_settings)
 

@@ -1,6 +1,7 @@
 """Every public argument names itself when it is given what it is not for."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from pytorch_metric_learning import losses
 from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
 from pml_gca.backbones import build_backbone, build_head
 from pml_gca.checkpoints import load_published_checkpoint
-from pml_gca.datasets import AffineRange, small_classes
+from pml_gca.datasets import AffineRange, ClassFolder, Glyphs, load_benchmark, small_classes
 from pml_gca.datasets.splits import check_int
 from pml_gca.generators import (
     ConstantGenerator,
@@ -246,6 +247,39 @@ def test_bad_values_are_named(call, argument, kind):
 def test_numbers_of_numpy_and_torch_are_taken_where_they_are_exact(call, argument, kind):
     function, others, _ = CALLS[call]
     assert function(**{**others, argument: GOOD[kind]}) is not None
+
+
+def test_settings_of_numpy_can_be_written():
+    """A run keeps them as JSON beside its checkpoints."""
+    options = Options(seed=np.int64(3), amp=np.bool_(False), image_size=np.int16(96), device="cpu")
+    assert options == Options(seed=3, amp=False, image_size=96, device="cpu")
+    assert json.loads(json.dumps(options.identity()))["seed"] == 3
+    changes = {"num_layers": np.int64(1), "alpha": np.float32(2.5), "generator_options": {"dropout": np.float64(0.5)}}
+    recipe = dataclasses.replace(find_recipe("resnet50_cub"), **changes)
+    assert json.loads(json.dumps(recipe.settings()))["dropout"] == 0.5
+    assert recipe == dataclasses.replace(
+        find_recipe("resnet50_cub"), num_layers=1, alpha=2.5, generator_options={"dropout": 0.5}
+    )
+
+
+FOLDERS = {
+    "ClassFolder": (ClassFolder, ("flip", "in_memory", "progress")),
+    "Glyphs": (Glyphs, ("progress",)),
+    "load_benchmark": (
+        lambda root, **flags: load_benchmark("cub", root, **flags),
+        ("check_train", "download", "progress"),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "flag"), [(name, flag) for name, (_, flags) in FOLDERS.items() for flag in flags], ids=lambda x: str(x)
+)
+@pytest.mark.parametrize("value", [1, "False", math.nan, torch.tensor(True)])
+def test_flags_of_data_sets(data, flag, value, tmp_path):
+    where = {} if data == "Glyphs" else {"root": tmp_path}
+    with pytest.raises(TypeError, match=f"^{flag} must be a bool, got {type(value).__name__}"):
+        FOLDERS[data][0](**where, **{flag: value})
 
 
 TRANSFORMS = {

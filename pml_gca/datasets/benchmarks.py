@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..utils.optional import import_pillow
 from ..utils.text import first_of
+from ..utils.validation import check_flag
 from . import transforms
 from .class_subset import ClassSubset, ImageSource, Label, UnreadableImageError, raw_labels, read_image
 from .data_root import check_root
@@ -99,6 +100,8 @@ def load_benchmark(
     """
     source = find_source(name)
     check_int("seed", seed, 0, 2**63 - 1)
+    for flag, value in {"check_train": check_train, "download": download, "progress": progress}.items():
+        check_flag(flag, value)
     fraction = _check_fraction(val_fraction)
     if unreadable not in UNREADABLE:
         raise ValueError(f"unreadable must be one of {UNREADABLE}, found {unreadable!r}")

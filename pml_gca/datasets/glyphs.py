@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..utils.validation import check_flag
 from .affine import AffineRange, check_range, draw_affines, to_unit, warp, warp_fixed
 from .glyph_cache import cache_path, load_rendering, store_rendering
 from .glyph_render import EM, FACES, Rendering, render_glyphs
@@ -107,6 +108,7 @@ class Glyphs(Dataset[tuple[Tensor, int]]):
         if not (cache_dir is None or isinstance(cache_dir, (str, os.PathLike))):
             raise TypeError(f"cache_dir must be a path or None, found {type(cache_dir).__name__}")
 
+        check_flag("progress", progress)
         images, labels, faces, codes = load_glyphs(self.image_size, cache_dir, progress=progress)
         names = [chr(code) for code in codes]
         chosen = split_classes(names, self.split)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..utils.text import first_of
+from ..utils.validation import check_flag
 from .affine import AffineRange, check_range, draw_affines, to_unit, warp
 from .image_reading import check_images, load_images
 from .image_search import LAYOUT, find_images, tell_left_out
@@ -97,6 +98,9 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         self.augment = check_augment(augment, self.split)
         self.distortion = check_range("distortion", distortion, PHOTO_RANGE)
         self.flip = bool(flip)
+        for name, value in {"flip": flip, "in_memory": in_memory, "progress": progress}.items():
+            if not (name == "in_memory" and value is None):
+                check_flag(name, value)
 
         found, self.left_out = find_images(self.root)
         names = list(found)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..losses import NAMED_LOSSES, PublishedNPairsLoss
 from ..utils.text import suggestion
-from ..utils.validation import check_flag, check_positive_int
+from ..utils.validation import check_flag, check_positive_int, make_plain
 
 GENERATORS = ("gca", "none")
 SCHEDULES = ("alternating", "one_backward")
@@ -79,6 +79,7 @@ class Options:
             check_positive_int(name, getattr(self, name), minimum=0)
         for name in ("amp", "pretrained"):
             check_flag(name, getattr(self, name))
+        make_plain(self)
         check_device(self.torch_device)
 
     @property

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -52,6 +53,17 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     check_string(name, value)
     if value not in choices:
         raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
+
+
+def make_plain(settings: Any) -> None:
+    """Python's numbers in the place of NumPy's in the fields of a dataclass, so that they can be written as JSON."""
+    for own in fields(settings):
+        value = getattr(settings, own.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(settings, own.name, value.item())
+        elif isinstance(value, Mapping):
+            plain = {key: x.item() if isinstance(x, np.generic) else x for key, x in value.items()}
+            object.__setattr__(settings, own.name, plain)
 
 
 def check_functions(**functions: object) -> None:
