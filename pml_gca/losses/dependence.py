@@ -68,7 +68,10 @@ def depends_on_negatives(loss: nn.Module, batch: SyntheticBatch) -> bool:
 class ReadsWithGradient(TorchFunctionMode):
     """Notices that a tensor with a gradient is computed with; to join it to others, or ask its shape, is not enough."""
 
-    IDLE = frozenset({"__get__", "__len__", "cat", "dim", "is_floating_point", "numel", "size", "to", "type"})
+    IDLE = frozenset(
+        {"__len__", "cat", "device", "dim", "dtype", "grad_fn", "is_complex", "is_cuda", "is_floating_point", "is_leaf"}
+        | {"is_meta", "is_mps", "is_sparse", "layout", "ndim", "numel", "requires_grad", "shape", "size", "to", "type"}
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +79,8 @@ class ReadsWithGradient(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See torch."""
-        if getattr(func, "__name__", None) not in self.IDLE:
+        name = getattr(func, "__name__", None)
+        if (func.__self__.__name__ if name == "__get__" else name) not in self.IDLE:
             self.found = self.found or has_gradient((args, kwargs))
         return func(*args, **(kwargs or {}))
 

@@ -60,7 +60,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         **kwargs: ``embedding_regularizer`` and the like, as for any PML loss, but no ``distance``; ``collect_stats`` is
             the wrapped loss's by default.
 
-    Move it to the GPU before you make its optimizer. A loss that was not moved follows the first batch.
+    Move it to the GPU before you make its optimizer; else it follows the first batch.
 
     Raises:
         TypeError, ValueError: the loss cannot take synthetic negatives, with the reason; the generator is none; beta
@@ -167,15 +167,14 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
             ref_emb, ref_labels: (R, D) and (R,), further embeddings, such as those of other processes or a memory.
 
         Raises:
-            TypeError, ValueError: in training, an argument is not as above, or a loss of your own cannot learn from
-                synthetic negatives (:mod:`pml_gca.losses.dependence`); nothing has changed then.
+            TypeError, ValueError: in training, an argument is not as above, or a loss of your own makes nothing of
+                synthetic negatives; nothing has changed then.
             RuntimeError: in training, it is called inside ``torch.utils.checkpoint``.
         """
         if self.training:
             check_no_recomputation(type(self).__name__)
         if not (self.training and torch.is_grad_enabled()):
-            if not self.training:
-                self.frozen_watch.begin_batch(embeddings, self.parameters())
+            self.frozen_watch.begin_batch(embeddings, self.parameters())
             return self.evaluate(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if labels is None:
             raise ValueError(NO_LABELS)
@@ -193,7 +192,8 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         if self.levels["metric"].total.device != embeddings.device:
             self.to(embeddings.device)  # PML's trainers do not move losses
         self._check = check  # to be finished once the device is busy
-        first_half = {name: getattr(self, name, 0) for name in STATS} if self._adds_to_records else {}
+        adds = self.collect_stats and self._phase == "generation"
+        first_half = {name: getattr(self, name, 0) for name in STATS if adds}
         self.reset_stats()
         labels = c_f.to_device(labels, embeddings).long()
         try:
@@ -207,10 +207,6 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
             for name, value in first_half.items():
                 setattr(self, name, value)
         return total
-
-    @property
-    def _adds_to_records(self) -> bool:
-        return self.collect_stats and self._phase == "generation"
 
     def compute_loss(
         self,
@@ -233,8 +229,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         if self._phase != "generation":
             if len(negatives):
                 synthetic = self._synthetic_loss(SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))
-            # After the synthetic batch, so that the wrapped loss's own records are those of the real one.
-            args = (embeddings, labels, indices_tuple, *references)
+            args = (embeddings, labels, indices_tuple, *references)  # last, so that its records are of the real batch
             metric, is_telling = self.value_with_graph(args, node_labels, len(negatives) > 0)
             if is_telling:
                 self.levels["metric"].observe(metric)

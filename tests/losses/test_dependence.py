@@ -132,7 +132,38 @@ def test_it_is_asked_of_a_batch_without_gradients_too(requires_grad, z):
         make_loss(register(Spread, with_references)())(z.detach().requires_grad_(requires_grad), LABELS)
 
 
-@pytest.mark.parametrize("kind", [Hinge, SemiHard, Never, Weighted])
+class WeightedByData(BaseMetricLossFunction):
+    """As :class:`Weighted`, by an attribute."""
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        return reduced(ref_emb.data.square().mean() * embeddings.square().mean())
+
+
+class LooksAtShapes(Spread):
+    """What it asks of the references is no use of them."""
+
+    def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+        assert len(ref_emb) == ref_emb.shape[0] == ref_emb.size(0)
+        assert (ref_emb.ndim, ref_emb.dtype, ref_emb.device) == (2, embeddings.dtype, embeddings.device)
+        return super().compute_loss(embeddings, labels, indices_tuple, ref_emb.to(embeddings.dtype), ref_labels)
+
+
+def test_shapes_of_the_references_are_no_use_of_them(z):
+    with pytest.raises(ValueError, match="does not depend"):
+        make_loss(register(LooksAtShapes, with_references)())(z, LABELS)
+
+
+def test_a_copy_for_another_device_is_the_same_batch(z):
+    seen, loss = [], make_loss(losses.ContrastiveLoss())
+    loss._synthetic_loss = lambda batch: seen.append(batch) or torch.zeros(())
+    loss(z, LABELS, None, torch.randn(3, SIZE), LABELS[:3])
+    copied = dependence.to_cpu(seen[0])
+    for form in (with_references, within_one_batch):
+        assert torch.equal(form(losses.ContrastiveLoss(), copied), form(losses.ContrastiveLoss(), seen[0]))
+    assert not copied.references().requires_grad
+
+
+@pytest.mark.parametrize("kind", [Hinge, SemiHard, Never, Weighted, WeightedByData])
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 30.0])
 def test_no_false_alarm(kind, scale, z):
     z = (scale * z.detach()).requires_grad_()
