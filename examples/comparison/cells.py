@@ -14,6 +14,7 @@ import pml_gca
 from pml_gca.utils import runs
 
 FORMAT = 1  # of result files. Raise it when one of an older package can no longer stand beside a new one.
+NEEDED = {"tune": ("val_recall_at_1",), "run": ("val_recall_at_1", "history", "metrics")}  # of a result, by stage
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,12 @@ def read(cell: Cell, folder: Path, remedy: str = "choose another --out") -> dict
     """What came of a cell; None if it has not been run.
 
     Raises:
-        ValueError: the file is of another format or setting; the message advises ``remedy``.
+        ValueError: the file is of another format or setting, when the message advises ``remedy``, or incomplete.
     """
     file = cell.file(folder)
     if not file.exists():
         return None
-    result: dict[str, Any] = read_of(identity(cell), file, remedy)["result"]
-    return result
+    return part_of(read_of(identity(cell), file, remedy), "result", NEEDED[cell.stage], file)
 
 
 def identity(cell: Cell) -> dict[str, Any]:
@@ -98,12 +98,26 @@ def content_of(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_text())
         kept = dict(content["cell"])
+        dict(content.get("machine", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is no result of this comparison: {error!r}") from None
     # The first files have the version in their cell, or, those of times, in the cell of each contender.
     holders = [kept, *(part for part in kept.values() if isinstance(part, dict) and "contender" in part)]
     versions = [holder.pop("version") for holder in holders if "version" in holder]
     return {"format": 1, "version": versions[0] if versions else None, **content, "cell": kept}
+
+
+def part_of(content: Mapping[str, Any], name: str, keys: Iterable[str], file: Path) -> dict[str, Any]:
+    """What a file of that content holds under a name.
+
+    Raises:
+        ValueError: it holds nothing there, or not all of the keys.
+    """
+    part = content.get(name)
+    missing = [key for key in keys if not isinstance(part, dict) or key not in part]
+    if not isinstance(part, dict) or missing:
+        raise ValueError(f"{file} is no result of this comparison: {name!r} has no {', '.join(missing) or 'content'}")
+    return part
 
 
 def machines(cells: Iterable[Cell], folder: Path) -> set[str]:
@@ -124,9 +138,11 @@ def load(file: Path) -> tuple[Cell, dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{file} is of format {content['format']}, this is format {FORMAT}")
     try:
         trained_with = {"pml_gca": content["version"], **content["machine"]}
-        return Cell(**content["cell"]), trained_with, content["result"]
+        cell = Cell(**content["cell"])
+        needed = NEEDED[cell.stage]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is no result of this comparison: {error!r}") from None
+    return cell, trained_with, part_of(content, "result", needed, file)
 
 
 def write(cell: Cell, folder: Path, result: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pml_gca.utils import runs
 
-from .cells import Cell, content_of, identity, provenance, read_of
+from .cells import Cell, content_of, identity, part_of, provenance, read_of
 from .training import Run
 
 ROUNDS = 8
@@ -76,7 +76,7 @@ def read_times(cells: Mapping[str, Cell], folder: Path) -> dict[str, list[float]
         return {}
     timed = content_of(file)["cell"]
     wanted = {name: identity(of_any_run(cells[name])) if name in cells else timed[name] for name in timed}
-    seconds: dict[str, list[float]] = read_of(wanted, file, "time them anew by --time")["seconds"]
+    seconds = part_of(read_of(wanted, file, "time them anew by --time"), "seconds", timed, file)
     return {name: values for name, values in seconds.items() if name in cells}
 
 

@@ -229,6 +229,29 @@ def test_a_broken_file_is_named(content, tmp_path):
             compare_generators.main(arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("run", {"result": None}, "'result' has no val_recall_at_1, history, metrics"),
+        ("run", {"result": {"val_recall_at_1": 0.5, "history": {}}}, "'result' has no metrics"),
+        ("tune", {"result": {}}, "'result' has no val_recall_at_1"),
+        ("tune", {"machine": "mine"}, "ValueError"),
+        ("time", {"seconds": [1.0]}, "'seconds' has no none"),
+    ],
+)
+def test_a_file_that_lacks_something_is_named(name, change, message, tmp_path, monkeypatch):
+    arguments = [*SMALL, "--generators", "none", "--trials", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(compare_generators, "ROUNDS", 1)
+    monkeypatch.setattr(compare_generators, "train", lambda *_: {**result(0.5), "val_recall_at_1": 0.5})
+    compare_generators.main(arguments)
+    compare_generators.main([*arguments, "--time"])
+    file = next((tmp_path / name).rglob("*.json"))
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    for wanted in [["--report"], *([["--repeat", str(file)]] if name != "time" else [])]:
+        with pytest.raises(SystemExit, match=rf"{file.name} is no result of this comparison: {message}"):
+            compare_generators.main([*arguments, *wanted])
+
+
 @pytest.mark.parametrize("stage", ["tune", "run"])
 def test_a_run_that_diverges_recalls_nothing(stage, monkeypatch):
     def broken(self, images):
