@@ -44,18 +44,18 @@ def read_value(name: str, text: str, kind: Any) -> Any:
         ValueError: it is none; the message says what ``name`` takes.
     """
     kinds = get_args(kind) or (kind,)
-    word = text.strip().lower()
-    if NoneType in kinds and word == "none":
+    word = text.strip()
+    if NoneType in kinds and word.lower() == "none":
         return None
-    if bool in kinds and word in WORDS:
-        return WORDS[word]
+    if bool in kinds and word.lower() in WORDS:
+        return WORDS[word.lower()]
     for number in (int, float):
         if number in kinds:
             try:
-                return number(text)
+                return number(word)
             except ValueError:
                 pass
-    if str in kinds and text:
-        return text
+    if str in kinds and word:
+        return word
     expected = " or ".join(words for known, words in EXPECTED.items() if known in kinds)
     raise ValueError(f"--set {name} takes {expected}, got {text!r}")

@@ -40,6 +40,13 @@ def test_fields_keep_their_types():
     assert changed_recipe(PAPER, ["alpha=1", "alpha=2"]).alpha == 2
 
 
+def test_spaces_around_a_value_do_not_count():
+    words = ["merging= hardest ", "coefficients= random", "backbone= resnet18", "alpha= 3 ", "channelwise= False "]
+    changed = changed_recipe(PAPER, words)
+    assert changed.generator_options == {"merging": "hardest", "coefficients": "random", "channelwise": False}
+    assert (changed.backbone, changed.alpha) == ("resnet18", 3)
+
+
 def test_every_option_of_the_generator_can_be_set():
     assert set(OPTIONS) == set(GENERATOR_OPTIONS)
     changed = changed_recipe(PAPER, ["embedding_size=8", *(f"{name}={text}" for name, (text, _) in OPTIONS.items())])
@@ -89,6 +96,7 @@ def test_numbers_are_read_exactly(value):
         (["orthogonal_head=1"], "--set orthogonal_head takes true or false, got '1'"),
         (["edge_chunk_size=all"], "--set edge_chunk_size takes a whole number or none, got 'all'"),
         (["merging="], "--set merging takes text, got ''"),
+        (["backbone= "], "--set backbone takes text, got ' '"),
         (["merging=worst"], "merging must be random, mean or hardest, got 'worst'"),
         (["coefficients=2"], "coefficients must be at most 1, got 2"),
         (["coefficients=nan"], "coefficients must be a finite number"),
