@@ -28,7 +28,8 @@ class MPerClassCoveringSampler(Sampler[int]):
 
     Raises:
         TypeError, ValueError: ``labels`` are not 1-D; ``m``, ``batch_size`` or ``length_before_new_iter`` is no
-            positive integer; ``batch_size`` is no multiple of ``m``, or larger than M of every class or than an epoch.
+            positive integer, or ``seed`` no integer from 0 on; ``batch_size`` is no multiple of ``m``, or larger than M
+            of every class or than an epoch.
 
     Example:
         >>> sampler = MPerClassCoveringSampler([0, 0, 0, 0, 7, 7, 7, 7], m=2, batch_size=4, length_before_new_iter=8)

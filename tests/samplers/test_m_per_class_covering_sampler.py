@@ -83,6 +83,15 @@ def test_labels_of_any_kind(kind):
     assert list(sampler) == expected
 
 
+def test_it_draws_on_the_host_whatever_the_default_device():
+    labels = np.arange(30) % 5
+    expected = list(MPerClassCoveringSampler(labels, 2, 6, 24, np.int64(3)))
+    with torch.device("meta"):
+        sampler = MPerClassCoveringSampler(labels, 2, 6, 24, 3)
+        assert list(sampler) == expected
+        assert {value.device.type for value in sampler.state_dict().values()} == {"cpu"}
+
+
 def test_labels_keep_their_identity():
     large = 2**53 + np.arange(12) // 4
     batch = list(MPerClassCoveringSampler(large, 4, 12, 12))
@@ -147,6 +156,8 @@ def test_bad_labels():
         ((2, 5, 8), ValueError, "batch_size must be a multiple of m, 2, got 5"),
         ((2, 8, 8), ValueError, "batch_size must be at most 6, 2 samples of each of 3 classes, got 8"),
         ((2, 4, 3), ValueError, "length_before_new_iter must be at least one batch of 4, got 3"),
+        ((2, 4, 8, None), TypeError, "seed must be an integer, got NoneType"),
+        ((2, 4, 8, -1), ValueError, "seed must be at least 0, got -1"),
     ],
 )
 def test_bad_arguments(arguments, error, message):
