@@ -59,9 +59,9 @@ class OptimizerWatch(StepWatch):
 
     PML's trainers say nothing when a loss has no optimizer; its gradients then pile up unused. An optimizer may step
     less often than the others, start later, or be held back by a GradScaler, so that its existence is enough, unless
-    one of PML's trainers is known never to step it. Parameters that change are trained, too, even if by no optimizer of
-    torch. The watch ends with its first finding, one way or the other; optimizers and trainers are searched for among
-    all objects, once, when no optimizer was seen to step.
+    one of PML's trainers, or of ours, is known never to step it. Parameters that change are trained, too, even if by no
+    optimizer of torch. The watch ends with its first finding, one way or the other; optimizers and trainers are
+    searched for among all objects, once, when no optimizer was seen to step.
     """
 
     def __init__(self) -> None:
@@ -111,14 +111,14 @@ class OptimizerWatch(StepWatch):
 
 
 def never_stepped_by(trainer: Any, optimizers: list[Optimizer]) -> str | None:
-    """What to say of one of PML's trainers that will step none of these optimizers; None if it may."""
+    """What to say of a trainer that will step none of these optimizers; None if it may."""
     given = [o for name, o in trainer.optimizers.items() if name.removesuffix("_optimizer") not in trainer.freeze_these]
     if type(trainer).step_optimizers is DeepAdversarialMetricLearning.step_optimizers:
         of_losses = [o for name, o in trainer.optimizers.items() if name.endswith("_loss_optimizer")]
         return NEVER_STEPPED if all(any(o is idle for idle in of_losses) for o in optimizers) else None
     # A class or a hook of the user's may step others, sooner or later.
-    is_pml_alone = type(trainer).__module__.startswith("pytorch_metric_learning.")
-    if is_pml_alone and trainer.end_of_iteration_hook is return_input:
+    is_known = type(trainer).__module__.startswith(("pytorch_metric_learning.", "pml_gca."))
+    if is_known and trainer.end_of_iteration_hook is return_input:
         return None if any(o is mine for o in optimizers for mine in given) else NO_OPTIMIZER
     return None
 

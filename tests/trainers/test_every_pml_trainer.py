@@ -145,6 +145,8 @@ class SteppingSeldom(trainers.MetricLossOnly):
     [
         (trainers.MetricLossOnly, None, False),
         (trainers.TrainWithClassifier, None, False),
+        (AutocastTrainer, None, False),
+        (AutocastTrainer, step_seldom, True),
         (trainers.MetricLossOnly, step_seldom, True),
         (SteppingSeldom, None, True),
     ],
