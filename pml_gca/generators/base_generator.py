@@ -54,7 +54,7 @@ class BaseGenerator(ModuleWithRecords):
     """Embeddings and labels go in, labelled synthetic negatives come out, whatever loss they are for.
 
     A subclass implements :meth:`generate`. It may be called on any label composition and order, must not step
-    optimizers, and returns objective terms only if it learns.
+    optimizers, and returns objective terms only if it has parameters.
 
     Args:
         num_classes: training classes N; labels lie in [0, N).
@@ -190,7 +190,8 @@ class BaseGenerator(ModuleWithRecords):
         """Whether it has parameters. The negatives of a generator that has none count fully, from the start.
 
         One that learns is to return ``generation_loss`` among its objectives, as its level decides how much its
-        negatives count.
+        negatives count. One that has parameters and no such objective overrides this with False: they are trained all
+        the same, and its negatives count fully.
         """
         return next(self.parameters(), None) is not None
 

@@ -240,8 +240,8 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         if self.collect_stats:
             self.metric_loss, self.synthetic_loss, self.generator_loss = (float(v.detach()) for v in values)
             self.synthetic_weight = float(weight)
-        if len(negatives) and "generation_loss" in objectives:
-            self.levels["generator"].observe(objectives["generation_loss"])
+        if len(negatives) and self._phase != "embedding":
+            self.observe_generator(objectives)
         return {name: already_reduced(value) for name, value in zip(SUB_LOSSES, values, strict=True)}
 
     def _synthetic_loss(self, batch: SyntheticBatch) -> Tensor:

@@ -1,5 +1,7 @@
 """Running levels of losses, which decide how far negatives are pulled and how much they count."""
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -101,6 +103,7 @@ class FollowsLevels:
     levels: LossLevels
     generator: BaseGenerator
     synthetic_beta: float
+    _warned_of_no_level = False
 
     @property
     def metric_level(self) -> Tensor:
@@ -115,6 +118,21 @@ class FollowsLevels:
     def end_epoch(self) -> None:
         """With ``level_momentum=None``: the epoch's means become the levels of the next."""
         self.levels.end_epoch()
+
+    def observe_generator(self, objectives: Mapping[str, Tensor]) -> None:
+        """Let G follow the generator's loss; say once that there is none, and that no negative will ever count."""
+        if "generation_loss" in objectives:
+            self.levels["generator"].observe(objectives["generation_loss"])
+        elif self.generator.learns and self.generator.training and not self._warned_of_no_level:
+            self._warned_of_no_level = True
+            name = type(self.generator).__name__
+            warnings.warn(
+                f"{name} learns, but returns no objective 'generation_loss', whose level decides how much its "
+                "negatives count, so that they never do. Return that objective; or let negatives count fully, by a "
+                f"property learns of {name} that is False: its parameters are trained all the same.",
+                UserWarning,
+                stacklevel=5,
+            )
 
     def synthetic_weight_at(self, generator_level: Tensor) -> Tensor:
         """1 − e^{−β/G}: 0 for an infinite level, 1 for a level of 0 or below, or if the generator does not learn."""

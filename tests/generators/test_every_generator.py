@@ -191,7 +191,8 @@ def test_who_learns():
             return SyntheticNegatives(embeddings + 1, (labels + 1) % 3, torch.arange(num_anchors))
 
     loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), Learns(3, SIZE), collect_stats=True)
-    loss(random_rows(6), torch.arange(6) % 3)
+    with pytest.warns(UserWarning, match="Learns learns, but returns no objective 'generation_loss'"):
+        loss(random_rows(6), torch.arange(6) % 3)
     assert loss.synthetic_weight == 0
 
 

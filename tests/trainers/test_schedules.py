@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from functools import partial
 
 import oracle
@@ -236,7 +237,7 @@ class NamedTerms(BaseGenerator):
 
     def generate(self, embeddings, labels, num_anchors, metric_level):
         anchors, negatives = (labels[:num_anchors, None] != labels).nonzero(as_tuple=True)
-        terms = dict(zip(self.TERMS, self.weights.unbind(), strict=True))
+        terms = dict(zip(self.TERMS, self.weights.unbind(), strict=False))
         return SyntheticNegatives(embeddings[negatives], labels[negatives], anchors, terms)
 
 
@@ -251,6 +252,37 @@ def test_all_terms_of_any_name_are_of_the_first_half_but_the_generation_loss(pha
     assert loss.generator_loss == value
     assert loss.generator.weights.grad.tolist() == trained
     assert loss.generator.phase == "all"
+
+
+class WithoutItsLoss(NamedTerms):
+    TERMS = NamedTerms.TERMS[:1]
+
+
+class CountsFully(WithoutItsLoss):
+    learns = False
+
+
+@pytest.mark.parametrize("trainer_class", [AlternatingTrainer, AutocastTrainer])
+@pytest.mark.parametrize("generator_class", [NamedTerms, WithoutItsLoss, CountsFully])
+def test_a_generator_whose_negatives_can_never_count_is_told_once(trainer_class, generator_class):
+    models, *_, images = make_models()
+    generator = generator_class().double()
+    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer_class(
+            models=models,
+            optimizers={"metric_loss_optimizer": torch.optim.AdamW(loss.parameters())},
+            loss_funcs={"metric_loss": loss},
+            dataset=TensorDataset(images, torch.tensor(LABELS)),
+            batch_size=len(LABELS),
+            dataloader_num_workers=0,
+            data_device=torch.device("cpu"),
+        ).train(num_epochs=3)
+    told = [str(w.message)[:70] for w in caught if "objective" in str(w.message)]
+    is_silent = generator_class is not WithoutItsLoss
+    assert told == ([] if is_silent else ["WithoutItsLoss learns, but returns no objective 'generation_loss', who"])
+    assert (loss.synthetic_weight_at(loss.generator_level) > 0) == is_silent
 
 
 @pytest.mark.parametrize("y", [[0, 0, 0, 0], [0, 1, 2, 3], [1], []])
