@@ -40,7 +40,7 @@ class Recipe:
         proxy_lr_factor: learning rate of a loss's own parameters, such as proxies, in units of ``embedder_lr``.
         weight_decay: of everything else.
         orthogonal_head: whether the head's linear layer begins with orthogonal weights, and no bias.
-        gradient_clip: gradients are clipped to plus or minus this, value by value.
+        gradient_clip: gradients are clipped to plus or minus this, value by value; above 0.
         xavier_attention: whether the generator's attention starts as published, see
             :func:`pml_gca.blocks.initialize_attention`, or as PyTorch's linear layers do.
         generator_options: further keywords of :class:`pml_gca.GlobalCorrelationGenerator`, such as
@@ -93,6 +93,10 @@ class Recipe:
         for name in ("classes_per_batch", "samples_per_class"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, or no batch has both positives and negatives, got 1")
+        if self.gradient_clip == 0:
+            raise ValueError(
+                "gradient_clip must be above 0, or nothing learns; a large one, such as 1e9, clips nothing"
+            )
         if self.frozen not in (BATCH_NORM, PATCH_EMBEDDING, None):
             raise ValueError(f"frozen must be {BATCH_NORM!r}, {PATCH_EMBEDDING!r} or None, got {self.frozen!r}")
         if not isinstance(self.generator_options, Mapping):

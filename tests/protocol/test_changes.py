@@ -104,6 +104,7 @@ def test_numbers_are_read_exactly(value):
         (["dropout=1"], "dropout must be below 1, got 1"),
         (["edge_chunk_size=0"], "edge_chunk_size must be at least 1, got 0"),
         (["num_heads=3"], "embedding_size must be divisible by num_heads, got 512 channels for 3 heads"),
+        (["gradient_clip=0"], "gradient_clip must be above 0, or nothing learns"),
         (["num_layers=-1"], "num_layers must be at least 0, got -1"),
     ],
 )
