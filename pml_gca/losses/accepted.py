@@ -6,6 +6,8 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.reducers import DoNothingReducer, PerAnchorReducer
 from torch import Tensor, nn
 
+from ..generators.base_generator import BaseGenerator
+from ..utils.validation import check_embeddings
 from .families import (
     SyntheticBatch,
     angular_synthetic_loss,
@@ -51,17 +53,24 @@ def check_loss(loss: object) -> None:
             check_loss(member)
 
 
-def check_references(loss: nn.Module) -> None:
-    """Raise if ``loss`` knows no references, as PML would, but before anything has changed.
+def check_references(
+    loss: nn.Module, generator: BaseGenerator, embeddings: Tensor, ref_emb: Tensor, ref_labels: Tensor | None
+) -> None:
+    """Raise if ``loss`` knows no references, as PML would, or they are no batch; before anything has changed.
 
     Raises:
-        ValueError: PML's implementation of the loss takes no ``ref_emb``.
+        TypeError, ValueError: PML's implementation of the loss takes no ``ref_emb``; or the references are not as
+            :meth:`BaseGenerator.forward` says. Without ``ref_labels`` they are checked as embeddings.
     """
     if synthetic_loss.dispatch(type(loss)) in WITHOUT_REFERENCES:
         raise ValueError(
             f"ref_emb is not supported by the wrapped loss, {type(loss).__name__}; let them join the batch: "
             "loss(torch.cat([embeddings, ref_emb]), torch.cat([labels, ref_labels]))"
         )
+    if ref_labels is not None:
+        generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
+    elif ref_emb is not embeddings:
+        check_embeddings(ref_emb, generator.embedding_size, "ref_emb").finish()
 
 
 def refused(reason: str) -> Callable[[nn.Module, SyntheticBatch], Tensor]:

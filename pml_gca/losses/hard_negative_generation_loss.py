@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..generators.base_generator import BaseGenerator
 from ..graph import compute_dtype, join_references
 from ..utils.recomputation import check_no_recomputation
-from ..utils.validation import FiniteCheck, check_embeddings, check_learning_rates, check_number
+from ..utils.validation import FiniteCheck, check_learning_rates, check_number
 from ..utils.wide_buffers import restored_on_error
 from .accepted import NO_LABELS, check_loss, check_references
 from .dependence import check_dependence
@@ -181,11 +181,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         check = self.generator.start_check(embeddings, labels)
         references: tuple[Any, ...] = ()
         if ref_emb is not None and not (ref_emb is embeddings and ref_labels is labels):
-            check_references(self.loss)
-            if ref_labels is not None:
-                self.generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
-            elif ref_emb is not embeddings:
-                check_embeddings(ref_emb, self.generator.embedding_size, "ref_emb").finish()
+            check_references(self.loss, self.generator, embeddings, ref_emb, ref_labels)
             references = (ref_emb, ref_labels if ref_labels is None else ref_labels.long())
         self.frozen_watch.reset()
         self.optimizer_watch.begin_batch(self.generator.parameters())
