@@ -35,10 +35,11 @@ def standardize(embeddings: Tensor) -> Tensor:
     z = embeddings.to(compute_dtype(embeddings))
     z = z / scale_of(z)
     centred = z - z.mean(dim=1, keepdim=True)
-    norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(centred.detach(), dim=1, keepdim=True)
     rounding = 8 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(z.detach(), dim=1, keepdim=True)
     constant = norm <= rounding
-    return torch.where(constant, 0.0, centred / norm.masked_fill(constant, 1.0))
+    varied = torch.where(constant, 1.0, centred)
+    return torch.where(constant, 0.0, varied / torch.linalg.vector_norm(varied, dim=1, keepdim=True))
 
 
 def edge_pairs(num_nodes: int, device: torch.device | None = None) -> Tensor:

@@ -45,20 +45,23 @@ def are_usual(norms: Tensor) -> bool:
 
 
 def length(rows: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
-    """Euclidean norms of (..., D) rows of any size; the gradient of a zero row is zero."""
+    """Euclidean norms of (..., D) rows of any size; the gradients of a zero row, second ones too, are zero."""
     norms: Tensor = torch.linalg.vector_norm(rows, dim=dim, keepdim=keepdim)
-    if are_usual(norms):
+    if rows.numel() == 0 or are_usual(norms):
         return norms
     scale = scale_of(rows, dim)
-    norms = torch.linalg.vector_norm(rows / scale, dim=dim, keepdim=True) * scale
+    zero = torch.linalg.vector_norm(rows.detach(), ord=math.inf, dim=dim, keepdim=True) == 0
+    norms = torch.linalg.vector_norm(torch.where(zero, 1.0, rows / scale), dim=dim, keepdim=True) * scale
+    norms = norms.masked_fill(zero, 0.0)
     return norms if keepdim else norms.squeeze(dim)
 
 
 def directed(rows: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
     """As :func:`unit`, of rows of usual size; those no longer than ``floor`` have no direction."""
+    none = torch.linalg.vector_norm(rows.detach(), dim=1, keepdim=True) <= floor
+    rows = torch.where(none, 1.0, rows)  # whatever becomes of these, it has no gradient
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    none = norm <= floor
-    return torch.where(none, 0.0, rows / norm.masked_fill(none, 1.0)), norm
+    return torch.where(none, 0.0, rows / norm), norm.masked_fill(none, 0.0)
 
 
 def unit(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .graph import compute_dtype, edge_pairs
 from .interpolation import CandidatePlan, positive_distances, pull_ratio
-from .norms import are_usual, scale_of
+from .norms import are_usual, length, scale_of
 from .tiles import Tile, once, twice
+from .utils.recompute import differentiable_again
 
 
 def synthesize(
@@ -61,6 +61,28 @@ def synthesize(
     return for_nodes, for_coefficients
 
 
+def plain_synthesis(ctx: Any) -> Any:
+    """See :class:`Synthesis`."""
+    nodes, coefficients, near, strength, slots, weights, synthetic_anchors = ctx.saved_tensors
+    first, second = edge_pairs(len(nodes), nodes.device)
+
+    def merged(z: Tensor, learned: Tensor, near: Tensor) -> Tensor:
+        total = z.index_select(0, synthetic_anchors)
+        for way, (start, end) in enumerate(((first, second), (second, first))):
+            apart, d = z[end] - z[start], near[start]
+            pullable = d < length(apart.detach())
+            far = length(torch.where(pullable[:, None], apart, 1.0))  # no gradient of a distance of 0
+            constant, slope = pull_ratio(torch.where(pullable, d, far), far, strength)
+            ratio = constant[:, None] + slope[:, None] * learned.to(z.dtype)
+            total = total.index_add(0, slots[way], weights[way][:, None] * ratio * apart)
+        return total
+
+    def synthesis(nodes: Tensor, coefficients: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+        return merged(nodes, coefficients.detach(), near), merged(nodes.detach(), coefficients, near.detach())
+
+    return synthesis, {1: nodes, 2: coefficients, 3: near}
+
+
 class Synthesis(torch.autograd.Function):
     """Sums of weighted candidates, tile by tile, with the gradient written out; see :func:`synthesize`.
 
@@ -94,7 +116,7 @@ class Synthesis(torch.autograd.Function):
 
     @staticmethod
     @torch.compiler.disable
-    @once_differentiable
+    @differentiable_again(plain_synthesis)
     def backward(ctx: Any, for_nodes: Tensor | None, for_coefficients: Tensor | None) -> tuple[Tensor | None, ...]:
         nodes, coefficients, near, strength, slots, weights, synthetic_anchors = ctx.saved_tensors
         z, d, scale = twice(nodes), twice(near), twice(scale_of(nodes))

@@ -1,19 +1,20 @@
 """The terms that train the generator of GCA-HNG; pure functions. Section 3.5 of https://arxiv.org/abs/2411.13145"""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ..graph import compute_dtype
+from ..graph import at_ends, compute_dtype, edge_multiplicity, edge_pairs, sum_over_neighbours
 from ..norms import unit
 from ..propagation import Correlations, matmul_dtype
 from ..sweeps import Wanted
 from ..tiles import Tile, once, twice
+from ..utils.recompute import differentiable_again
 from ..utils.row_dots import norm_or_floor, row_dots
 
 CLASSIFIED_VALUES = 2**22  # logits computed at a time
@@ -28,6 +29,15 @@ def mean_or_zero(values: Tensor) -> Tensor:
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of (R, num_classes) logits and (R,) labels, in float32 or wider; 0 without rows."""
     return mean_or_zero(F.cross_entropy(logits.to(compute_dtype(logits)), labels, reduction="none"))
+
+
+def plain_classification(ctx: Any) -> Any:
+    """See :func:`frozen_classification_loss`; without half precision."""
+    _, rows, weight, bias, labels = ctx.saved_tensors
+    dtype = compute_dtype(rows, weight)
+    return lambda rows: classification_loss(F.linear(rows.to(dtype), weight.to(dtype), bias.to(dtype)), labels), {
+        0: rows
+    }
 
 
 class FrozenClassification(torch.autograd.Function):
@@ -50,14 +60,14 @@ class FrozenClassification(torch.autograd.Function):
                 total -= log_probability.gather(1, target).sum()
                 error = log_probability.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=dtype))
                 part_gradient.copy_(error.to(gradient_product) @ weight.to(gradient_product)).div_(len(rows))
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient, rows, weight, bias, labels)
         return total / max(len(rows), 1)
 
     @staticmethod
     @torch.compiler.disable
-    @once_differentiable
+    @differentiable_again(plain_classification)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
+        gradient = ctx.saved_tensors[0]
         return gradient * grad, None, None, None
 
 
@@ -95,6 +105,22 @@ def similarity_loss(nodes: Tensor, anchors: Tensor, synthetic: Tensor) -> Tensor
     return mean_or_zero(1 - cosine)
 
 
+def plain_diversity(ctx: Any) -> Any:
+    """See :func:`diversity_loss`."""
+    coefficients, mean, _ = ctx.saved_tensors
+    num_nodes, pairs = len(mean), edge_pairs(len(mean), mean.device)
+
+    def diversity(coefficients: Tensor) -> Tensor:
+        values = coefficients.to(mean.dtype)
+        means = sum_over_neighbours(values, pairs, num_nodes) / max(num_nodes, 1)
+        mean_i, mean_j = at_ends(means, pairs)
+        squares = (values - mean_i).square() + (values - mean_j).square()
+        spread = (squares.sum(dim=1) * edge_multiplicity(pairs, mean.dtype)).sum() / 2
+        return 1 - (spread / max(num_nodes, 1) ** 2).clamp_min(2 * torch.finfo(mean.dtype).tiny).sqrt()
+
+    return diversity, {1: coefficients}
+
+
 class Diversity(torch.autograd.Function):
     """See :func:`diversity_loss`; nothing of the coefficients' size is kept but themselves."""
 
@@ -121,7 +147,7 @@ class Diversity(torch.autograd.Function):
 
     @staticmethod
     @torch.compiler.disable
-    @once_differentiable
+    @differentiable_again(plain_diversity)
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
         coefficients, mean, root = ctx.saved_tensors
         means, out = twice(mean), torch.empty_like(coefficients)
@@ -153,20 +179,47 @@ def diversity_loss(coefficients: Tensor, tiles: Sequence[Tile], num_nodes: int) 
     return loss
 
 
-class HandedOn(torch.autograd.Function):
-    """0, with a given gradient; whatever the gradient is, the value stays."""
+class OfEmbeddings(torch.autograd.Function):
+    """A value computed from ``leaf``, a copy of the embeddings, whose gradient is to reach the embeddings as well."""
 
     @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, embeddings: Tensor, leaf: Tensor, wanted: Wanted) -> Tensor:
+        ctx.value, ctx.leaf, ctx.wanted = value, leaf, wanted
+        ctx.save_for_backward(embeddings)
+        return value.clone()
+
+    @staticmethod
+    @torch.compiler.disable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (embeddings,) = ctx.saved_tensors
+        again = torch.is_grad_enabled()
+        with ctx.wanted.for_embeddings():
+            (gradient,) = torch.autograd.grad(ctx.value, ctx.leaf, grad, retain_graph=True, create_graph=again)
+        gradient = gradient[: len(embeddings)]
+        if again:
+            gradient = OfEmbeddings.apply(gradient, embeddings, ctx.leaf, ctx.wanted)
+        return grad, gradient, None, None
+
+
+class HandedOn(torch.autograd.Function):
+    """0, with a given gradient; whatever the gradient is, the value stays.
+
+    ``anew`` takes the gradient again where it is to be differentiated itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, gradient: Tensor, anew: Callable[[], Tensor]) -> Tensor:
+        ctx.anew = anew
         ctx.save_for_backward(gradient)
         return gradient.new_zeros(())
 
     @staticmethod
     @torch.compiler.disable
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad, None
+        if torch.is_grad_enabled():
+            gradient = ctx.anew()
+        return gradient * grad, None, None
 
 
 def hand_gradient_on(
@@ -189,12 +242,14 @@ def hand_gradient_on(
     """
     scale = HALF_GRADIENT_SCALE if in_half else 1.0
     wanted = correlations.wanted or Wanted()
-    wanted.parameters = False
-    try:
-        with torch.autocast(leaf.device.type, enabled=False):
-            (gradient,) = torch.autograd.grad(loss * scale, leaf, retain_graph=True)
-    finally:
-        wanted.parameters, wanted.embeddings = True, False
-    gradient = gradient[: len(embeddings)].to(compute_dtype(embeddings)) / scale
-    handed_on: Tensor = HandedOn.apply(embeddings, gradient)
+
+    def take(again: bool) -> Tensor:
+        with wanted.for_embeddings(), torch.autocast(leaf.device.type, enabled=False):
+            (gradient,) = torch.autograd.grad(loss * scale, leaf, retain_graph=True, create_graph=again)
+        gradient = gradient[: len(embeddings)].to(compute_dtype(embeddings)) / scale
+        return OfEmbeddings.apply(gradient, embeddings, leaf, wanted) if again else gradient
+
+    gradient = take(again=False)
+    wanted.embeddings = False
+    handed_on: Tensor = HandedOn.apply(embeddings, gradient, functools.partial(take, again=True))
     return loss + handed_on

@@ -4,8 +4,9 @@ Each function here computes what its plain form in :mod:`pml_gca.blocks` and :mo
 tested against it. It goes over the edges in tiles, keeps one (E, D) tensor a layer - the edges before their post-norm -
 and computes anew, in the backward sweep, what costs no matrix product. The hidden activations of the edge MLP, four
 times as wide, are kept where memory allows, and else computed anew as well. Statistics, norms and sums are in float32
-or wider; matrix products are in the dtype of autocast or of the parameters. There is no second derivative, and hooks
-on the linear layers inside are not called.
+or wider; matrix products are in the dtype of autocast or of the parameters. Hooks on the linear layers inside are not
+called. A backward pass that is to be differentiated itself (``create_graph=True``) takes plain forms, which keep
+everything.
 """
 
 from .coefficients import EdgeCoefficients, edge_statistics

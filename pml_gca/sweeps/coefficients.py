@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .rows import EdgeRows, SweepPlan, add_product, without_autocast
+from ..utils.recompute import differentiable_again
+from .rows import EdgeRows, SweepPlan, add_product, plain_edges, without_autocast
 
 
 @torch.no_grad()
@@ -28,6 +29,27 @@ def edge_statistics(
         squares = squares + new_squares + apart.square() * (count * new / both)
         count = both
     return count, mean, squares / count
+
+
+def plain_coefficients(ctx: Any) -> Any:
+    """See :class:`EdgeCoefficients`."""
+    kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, bias, _ = ctx.saved_tensors
+    dtype = ctx.plan.matmul_dtype
+    multiplicity = torch.cat([tile.multiplicity(kept).flatten() for tile in ctx.plan.tiles])[:, None]
+
+    def coefficients(
+        kept: Tensor, norm_weight: Tensor, norm_bias: Tensor, scale: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        edges = plain_edges(kept, norm_weight, norm_bias)
+        centred, spread = edges - mean, rstd
+        if count is not None:
+            centred = edges - (edges * multiplicity).sum(dim=0) / count
+            variance = (centred.square() * multiplicity).sum(dim=0) / count
+            eps = (rstd.pow(-2) - variance).detach()  # which the statistics were given with
+            spread = torch.rsqrt(variance + eps)
+        return F.linear((centred * (spread * scale)).to(dtype), weight.to(dtype), bias.to(dtype)).sigmoid()
+
+    return coefficients, {1: kept, 2: norm_weight, 3: norm_bias, 7: scale, 8: weight, 9: bias}
 
 
 class EdgeCoefficients(torch.autograd.Function):
@@ -60,18 +82,18 @@ class EdgeCoefficients(torch.autograd.Function):
             out[tile.rows].sigmoid_()
         ctx.plan = plan
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, out)
+        ctx.save_for_backward(kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, bias, out)
         return out
 
     @staticmethod
     @torch.compiler.disable
-    @once_differentiable
+    @differentiable_again(plain_coefficients)
     @without_autocast
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         if grad is None:
             return (None,) * 10
         plan: SweepPlan = ctx.plan
-        kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, out = ctx.saved_tensors
+        kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, _, out = ctx.saved_tensors
         w = weight.to(plan.matmul_dtype)
         edges = EdgeRows(kept, norm_weight, norm_bias)
         edges.start_backward(plan.wanted)

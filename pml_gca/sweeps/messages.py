@@ -5,10 +5,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..graph import edge_pairs, sum_over_neighbours
 from ..tiles import once, twice
-from .rows import EdgeRows, SweepPlan, add_product, without_autocast
+from ..utils.recompute import differentiable_again
+from .rows import EdgeRows, SweepPlan, add_product, plain_edges, without_autocast
+
+
+def plain_messages(ctx: Any) -> Any:
+    """See :class:`EdgeMessages`."""
+    kept, norm_weight, norm_bias, weight, bias, _ = ctx.saved_tensors
+    dtype, num_nodes, pairs = ctx.plan.matmul_dtype, ctx.num_nodes, edge_pairs(ctx.num_nodes, kept.device)
+
+    def messages(kept: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        edges = plain_edges(kept, norm_weight, norm_bias).to(dtype)
+        made = F.gelu(F.linear(edges, weight.to(dtype), bias.to(dtype)))
+        return sum_over_neighbours(made.to(kept.dtype), pairs, num_nodes)
+
+    return messages, {2: kept, 3: norm_weight, 4: norm_bias, 5: weight, 6: bias}
 
 
 class EdgeMessages(torch.autograd.Function):
@@ -35,14 +49,14 @@ class EdgeMessages(torch.autograd.Function):
             messages = tile.box(F.gelu(before).to(total.dtype))
             tile.add_to_first(total, messages)
             tile.add_to_second(total, messages, skip_self=True)
-        ctx.plan = plan
+        ctx.plan, ctx.num_nodes = plan, num_nodes
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(kept, norm_weight, norm_bias, weight, bias, hidden)
         return once(total)
 
     @staticmethod
     @torch.compiler.disable
-    @once_differentiable
+    @differentiable_again(plain_messages)
     @without_autocast
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         if grad is None:

@@ -1,7 +1,8 @@
 """What all sweeps share: how edges come from what is kept of them, and what a backward pass is for."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..graph import at_ends, edge_pairs
 from ..tiles import Tile, once, twice
 
 NORM_EPS = 1e-5
@@ -33,6 +35,16 @@ class Wanted:
 
     embeddings: bool = True
     parameters: bool = True
+
+    @contextmanager
+    def for_embeddings(self) -> Iterator[None]:
+        """Within this context, gradients of the embeddings alone."""
+        before = self.embeddings, self.parameters
+        self.embeddings, self.parameters = True, False
+        try:
+            yield
+        finally:
+            self.embeddings, self.parameters = before
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,19 @@ class SweepPlan:
     def part(room: Tensor | None, tile: Tile) -> Tensor | None:
         """The rows of ``room`` that are the tile's."""
         return None if room is None else room[tile.rows]
+
+
+def plain_edges(kept: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """What :class:`EdgeRows` gives, of all edges at once: (E, D)."""
+    if weight is None or bias is None:
+        first, second = at_ends(kept, edge_pairs(len(kept), kept.device))
+        return first * second
+    return plain_post_norm(kept, weight, bias)
+
+
+def plain_post_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """LayerNorm(GELU(x))."""
+    return F.layer_norm(F.gelu(x), x.shape[1:], weight, bias, NORM_EPS)
 
 
 class PostNorm:

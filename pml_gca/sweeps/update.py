@@ -6,10 +6,42 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..graph import at_ends, edge_pairs
 from ..tiles import Tile, once, twice
-from .rows import NORM_EPS, EdgeRows, PostNorm, SweepPlan, add_product, without_autocast
+from ..utils.recompute import differentiable_again
+from .rows import (
+    NORM_EPS,
+    EdgeRows,
+    PostNorm,
+    SweepPlan,
+    add_product,
+    plain_edges,
+    plain_post_norm,
+    without_autocast,
+)
+
+
+def plain_update(ctx: Any) -> Any:
+    """See :class:`EdgeUpdate`."""
+    *inputs, _, _, _ = ctx.saved_tensors
+    mask = inputs.pop(6)
+    dtype, num_nodes = ctx.plan.matmul_dtype, len(inputs[3])
+    pairs = edge_pairs(num_nodes, inputs[0].device)
+
+    def update(*given: Any) -> Tensor:
+        kept, in_weight, in_bias, folded, offset, values, norm_weight, norm_bias, w1, b1, w2, b2 = given
+        edges = plain_edges(kept, in_weight, in_bias)
+        (folded_i, folded_j), (offset_i, offset_j), ends = (at_ends(x, pairs) for x in (folded, offset, values))
+        score = ((edges * (folded_i - folded_j)).sum(dim=1) + (offset_i - offset_j)) / math.sqrt(edges.shape[1])
+        weights = torch.stack([score.sigmoid(), (-score).sigmoid()]) * (1.0 if mask is None else mask)
+        attended = sum((w[:, None] * value for w, value in zip(weights, ends, strict=True)), start=edges)
+        t = plain_post_norm(attended, norm_weight, norm_bias)
+        hidden = F.gelu(F.linear(t.to(dtype), w1.to(dtype), b1.to(dtype)))
+        hidden = F.layer_norm(hidden, hidden.shape[1:], None, None, NORM_EPS)
+        return t + b2 + (hidden @ w2.to(dtype).t()).to(t.dtype)
+
+    return update, dict(zip((1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13), inputs, strict=True))
 
 
 class EdgeUpdate(torch.autograd.Function):
@@ -57,20 +89,20 @@ class EdgeUpdate(torch.autograd.Function):
             ctx.statistics_dtype = rstd.dtype  # of half-precision rows, devices differ in it
         ctx.plan = plan
         ctx.set_materialize_grads(False)
-        saved = (kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2)
+        saved = (kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2, b2)
         ctx.save_for_backward(*saved, hidden, normed, spread)
         return out
 
     @staticmethod
     @torch.compiler.disable
-    @once_differentiable
+    @differentiable_again(plain_update)
     @without_autocast
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         if grad is None:
             return (None,) * 14
         plan: SweepPlan = ctx.plan
         wanted, dtype = plan.wanted, plan.matmul_dtype
-        saved, (hidden, normed, spread) = ctx.saved_tensors[:12], ctx.saved_tensors[12:]
+        *saved, _, hidden, normed, spread = ctx.saved_tensors
         kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2 = saved
         edges = EdgeRows(kept, in_weight, in_bias)
         edges.start_backward(wanted)

@@ -1,6 +1,8 @@
 """Gradients taken by computing a function anew, for backward passes that keep little or are differentiated again."""
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,3 +50,38 @@ def gradients_anew(
             )
         )
         return [next(made) if wanted else None for wanted in needed]
+
+
+Backward = Callable[..., tuple[Tensor | None, ...]]
+Plain = Callable[[Any], tuple[Callable[..., Tensor | tuple[Tensor, ...]], dict[int, Tensor | None]]]
+
+
+def differentiable_again(plain: Plain) -> Callable[[Backward], Backward]:
+    """Make the backward pass of an ``autograd.Function``, written out, one that can itself be differentiated.
+
+    Where gradients are recorded (``create_graph=True``), those of a plain form of the function are taken instead.
+
+    Args:
+        plain: takes the context, and returns the plain form and what it is a function of: the tensors by their places
+            among the arguments of ``forward``. None stands for one that was not given.
+    """
+
+    def decorate(backward: Backward) -> Backward:
+        @functools.wraps(backward)
+        def run(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            if not torch.is_grad_enabled():
+                return backward(ctx, *grads)
+            function, given = plain(ctx)
+            inputs = {place: x for place, x in given.items() if x is not None}
+
+            def of_inputs(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+                named = {**given, **dict(zip(inputs, tensors, strict=True))}
+                return function(*named.values())
+
+            needed = [ctx.needs_input_grad[place] for place in inputs]
+            found = dict(zip(inputs, gradients_anew(of_inputs, list(inputs.values()), needed, grads), strict=True))
+            return tuple(found.get(place) for place in range(len(ctx.needs_input_grad)))
+
+        return run
+
+    return decorate

@@ -5,11 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..norms import length, scale_of
+from .recompute import differentiable_again
 
 VALUES_AT_A_TIME = 2**20
+
+
+def plain_row_dots(ctx: Any) -> Any:
+    """See :func:`row_dots`."""
+    shared, index, rows = ctx.saved_tensors
+    return lambda shared, rows: (shared.index_select(0, index) * rows).sum(dim=1), {0: shared, 2: rows}
 
 
 class RowDots(torch.autograd.Function):
@@ -25,7 +31,7 @@ class RowDots(torch.autograd.Function):
 
     @staticmethod
     @torch.compiler.disable
-    @once_differentiable
+    @differentiable_again(plain_row_dots)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         shared, index, rows = ctx.saved_tensors
         want_shared, _, want_rows = ctx.needs_input_grad
@@ -62,6 +68,12 @@ def row_dots(shared: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     return dots
 
 
+def plain_row_lengths(ctx: Any) -> Any:
+    """See :func:`norm_or_floor`."""
+    rows, _ = ctx.saved_tensors
+    return length, {0: rows}
+
+
 class RowLengths(torch.autograd.Function):
     """Euclidean norms of rows of any size, in parts; see :func:`norm_or_floor`."""
 
@@ -75,15 +87,15 @@ class RowLengths(torch.autograd.Function):
 
     @staticmethod
     @torch.compiler.disable
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    @differentiable_again(plain_row_lengths)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
         rows, norms = ctx.saved_tensors
         out = torch.empty_like(rows)
         # Directions first: gradients over norms may overflow where directions times gradients do not.
         scales = norms.masked_fill(norms == 0, 1.0)[:, None], grad[:, None]
         for part, found, norm, g in parts(rows, out, *scales):
             torch.div(part, norm, out=found).mul_(g)
-        return out
+        return (out,)
 
 
 def norm_or_floor(rows: Tensor, p: float = 2.0, floor: float = 1e-12) -> Tensor:
