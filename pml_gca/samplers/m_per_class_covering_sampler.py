@@ -27,9 +27,9 @@ class MPerClassCoveringSampler(Sampler[int]):
         seed: of all draws, which depend on nothing else.
 
     Raises:
-        TypeError, ValueError: ``labels`` are not 1-D; ``m``, ``batch_size`` or ``length_before_new_iter`` is no
-            positive integer, or ``seed`` no integer from 0 on; ``batch_size`` is no multiple of ``m``, or larger than M
-            of every class or than an epoch.
+        TypeError, ValueError: ``labels`` are not 1-D, or of several kinds; ``m``, ``batch_size`` or
+            ``length_before_new_iter`` is no positive integer, or ``seed`` no integer from 0 on; ``batch_size`` is no
+            multiple of ``m``, or larger than M of every class or than an epoch.
 
     Example:
         >>> sampler = MPerClassCoveringSampler([0, 0, 0, 0, 7, 7, 7, 7], m=2, batch_size=4, length_before_new_iter=8)
@@ -54,10 +54,13 @@ class MPerClassCoveringSampler(Sampler[int]):
         check_positive_int("seed", seed, minimum=0)
         if batch_size % m:
             raise ValueError(f"batch_size must be a multiple of m, {m}, got {batch_size}")
-        values = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+        values = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
         if values.ndim != 1:
             raise ValueError(f"labels must be 1-D, one of each sample, got {values.ndim}-D, shape {values.shape}")
-        _, classes, sizes = np.unique(values, return_inverse=True, return_counts=True)
+        try:
+            _, classes, sizes = np.unique(values, return_inverse=True, return_counts=True)
+        except TypeError as error:  # such as of None among numbers
+            raise TypeError(f"labels must be numbers or names, all of one kind: {error}") from None
         order = classes.argsort(kind="stable")
         self.members = [rows.tolist() for rows in np.split(order, sizes.cumsum())[:-1]]
         if batch_size > m * len(self.members):

@@ -144,6 +144,8 @@ def test_what_an_epoch_leaves_out_comes_in_the_next():
 def test_bad_labels():
     with pytest.raises(ValueError, match=r"labels must be 1-D, one of each sample, got 2-D, shape \(4, 1\)"):
         MPerClassCoveringSampler(torch.zeros(4, 1), 2, 2, 2)
+    with pytest.raises(TypeError, match="labels must be numbers or names, all of one kind: '<' not supported"):
+        MPerClassCoveringSampler([0, None, 0, None], 2, 4, 4)
     with pytest.raises(ValueError, match="batch_size must be at most 0, 2 samples of each of 0 classes, got 2"):
         MPerClassCoveringSampler([], 2, 2, 2)
 
