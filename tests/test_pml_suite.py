@@ -89,6 +89,7 @@ def value():
     return losses.ContrastiveLoss()(torch.eye(4), torch.tensor([0, 0, 1, 1]))
 
 def test_right():
+    assert torch.initial_seed() == 0
     assert value() > 0
 
 def test_wrong():
@@ -116,6 +117,7 @@ def test_the_command_tells_its_failures_from_those_of_pml(tmp_path, monkeypatch,
         return SimpleNamespace(stdout=f"failed: {wrong}\n")
 
     monkeypatch.setattr(pml_suite.subprocess, "run", run_by_pml_alone)
+    torch.manual_seed(1)
     monkeypatch.setattr("sys.argv", ["pml_suite.py", "--mode", "eval", str(package), "-p", "no:logging"])
     calculator = pml_suite.accuracy_calculator.AccuracyCalculator
     assert pml_suite.main()
