@@ -58,7 +58,10 @@ def length(rows: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
 
 def directed(rows: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
     """As :func:`unit`, of rows of usual size; those no longer than ``floor`` have no direction."""
-    none = torch.linalg.vector_norm(rows.detach(), dim=1, keepdim=True) <= floor
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    none = norm <= floor
+    if are_usual(norm) and not none.any():
+        return rows / norm, norm
     rows = torch.where(none, 1.0, rows)  # whatever becomes of these, it has no gradient
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return torch.where(none, 0.0, rows / norm), norm.masked_fill(none, 0.0)
