@@ -40,7 +40,7 @@ class Routing:
         self.mode, self.generator = mode, GENERATORS[generator]
         self.counts, self.aside, self.failures = Counter(), Counter(), Counter()
         self.where = ""  # the test that runs
-        self._loss, self._draws, self._busy = None, None, False
+        self._loss, self._start, self._busy = None, None, False
 
     def __enter__(self):
         def call(loss, *args, **kwargs):
@@ -58,7 +58,7 @@ class Routing:
         """What PML's test gets for ``loss(*args, **kwargs)``."""
         if self._busy or isinstance(loss, HardNegativeGenerationLoss):
             if loss is self._loss:
-                self._draws = draws()
+                self._start = start_of(loss)
             before, self._busy = self._busy, True  # calls from within are the wrapper's own
             try:
                 return plain(loss, *args, **kwargs)
@@ -73,22 +73,22 @@ class Routing:
             self._busy, self._loss = False, None
 
     def route(self, loss, args, kwargs):
-        was_training, start = loss.training, draws()
+        was_training, start = loss.training, start_of(loss)
         try:
             wrapper = self.wrap(loss, *args, **kwargs)
         finally:
-            draw_as(start)  # generators draw their parameters
+            start_again(start)  # generators draw their parameters
         self.counts["calls"] += 1
         expected = Outcome(loss, loss.parameters(), args, kwargs)
-        draw_as(start)
-        self._loss, self._draws = loss, None
+        start_again(start)
+        self._loss, self._start = loss, None
         wrapper.train(self.mode == "training")
         if self.mode == "eval" or not torch.is_grad_enabled():  # without gradients the wrapper is PML's loss, too
             self.compare(loss, expected, Outcome(wrapper, loss.parameters(), args, kwargs))
         else:
             self.check(loss, wrapper, expected, args, kwargs)
         loss.train(was_training)
-        draw_as(start)
+        start_again(start)
         return plain(wrapper if self.mode == "eval" else loss, *args, **kwargs)
 
     def wrap(self, loss, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None):
@@ -145,8 +145,8 @@ class Routing:
             self.fail(loss, f"a value or gradient is not finite: {found.value!r}")
         else:
             metric = 0.0  # of no embeddings
-            if self._draws:
-                draw_as(self._draws)
+            if self._start:
+                start_again(self._start)
                 metric = float(Outcome(loss, (), args, kwargs).value.detach())
             if wrapper.metric_loss == metric:
                 self.counts["finite, J_m is PML's"] += 1
@@ -192,10 +192,14 @@ def same(x, y):
     return x.dtype == y.dtype and torch.equal(x.nan_to_num(), y.nan_to_num()) and torch.equal(x.isnan(), y.isnan())
 
 
-def draws():
-    return torch.get_rng_state(), NUMPY_RANDOM.get_state()
+def start_of(loss):
+    """What a call depends on and changes: random draws, and the weights of a loss that normalises them."""
+    weights = [(x, x.detach().clone()) for x in (*loss.parameters(), *loss.buffers())]
+    return torch.get_rng_state(), NUMPY_RANDOM.get_state(), weights
 
 
-def draw_as(state):
+def start_again(state):
     torch.set_rng_state(state[0])
     NUMPY_RANDOM.set_state(state[1])
+    for x, before in state[2]:
+        x.data = before.clone()  # of another dtype, too

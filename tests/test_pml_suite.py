@@ -29,8 +29,9 @@ def test_in_evaluation_a_call_gets_the_wrapped_value(z):
         found = loss(z, labels=LABELS, ref_emb=z, ref_labels=LABELS)
         members = losses.MultipleLosses([losses.ContrastiveLoss(), losses.ProxyAnchorLoss(3, 8)])
         members(z.detach().half().requires_grad_(), LABELS).backward()
+        losses.P2SGradLoss(8, 3).double()(z.double(), LABELS)  # normalises its weights in place, to rounding
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert routing.counts == {"calls": 2, "equal": 2}
+    assert routing.counts == {"calls": 3, "equal": 3}
     assert "__call__" not in vars(losses.BaseMetricLossFunction)
 
 
