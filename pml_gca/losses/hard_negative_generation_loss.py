@@ -178,6 +178,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
             return self.evaluate(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if labels is None:
             raise ValueError(NO_LABELS)
+        check_loss(self.loss)  # its reducer, or itself, may be another by now
         check = self.generator.start_check(embeddings, labels)
         references: tuple[Any, ...] = ()
         if ref_emb is not None and not (ref_emb is embeddings and ref_labels is labels):
@@ -193,7 +194,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         self.reset_stats()
         labels = c_f.to_device(labels, embeddings).long()
         try:
-            with restored_on_error([*self.generator.buffers(), *self.levels.buffers()]):
+            with restored_on_error(self.buffers()):
                 found = self.compute_loss(embeddings, labels, indices_tuple, *(references or (embeddings, labels)))
                 total: Tensor = self.add_up(found, embeddings, labels, regularize=self._phase != "generation")
         finally:

@@ -129,7 +129,7 @@ class WrappingLoss(BaseMetricLossFunction):
 
 @contextmanager
 def without_regularizers(loss: nn.Module) -> Iterator[bool]:
-    """Leave out the regularizers of a loss, and of the losses in it, for a while; tells whether there are any.
+    """Leave out PML's regularizers of a loss, and of the losses in it, for a while; tells whether there are any.
 
     A loss that is to be penalised on synthetic batches as well says so with ``penalizes_synthetic = True``.
     """
@@ -137,7 +137,9 @@ def without_regularizers(loss: nn.Module) -> Iterator[bool]:
         (module, name, getattr(module, name))
         for module in loss.modules()
         for name in REGULARIZERS
-        if getattr(module, name, None) is not None and not getattr(module, "penalizes_synthetic", False)
+        if isinstance(module, BaseMetricLossFunction)  # of others, None may be no regularizer
+        and getattr(module, name, None) is not None
+        and not getattr(module, "penalizes_synthetic", False)
     ]
     for module, name, _ in found:
         setattr(module, name, None)

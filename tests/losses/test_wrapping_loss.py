@@ -15,7 +15,8 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import nn
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-from pml_gca.losses import PublishedNPairsLoss
+from pml_gca.losses import PublishedNPairsLoss, synthetic_loss
+from pml_gca.losses.families import labelled_synthetic_loss
 from pml_gca.losses.wrapping_loss import without_regularizers
 
 NUM_CLASSES, SIZE = 9, 8
@@ -141,6 +142,26 @@ def test_beta_is_the_wrappers_else():
     assert loss.beta == loss.synthetic_beta == 10.0
     assert not hasattr(loss.loss, "beta")
     assert "beta" in loss._record_these
+
+
+LATER = {
+    "a reducer": (lambda loss: loss.set_reducer(reducers.DoNothingReducer()), "must reduce to a scalar"),
+    "its reducer": (lambda loss: setattr(loss.loss, "reducer", reducers.DoNothingReducer()), "must reduce to a scalar"),
+    "a reducer per anchor": (lambda loss: setattr(loss, "reducer", reducers.PerAnchorReducer()), "PerAnchorReducer"),
+    "another loss": (lambda loss: setattr(loss, "loss", losses.FastAPLoss()), "ranks the whole batch"),
+    "no loss": (lambda loss: setattr(loss, "loss", nn.CrossEntropyLoss()), "synthetic_loss.register"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(LATER))
+def test_what_is_set_later_is_refused_as_if_it_had_been_there(case, z):
+    change, message = LATER[case]
+    loss = make_loss(losses.NTXentLoss())
+    change(loss)
+    before = state(loss)
+    with pytest.raises((TypeError, ValueError), match=message):
+        loss(z, LABELS)
+    assert_unchanged(loss, before)
 
 
 def test_what_neither_has_is_an_attribute_error_that_names_it():
@@ -369,6 +390,26 @@ def test_what_was_left_out_is_back_even_after_an_error():
     assert loss.losses["a"]._modules == found
 
 
+class CallsItsRegularizer(nn.Module):
+    """Of another library: it may give ``embedding_regularizer`` a meaning of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding_regularizer = nn.Identity()
+
+    def forward(self, embeddings, labels):
+        return losses.ContrastiveLoss()(self.embedding_regularizer(embeddings), labels)
+
+
+def test_only_losses_of_pml_are_asked_for_regularizers(z):
+    synthetic_loss.register(CallsItsRegularizer, labelled_synthetic_loss)
+    loss = make_loss(CallsItsRegularizer(), collect_stats=True)
+    loss.levels["generator"].observe(torch.tensor(1.0))
+    loss(z, LABELS)
+    assert loss.metric_loss == pytest.approx(losses.ContrastiveLoss()(z, LABELS).item())
+    assert loss.synthetic_loss > 0
+
+
 def test_the_published_penalty_is_part_of_the_published_loss(z):
     """Of both its halves, as the authors have it."""
     loss = make_loss(PublishedNPairsLoss(3), collect_stats=True)
@@ -479,6 +520,32 @@ REFUSED_LATE = {
     ),
     "contrastive, indices out of range": (losses.ContrastiveLoss(), lambda z: ((PAIRS[0] + 99, *PAIRS[1:]),)),
 }
+
+
+class Counts(losses.ContrastiveLoss):
+    """A loss with a running statistic; its ``limit``-th call fails."""
+
+    limit = math.inf
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.tensor(0))
+
+    def compute_loss(self, *args):
+        self.calls += 1
+        if self.calls >= self.limit:
+            raise ArithmeticError("enough")
+        return super().compute_loss(*args)
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_loss_that_fails_half_way_leaves_its_own_statistics_as_they_were(call, z):
+    loss = make_loss(Counts())
+    loss(z, LABELS)
+    before, loss.limit = state(loss), int(loss.calls) + call
+    with pytest.raises(ArithmeticError, match="enough"):
+        loss(z, LABELS)
+    assert_unchanged(loss, before)
 
 
 @pytest.mark.parametrize("case", sorted(REFUSED_LATE))
