@@ -117,7 +117,8 @@ def test_the_command_tells_its_failures_from_those_of_pml(tmp_path, monkeypatch,
         again.extend(command)
         return SimpleNamespace(stdout=f"failed: {wrong}\n")
 
-    monkeypatch.setattr(pml_suite.subprocess, "run", run_by_pml_alone)
+    # In this module alone: plugins of the inner pytest start processes, too.
+    monkeypatch.setattr(pml_suite, "subprocess", SimpleNamespace(run=run_by_pml_alone))
     torch.manual_seed(1)
     monkeypatch.setattr("sys.argv", ["pml_suite.py", "--mode", "eval", str(package), "-p", "no:logging"])
     calculator = pml_suite.accuracy_calculator.AccuracyCalculator

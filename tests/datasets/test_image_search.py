@@ -11,7 +11,9 @@ from PIL import Image
 from pml_gca.datasets import ClassFolder, load_benchmark
 from pml_gca.datasets.image_search import find_images, image_endings
 
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8))
+PICTURE = Image.fromarray(
+    np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+)  # as small as an icon can be
 ENDINGS = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif", "JPG", "Jpeg"),
     "PNG": ("png", "apng", "PNG"),

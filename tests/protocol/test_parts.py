@@ -118,7 +118,7 @@ def test_a_backbone_of_ones_own():
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5), nn.BatchNorm1d(5))
     backbone.num_features = 5
     backbone[1].bias.requires_grad_(False)
-    parts = build_parts(RECIPE, Options(), 7, backbone)
+    parts = build_parts(RECIPE, Options(device="cpu"), 7, backbone)
     assert parts.models["trunk"] is backbone
     learned = [p.requires_grad for p in backbone.parameters()]
     assert learned == [True, False, False, False]  # the bias by its owner, batch normalisation by the recipe
@@ -147,7 +147,7 @@ def test_the_head_of_dino_begins_orthogonal():
     backbone = nn.Flatten()
     backbone.num_features = 24
     recipe = replace(recipes.DINO_CUB, embedding_size=16, num_heads=2, frozen=None)
-    linear = build_parts(recipe, Options(), 7, backbone).models["embedder"][1]
+    linear = build_parts(recipe, Options(device="cpu"), 7, backbone).models["embedder"][1]
     torch.testing.assert_close(linear.weight @ linear.weight.T, torch.eye(16), rtol=0, atol=1e-5)
     assert not linear.bias.any()
 

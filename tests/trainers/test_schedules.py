@@ -178,6 +178,7 @@ def test_a_loss_in_a_wrapper_has_its_epochs_and_halves():
         loss_funcs={"metric_loss": Wrapper(loss)},
         dataset=data,
         batch_size=len(LABELS),
+        data_device=torch.device("cpu"),
         dataloader_num_workers=0,
     ).train()
     assert torch.isfinite(loss.metric_level)
@@ -201,6 +202,7 @@ def test_records_of_both_steps():
         dataset=data,
         sampler=SequentialSampler(data),
         batch_size=len(LABELS),
+        data_device=torch.device("cpu"),
         dataloader_num_workers=0,
         end_of_iteration_hook=look,
     ).train()
