@@ -18,7 +18,7 @@ from .dependence import check_dependence
 from .families import SyntheticBatch, synthetic_loss
 from .level import FollowsLevels, LossLevels
 from .optimizer_watch import FrozenWatch, OptimizerWatch
-from .wrapping_loss import WrappingLoss, already_reduced, without_regularizers
+from .wrapping_loss import WrappingLoss, already_reduced, as_scalar, without_regularizers
 
 SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")
 STATS = (*SUB_LOSSES, "synthetic_weight")
@@ -247,4 +247,4 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
             if not self._depends:
                 check_dependence(self.loss, batch)
                 self._depends = True
-            return synthetic_loss(self.loss, batch)
+            return as_scalar(synthetic_loss(self.loss, batch), self.loss)

@@ -114,12 +114,12 @@ class WrappingLoss(BaseMetricLossFunction):
         """
         embeddings, labels = args[:2]
         if has_negatives:
-            return self._wrapped_loss(*args), True
+            return as_scalar(self._wrapped_loss(*args), self.loss), True
         # Distributed training waits for a gradient of every parameter.
         zero = sum(((p * 0).sum() for p in self.loss.parameters()), start=(embeddings * 0).sum())
         if len(embeddings) == 0:
             return zero, False
-        value = self._wrapped_loss(*args)
+        value = as_scalar(self._wrapped_loss(*args), self.loss)
         with without_regularizers(self.loss) as regularizes:
             bare = self._wrapped_loss(*args) if regularizes else value
         _, has_positive = next_positive(node_labels, len(labels))
@@ -148,6 +148,20 @@ def without_regularizers(loss: nn.Module) -> Iterator[bool]:
     finally:
         for module, name, regularizer in found:
             setattr(module, name, regularizer)
+
+
+def as_scalar(value: object, loss: nn.Module) -> Tensor:
+    """What a loss returned, 0-dimensional.
+
+    Raises:
+        TypeError, ValueError: it is no tensor of one floating-point number.
+    """
+    expected = f"loss {type(loss).__name__}, and what is registered for it, must return a scalar tensor"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{expected}, got {type(value).__name__}")
+    if value.numel() != 1 or not value.is_floating_point():
+        raise ValueError(f"{expected}, such as values.mean(), got {value.dtype} of shape {tuple(value.shape)}")
+    return value.reshape(())
 
 
 def already_reduced(value: Tensor) -> dict[str, Any]:
