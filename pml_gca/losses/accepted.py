@@ -35,6 +35,8 @@ def check_loss(loss: object) -> None:
         raise TypeError(unknown_loss(loss))
     name = type(loss).__name__
     if reason := getattr(handler, "reason", None):
+        if hasattr(getattr(loss, "loss", None), "generator_level"):
+            reason = "it has its generator already: use it as it is"
         raise ValueError(f"loss {name} cannot take synthetic negatives: {reason}")
     reducers = loss.reducer.modules() if isinstance(loss, losses.BaseMetricLossFunction) else ()
     for reducer in reducers:

@@ -100,6 +100,8 @@ def _hint(loss: object) -> str:
     if hasattr(loss, "generator_level"):
         return "It has its generator already: use it as it is. "
     for inside in ("loss", "module", "_orig_mod"):
+        if hasattr(getattr(loss, inside, None), "generator_level"):
+            return "The loss inside it has its generator already: use it as it is. "
         if isinstance(getattr(loss, inside, None), nn.Module):
             return f"Wrap the loss inside it, HardNegativeGenerationLoss(loss.{inside}, generator), and put it around. "
     return ""

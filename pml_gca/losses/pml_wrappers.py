@@ -38,6 +38,23 @@ class SelfSupervisedLoss(TakesGenerationLoss, losses.SelfSupervisedLoss):
         Exception: PML does not support the loss, or the one inside it.
     """
 
+    def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
+        """As PML's.
+
+        Raises:
+            ValueError: in training, the batch is larger than the generator's ``num_classes``.
+        """
+        if isinstance(self.loss, HardNegativeGenerationLoss) and self.loss.training and torch.is_grad_enabled():
+            most = self.loss.generator.num_classes
+            if len(embeddings) > most:
+                raise ValueError(
+                    f"embeddings must be at most {most}, the generator's num_classes, as each sample and its view are "
+                    f"a class here; got {len(embeddings)}. Give the generator the largest batch size: "
+                    f"num_classes={len(embeddings)}"
+                )
+        value: Tensor = super().forward(embeddings, ref_emb)
+        return value
+
 
 class CrossBatchMemory(TakesGenerationLoss, losses.CrossBatchMemory):
     """PML's memory of earlier batches, around a ``HardNegativeGenerationLoss``, too.

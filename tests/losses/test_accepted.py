@@ -119,3 +119,19 @@ def test_a_class_and_a_loss_that_has_a_generator():
     loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator_of())
     assert "use it as it is" in message_of(lambda: HardNegativeGenerationLoss(loss, generator_of()))
     assert "register" in message_of(lambda: HardNegativeGenerationLoss(miners.PairMarginMiner(), generator_of()))
+
+
+AROUND = {
+    **INSIDE,
+    "memory": lambda loss: pml_gca.losses.CrossBatchMemory(loss, SIZE),
+    "views": pml_gca.losses.SelfSupervisedLoss,
+    "several": lambda loss: losses.MultipleLosses({"member": loss}),
+}
+
+
+@pytest.mark.parametrize("name", sorted(AROUND))
+def test_a_loss_that_has_a_generator_inside_something_else(name):
+    loss = AROUND[name](HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator_of()))
+    message = message_of(lambda: HardNegativeGenerationLoss(loss, generator_of()))
+    assert "has its generator already: use it as it is" in message
+    assert "Wrap the loss inside it" not in message

@@ -50,6 +50,21 @@ def test_views_of_unlabelled_samples(symmetric):
     assert torch.equal(loss.eval()(z, views), plain(z, views))
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_more_unlabelled_samples_than_classes_of_the_generator(symmetric):
+    loss = SelfSupervisedLoss(make_loss(), symmetric=symmetric)
+    z, views = torch.randn(7, SIZE, requires_grad=True), torch.randn(7, SIZE)
+    with pytest.raises(
+        ValueError, match=r"embeddings must be at most 6, .*got 7\. .*largest batch size: num_classes=7"
+    ):
+        loss(z, views)
+    loss(z[:6], views[:6])
+    plain = losses.SelfSupervisedLoss(losses.NTXentLoss(), symmetric=symmetric)
+    with torch.no_grad():
+        assert torch.equal(loss(z, views), plain(z, views))
+    assert torch.equal(loss.eval()(z, views), plain(z, views))
+
+
 def test_a_memory_is_references_that_grow():
     memory, by_hand = CrossBatchMemory(make_loss(), SIZE, memory_size=15), make_loss()
     plain, seen = losses.CrossBatchMemory(losses.NTXentLoss(), SIZE, memory_size=15), []
@@ -135,7 +150,7 @@ def test_they_are_pmls_for_whoever_asks():
     memory = CrossBatchMemory(make_loss(), SIZE, memory_size=15)
     assert isinstance(memory, losses.CrossBatchMemory)
     assert DistributedLossWrapper(memory).loss is memory
-    with pytest.raises(ValueError, match="keeps a memory"):
+    with pytest.raises(ValueError, match="has its generator already"):
         make_loss(memory)
 
 
