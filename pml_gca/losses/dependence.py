@@ -1,4 +1,4 @@
-"""Whether a loss of one's own feels the synthetic negatives, asked before the first batch that has some."""
+"""Whether a loss of one's own uses the synthetic negatives, asked before the first batch that has some."""
 
 import copy
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def check_dependence(loss: nn.Module, batch: SyntheticBatch) -> None:
     """
     for member in own_losses(loss):
         try:
-            feels = depends_on_negatives(copy.deepcopy(member), batch)
+            uses_them = depends_on_negatives(copy.deepcopy(member), batch)
         except IndexError as error:
             raise ValueError(
                 f"loss {type(member).__name__} looks pairs up in a batch that is too small for them, as if it took "
@@ -34,7 +34,7 @@ def check_dependence(loss: nn.Module, batch: SyntheticBatch) -> None:
             ) from error
         except Exception:  # the loss itself will say it, or works where a copy does not
             continue
-        if not feels:
+        if not uses_them:
             raise ValueError(
                 f"loss {type(member).__name__} cannot learn from synthetic negatives as it is registered: its value "
                 f"does not depend on the synthetic rows. {FORMS}"

@@ -1,4 +1,4 @@
-"""PML's losses around losses, which know theirs by name, and take one with a generator here."""
+"""PML's losses around other losses. PML checks those by class name; here one with a generator passes, too."""
 
 from typing import Any
 

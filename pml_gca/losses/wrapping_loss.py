@@ -40,8 +40,8 @@ class WrappingLoss(BaseMetricLossFunction):
         places = (self.__dict__, *(self.__dict__.get(kind, {}) for kind in ("_modules", "_parameters", "_buffers")))
         return hasattr(type(self), name) or any(name in place for place in places)
 
-    def _with(self, name: str) -> nn.Module | None:
-        """The wrapped loss, if ``name`` is to be looked for there, and is found."""
+    def _owner_of(self, name: str) -> nn.Module | None:
+        """The wrapped loss, if it has ``name`` and the wrapper has not; else None."""
         wrapped = self.__dict__.get("_modules", {}).get("loss")
         if wrapped is None or name.startswith("_") or self._is_own(name):
             return None
@@ -52,7 +52,7 @@ class WrappingLoss(BaseMetricLossFunction):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            wrapped = self._with(name)
+            wrapped = self._owner_of(name)
             if wrapped is not None:
                 return getattr(wrapped, name)
             if name in SHARED:
@@ -61,7 +61,7 @@ class WrappingLoss(BaseMetricLossFunction):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As of any module; to the wrapped loss what that one alone has."""
-        wrapped = self._with(name)
+        wrapped = self._owner_of(name)
         if wrapped is not None:
             setattr(wrapped, name, value)
         else:
@@ -107,7 +107,7 @@ class WrappingLoss(BaseMetricLossFunction):
         return total
 
     def value_with_graph(self, args: tuple[Any, ...], node_labels: Tensor, has_negatives: bool) -> tuple[Tensor, bool]:
-        """The wrapped loss of a real batch, 0 with a graph where it has no value; and whether that tells of training.
+        """The wrapped loss of a real batch, 0 with a graph where it has no value; and whether L is to follow it.
 
         Of an empty batch some PML losses fail. Of one without positives most make 0, some NaN, and regularizers are
         all that is left.
