@@ -91,9 +91,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         check_number("beta", beta)
         levels = LossLevels(level_momentum)
         if "distance" in kwargs:
-            raise ValueError(
-                "distance belongs to the wrapped loss: give it to that, as in ContrastiveLoss(distance=...)"
-            )
+            raise ValueError("distance belongs to the wrapped loss: set it there, as in ContrastiveLoss(distance=...)")
         kwargs.setdefault("collect_stats", getattr(loss, "collect_stats", None))
         super().__init__(**kwargs)
         self.generator = generator
