@@ -89,17 +89,17 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         if not isinstance(generator, BaseGenerator):
             raise TypeError(f"generator must be a pml_gca generator, got {type(generator).__name__}")
         check_number("beta", beta)
-        levels = LossLevels(level_momentum)
         if "distance" in kwargs:
             raise ValueError("distance belongs to the wrapped loss: set it there, as in ContrastiveLoss(distance=...)")
         kwargs.setdefault("collect_stats", getattr(loss, "collect_stats", None))
         super().__init__(**kwargs)
         self.generator = generator
         self.synthetic_beta = beta
-        self.levels = levels
+        self.levels = LossLevels(level_momentum)
         self.optimizer_watch, self.frozen_watch = OptimizerWatch(), FrozenWatch()
         self._check: FiniteCheck | None = None
-        self._depends, self._phase = False, "all"  # whether it depends on negatives is not known yet
+        self._known: type | None = None  # the type of loss that is known to depend on negatives
+        self._phase = "all"
         name_of_beta = "synthetic_beta" if hasattr(loss, "beta") else "beta"
         self.add_to_recordable_attributes(list_of_names=[name_of_beta, "metric_level", "generator_level"])
         self.add_to_recordable_attributes(list_of_names=list(STATS), is_stat=True)
@@ -244,7 +244,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
     def _synthetic_loss(self, batch: SyntheticBatch) -> Tensor:
         """J_syn; regularizers count once, in J_m."""
         with without_regularizers(self.loss):
-            if not self._depends:
+            if self._known is not type(self.loss):
                 check_dependence(self.loss, batch)
-                self._depends = True
+                self._known = type(self.loss)
             return as_scalar(synthetic_loss(self.loss, batch), self.loss)

@@ -103,7 +103,8 @@ class WrappingLoss(BaseMetricLossFunction):
         value = self._wrapped_loss(embeddings, whole, *(whole if x is labels else as_long(x) for x in args))
         if not self.all_regularization_loss_names():
             return value
-        total: Tensor = self.add_up({"metric_loss": already_reduced(value)}, embeddings, labels)
+        metric = already_reduced(as_scalar(value, self.loss))
+        total: Tensor = self.add_up({"metric_loss": metric}, embeddings, labels)
         return total
 
     def value_with_graph(self, args: tuple[Any, ...], node_labels: Tensor, has_negatives: bool) -> tuple[Tensor, bool]:

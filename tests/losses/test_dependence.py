@@ -170,7 +170,7 @@ def test_no_false_alarm(kind, scale, z):
     z = (scale * z.detach()).requires_grad_()
     loss = make_loss(register(kind, with_references)())
     loss(z, LABELS)
-    assert loss._depends
+    assert loss._known is type(loss.loss)
 
 
 def test_a_margin_that_every_negative_keeps_is_no_reason(z):
@@ -221,6 +221,14 @@ def test_it_is_asked_once(z, monkeypatch):
     loss(z, LABELS)
     copy.deepcopy(loss)(z, LABELS)
     assert asked == [1]
+
+
+def test_it_is_asked_again_of_another_loss(z):
+    loss = make_loss(losses.ContrastiveLoss())
+    loss(z, LABELS)
+    loss.loss = register(Spread, with_references)()
+    with pytest.raises(ValueError, match="does not depend on the synthetic rows"):
+        loss(z, LABELS)
 
 
 def test_a_loss_that_cannot_be_copied_or_fails_otherwise_is_asked_by_training_it(z):

@@ -164,6 +164,15 @@ def test_what_is_set_later_is_refused_as_if_it_had_been_there(case, z):
     assert_unchanged(loss, before)
 
 
+def test_in_evaluation_values_of_any_kind_are_the_wrapped_losses_but_a_regularizer_needs_a_scalar(z):
+    loss, own = make_loss().eval(), make_loss(embedding_regularizer=regularizers.LpRegularizer()).eval()
+    for each in (loss, own):
+        each.reducer = reducers.DoNothingReducer()
+    assert loss(z, LABELS).keys() == loss.loss(z, LABELS).keys()
+    with pytest.raises(TypeError, match="must return a scalar tensor, got dict"):
+        own(z, LABELS)
+
+
 def test_what_neither_has_is_an_attribute_error_that_names_it():
     with pytest.raises(AttributeError, match="proxies"):
         _ = make_loss().proxies
