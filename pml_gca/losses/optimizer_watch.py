@@ -16,8 +16,8 @@ PATIENCE = 2  # batches before an alarm
 SAMPLE = 64  # values of each parameter that are compared
 
 NO_OPTIMIZER = (
-    "Optimizers step, but none that holds the parameters of HardNegativeGenerationLoss: its generator does not learn. "
-    'If they are in no optimizer, give PML\'s trainer one more, optimizers={..., "metric_loss_optimizer": '
+    "Optimizers step, but so far none that holds the parameters of HardNegativeGenerationLoss: its generator does not "
+    'learn. If they are in no optimizer, give PML\'s trainer one more, optimizers={..., "metric_loss_optimizer": '
     "AdamW(loss.parameter_groups(lr=1.5e-4))}, or add loss.parameter_groups(...) to the optimizer of your own loop."
 )
 NEVER_STEPPED = (

@@ -114,7 +114,7 @@ def forget(loss, batches=8, clears=True):
 
 def test_gradients_that_the_next_batch_does_not_find_are_seen():
     (message,) = forget(make_loss())
-    assert message.startswith("Optimizers step, but none that holds")
+    assert message.startswith("Optimizers step, but so far none that holds")
 
 
 def test_an_optimizer_of_another_loss_or_one_that_is_gone_is_none():

@@ -159,7 +159,7 @@ def test_an_optimizer_that_is_made_and_not_given(trainer, hook, learns):
     made.end_of_iteration_hook = hook or made.end_of_iteration_hook
     moved, messages = moved_by(made, loss)
     assert moved == (len(list(loss.generator.parameters())) if learns else 0)
-    assert [text[:24] for text in messages] == ([] if learns else ["Optimizers step, but non"])
+    assert [text[:24] for text in messages] == ([] if learns else ["Optimizers step, but so "])
 
 
 def test_trainers_that_were_never_finished_do_no_harm():
