@@ -1,16 +1,13 @@
 """What a round of propagation is made of: the node block, the edge block, and the batch norm of the outputs."""
 
-import functools
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .graph import at_ends, compute_dtype, sum_over_neighbours
-from .norms import scale_of
-from .utils.recompute import gradients_anew
+from .norms import excess_of
 from .utils.wide_buffers import WideBuffers
 
 ATTENTION = ("query", "key", "value", "out")  # linear layers of a block's attention; that of edges has no last one
@@ -48,7 +45,7 @@ class ScaleBatchNorm(WideBuffers):
             mean = (x * weights).sum(dim=0) / count
             centred = x - mean
             # Where variances would overflow, channels are scaled down; beside them eps is nothing.
-            scale = scale_of(centred, dim=0).clamp_min(1.0)
+            scale = excess_of(centred, dim=0)
             centred = centred / scale
             variance = (centred.square() * weights).sum(dim=0) / count
             if len(x) > 1 and torch.is_grad_enabled():
@@ -62,10 +59,11 @@ class ScaleBatchNorm(WideBuffers):
         """Let the running statistics take in those of a batch: weight of all rows, and (D,) mean and variance."""
         unbiased = variance.detach() * (count / (count - 1))
         unbiased = unbiased.clamp_max(torch.finfo(unbiased.dtype).max)
-        # A batch that is not finite is refused, but a device may say so only after this.
-        is_finite = torch.isfinite(mean).all() & torch.isfinite(unbiased).all()
+        # A batch that is not finite, and so has no finite mean, is refused, but a device may say so only after this.
+        is_finite = torch.isfinite(mean).all()
         for running, new in ((self.running_mean, mean.detach()), (self.running_var, unbiased)):
-            running.copy_(torch.where(is_finite, torch.lerp(running, new.to(running.dtype), self.momentum), running))
+            moved = torch.lerp(running, new.to(running.dtype), self.momentum)
+            torch.where(is_finite, moved, running, out=running)
         self.num_batches_tracked += is_finite
 
 
@@ -74,12 +72,14 @@ def linear(module: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
 
 
-def negative_attention(query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int) -> Tensor:
+def negative_attention(
+    query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int, scale: Tensor | None = None
+) -> Tensor:
     r"""Multi-head attention of every node over the nodes of other classes, with a zero-score sink.
 
     .. math:: w_{ij} = \exp(s_{ij}) / (1 + \sum_{j: y_j \ne y_i} \exp(s_{ij})), \quad s_{ij} = q_i k_j / \sqrt{D/H}
 
-    The 1 is one more score of 0 with a value of zeros: a node without negatives gets a zero message.
+    The 1 is one more key and value of zeros: a node without negatives gets a zero message.
 
     Scores may be of any size. Fused attention loses them: its backward pass takes exp(s - log Σ exp(s)) of rounded
     numbers, where here the largest score is subtracted first, and only then what rows were divided by is put back.
@@ -88,46 +88,35 @@ def negative_attention(query: Tensor, key: Tensor, value: Tensor, labels: Tensor
         query, key, value: (N, D), in float32 or wider.
         labels: (N,) long.
         num_heads: H, a divisor of D.
+        scale: (N, 1), at least 1, if scores may overflow: queries are of usual size if divided by it, and keys if
+            divided by its maximum.
 
     Returns:
         (N, D), the heads' messages side by side.
     """
-    scales = scale_of(query), scale_of(key.flatten(), dim=0)
-    rows = (query / scales[0], key / scales[1], value)
+    put_back: Tensor | float = math.sqrt(num_heads / query.shape[1])
+    if scale is not None and len(scale):
+        largest = scale.amax()
+        query, key = query / scale, key / largest
+        put_back = (scale * (largest * put_back)).clamp_max(torch.finfo(query.dtype).max)
+    rows = (query, *(F.pad(x, (0, 0, 0, 1)) for x in (key, value)))
     q, k, v = (x.unflatten(1, (num_heads, -1)).transpose(0, 1) for x in rows)
-    scores = (q @ k.mT).masked_fill(labels[:, None] == labels, -math.inf)
-    scores = F.pad(scores, (0, 1))
+    hidden = F.pad(labels[:, None] == labels, (0, 1))  # all see the last one, the sink
+    scores = torch.bmm(q, k.mT).masked_fill(hidden, -math.inf)
     below = scores - scores.detach().amax(dim=2, keepdim=True)
-    limits = torch.finfo(q.dtype)
-    put_back = (scales[0] * scales[1]).clamp(limits.tiny, limits.max) / math.sqrt(q.shape[2])
-    weights = (below * put_back).softmax(dim=2)[..., :-1]
-    return (weights @ v).transpose(0, 1).flatten(1)
-
-
-class NegativeAttention(torch.autograd.Function):
-    """:func:`negative_attention`, which keeps no weights, (H, N, N), for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int) -> Tensor:
-        ctx.num_heads = num_heads
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(query, key, value, labels)
-        return negative_attention(query, key, value, labels, num_heads)
-
-    @staticmethod
-    @torch.compiler.disable
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        *rows, labels = ctx.saved_tensors
-        attend = functools.partial(negative_attention, labels=labels, num_heads=ctx.num_heads)
-        return *gradients_anew(attend, rows, ctx.needs_input_grad[:3], [grad]), None, None
+    return torch.bmm((below * put_back).softmax(dim=2), v).transpose(0, 1).flatten(1)
 
 
 class NodeBlock(nn.Module):
-    """Nodes listen to their negatives, then to all their edges, then pass a feed-forward net; post-norm throughout."""
+    """Nodes listen to their negatives, then to all their edges, then pass a feed-forward net; post-norm throughout.
 
-    def __init__(self, embedding_size: int, num_heads: int) -> None:
+    With ``any_length`` nodes may be as long as embeddings are; those that come from another block are normalised.
+    """
+
+    def __init__(self, embedding_size: int, num_heads: int, any_length: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.any_length = any_length
         self.query = nn.Linear(embedding_size, embedding_size)
         self.key = nn.Linear(embedding_size, embedding_size)
         self.value = nn.Linear(embedding_size, embedding_size)
@@ -146,10 +135,10 @@ class NodeBlock(nn.Module):
         with torch.autocast(nodes.device.type, enabled=False):
             x = nodes.to(compute_dtype(nodes))
             q, k, v = (linear(module, x) for module in (self.query, self.key, self.value))
-            attend = negative_attention if torch.compiler.is_compiling() else NegativeAttention.apply
-            heard = F.gelu(x + linear(self.out, attend(q, k, v, labels, self.num_heads)))
-            # Scaled down where the variance would overflow; beside it eps is nothing.
-            heard = heard / scale_of(heard).clamp_min(1.0)
+            scale = excess_of(x) if self.any_length else None
+            heard = F.gelu(x + linear(self.out, negative_attention(q, k, v, labels, self.num_heads, scale)))
+            if self.any_length:
+                heard = heard / excess_of(heard)  # beside so large a variance eps is nothing
             weight, bias = (parameter.to(x.dtype) for parameter in (self.norm.weight, self.norm.bias))
             return F.layer_norm(heard, x.shape[1:], weight, bias, self.norm.eps).to(self.norm.weight.dtype)
 

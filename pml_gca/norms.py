@@ -27,6 +27,13 @@ def scale_of(rows: Tensor, dim: int = -1) -> Tensor:
     return torch.where(largest > 0, largest / largest.clamp(1 / bound, bound), 1.0)
 
 
+@torch.no_grad()
+def excess_of(rows: Tensor, dim: int = -1) -> Tensor:
+    """As :func:`scale_of`, where only long rows are to be scaled: at least 1, and 1 for short ones."""
+    largest = torch.linalg.vector_norm(rows, ord=math.inf, dim=dim, keepdim=True)
+    return (largest / largest_usual(rows.dtype)).clamp_min(1.0)
+
+
 def largest_usual(dtype: torch.dtype) -> float:
     """2^30 of float32, whose numbers end at 2^128: gradients have third powers of norms, and sums of them."""
     _, exponent = math.frexp(torch.finfo(dtype).max)
@@ -40,8 +47,11 @@ def are_usual(norms: Tensor) -> bool:
     """
     if norms.device.type != "cpu" or torch.compiler.is_compiling():
         return False
+    if norms.numel() == 0:
+        return True
     bound = largest_usual(norms.dtype)
-    return bool(((norms < bound) & (norms > 1 / bound)).all())
+    low, high = (float(x) for x in norms.detach().aminmax())
+    return 1 / bound < low and high < bound
 
 
 def length(rows: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:

@@ -55,10 +55,12 @@ class Correlations:
 class PropagationLayer(nn.Module):
     """One round: nodes from nodes and, with ``edge_messages``, edges; then edges from the new nodes."""
 
-    def __init__(self, embedding_size: int, num_heads: int, dropout: float, edge_messages: bool = True) -> None:
+    def __init__(
+        self, embedding_size: int, num_heads: int, dropout: float, edge_messages: bool = True, is_first: bool = True
+    ) -> None:
         super().__init__()
         self.edge_messages = edge_messages
-        self.node = NodeBlock(embedding_size, num_heads)
+        self.node = NodeBlock(embedding_size, num_heads, any_length=is_first)
         self.edge = EdgeBlock(embedding_size, dropout)
         if not edge_messages:
             self.node.edge_to_node.requires_grad_(False)  # distributed training would wait for its gradient
@@ -124,7 +126,8 @@ class CorrelationPropagation(nn.Module):
         self._memory: dict[tuple[object, ...], tuple[bool, int]] = {}
         self.input = nn.Linear(embedding_size, embedding_size)
         self.layers = nn.ModuleList(
-            PropagationLayer(embedding_size, num_heads, dropout, edge_messages) for _ in range(num_layers)
+            PropagationLayer(embedding_size, num_heads, dropout, edge_messages, is_first=layer == 0)
+            for layer in range(num_layers)
         )
         self.node_norm = ScaleBatchNorm(embedding_size)
         self.node_classifier = nn.Linear(embedding_size, num_classes)

@@ -63,7 +63,7 @@ def synthesize(
 
 def plain_synthesis(ctx: Any) -> Any:
     """See :class:`Synthesis`."""
-    nodes, coefficients, near, strength, slots, weights, synthetic_anchors = ctx.saved_tensors
+    nodes, coefficients, near, strength, slots, weights, synthetic_anchors, _ = ctx.saved_tensors
     first, second = edge_pairs(len(nodes), nodes.device)
 
     def merged(z: Tensor, learned: Tensor, near: Tensor) -> Tensor:
@@ -102,15 +102,17 @@ class Synthesis(torch.autograd.Function):
         synthetic_anchors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         synthetic = nodes.index_select(0, synthetic_anchors)
-        z, d, scale = twice(nodes), twice(near), twice(scale_of(nodes))
+        lengths = scale_of(nodes)
+        z, d, scale = twice(nodes), twice(near), twice(lengths)
         for tile in tiles:
             pull = Pull(tile, z, d, scale, coefficients, strength)
+            scaled = weights[:, tile.rows].view_as(pull.near)
+            constant, slope = ((scaled * x)[..., None] for x in (pull.constant, pull.slope))
             for way, sign in enumerate((1, -1)):
-                constant, slope = (x * (sign * tile.box(weights[way, tile.rows])) for x in pull.ratio[way])
-                change = torch.addcmul(constant[..., None], slope[..., None], pull.coefficients).mul_(pull.apart)
-                synthetic.index_add_(0, slots[way, tile.rows], change.flatten(0, 1))
+                change = torch.addcmul(constant[way], slope[way], pull.coefficients).mul_(pull.apart)
+                synthetic.index_add_(0, slots[way, tile.rows], change.flatten(0, 1), alpha=sign)
         ctx.tiles = tiles
-        ctx.save_for_backward(nodes, coefficients, near, strength, slots, weights, synthetic_anchors)
+        ctx.save_for_backward(nodes, coefficients, near, strength, slots, weights, synthetic_anchors, lengths)
         ctx.set_materialize_grads(False)
         return synthetic, synthetic.view_as(synthetic)
 
@@ -118,18 +120,18 @@ class Synthesis(torch.autograd.Function):
     @torch.compiler.disable
     @differentiable_again(plain_synthesis)
     def backward(ctx: Any, for_nodes: Tensor | None, for_coefficients: Tensor | None) -> tuple[Tensor | None, ...]:
-        nodes, coefficients, near, strength, slots, weights, synthetic_anchors = ctx.saved_tensors
-        z, d, scale = twice(nodes), twice(near), twice(scale_of(nodes))
+        nodes, coefficients, near, strength, slots, weights, synthetic_anchors, lengths = ctx.saved_tensors
+        z, d, scale = twice(nodes), twice(near), twice(lengths)
         grad_z, grad_d = torch.zeros_like(z), torch.zeros_like(d)
         grad_coefficients = coefficients.new_empty(coefficients.shape if for_coefficients is not None else 0)
         for tile in ctx.tiles:
             pull = Pull(tile, z, d, scale, coefficients, strength)
             rows = [slots[way, tile.rows] for way in (0, 1)]
-            scales = [tile.box(weights[way, tile.rows])[..., None] for way in (0, 1)]
+            scales = weights[:, tile.rows].view_as(pull.near)[..., None]
             if for_coefficients is not None:
                 there, back = (tile.box(for_coefficients.index_select(0, r)) for r in rows)
-                there *= scales[0] * pull.ratio[0][1][..., None]
-                there.addcmul_(back, scales[1] * pull.ratio[1][1][..., None], value=-1)
+                slope = scales * pull.slope[..., None]
+                there.mul_(slope[0]).addcmul_(back, slope[1], value=-1)
                 grad_coefficients[tile.rows] = (there * pull.apart).flatten(0, 1)
             if for_nodes is not None:
                 there, back = (
@@ -158,15 +160,15 @@ class Pull:
         if not are_usual(self.far):
             common = torch.maximum(tile.second(scale), tile.first(scale))
             self.far = torch.linalg.vector_norm(self.apart / common, dim=2).mul_(common[..., 0])
-        self.near = (tile.first(near).expand_as(self.far), tile.second(near))
-        self.ratio = [pull_ratio(d, self.far, strength) for d in self.near]
+        self.near = torch.stack([tile.first(near).expand_as(self.far), tile.second(near)])
+        self.constant, self.slope = pull_ratio(self.near, self.far, strength)
 
     def backward(self, grads: tuple[Tensor, Tensor], near_grads: Tensor) -> Tensor:
         """Gradient of z_j − z_i, of those of the two ways' candidates; that of d⁺ is added to ``near_grads``."""
         direction = self.apart / self.far.where(self.far > 0, 1.0)[..., None]
         total, far_grad = torch.zeros_like(self.apart), torch.zeros_like(self.far)
         for way, (grad, sign) in enumerate(zip(grads, (1, -1), strict=True)):
-            constant, slope = self.ratio[way]
+            constant, slope = self.constant[way], self.slope[way]
             along = grad * direction
             by_constant = along.sum(dim=2) - self.strength * (along.mul_(self.coefficients)).sum(dim=2)
             by_constant = torch.where(self.near[way] < self.far, by_constant * sign, 0.0)

@@ -180,14 +180,12 @@ class GlobalCorrelationGenerator(BaseGenerator):
     def _propagate(self, dtype: torch.dtype, *inputs: Any) -> Correlations:
         """The propagation, computed in ``dtype`` where parameters are narrower: PML casts those of losses likewise."""
         parameters = dict(self.propagation.named_parameters())
-        cast = {
-            name: parameter.to(torch.promote_types(parameter.dtype, dtype)) for name, parameter in parameters.items()
-        }
-        found: Correlations
-        if all(cast[name] is parameter for name, parameter in parameters.items()):
-            found = self.propagation(*inputs)
-        else:
-            found = functional_call(self.propagation, cast, inputs)
+        dtypes = {parameter.dtype for parameter in parameters.values()}
+        if all(torch.promote_types(own, dtype) == own for own in dtypes):
+            found: Correlations = self.propagation(*inputs)
+            return found
+        cast = {name: p.to(torch.promote_types(p.dtype, dtype)) for name, p in parameters.items()}
+        found = functional_call(self.propagation, cast, inputs)
         return found
 
     def generate(

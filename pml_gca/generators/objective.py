@@ -240,13 +240,14 @@ def hand_gradient_on(
     Returns:
         Scalar of the same value, whose gradient reaches the parameters and ``embeddings``.
     """
-    scale = HALF_GRADIENT_SCALE if in_half else 1.0
     wanted = correlations.wanted or Wanted()
 
     def take(again: bool) -> Tensor:
         with wanted.for_embeddings(), torch.autocast(leaf.device.type, enabled=False):
-            (gradient,) = torch.autograd.grad(loss * scale, leaf, retain_graph=True, create_graph=again)
-        gradient = gradient[: len(embeddings)].to(compute_dtype(embeddings)) / scale
+            scaled = loss * HALF_GRADIENT_SCALE if in_half else loss
+            (gradient,) = torch.autograd.grad(scaled, leaf, retain_graph=True, create_graph=again)
+        gradient = gradient[: len(embeddings)].to(compute_dtype(embeddings))
+        gradient = gradient / HALF_GRADIENT_SCALE if in_half else gradient
         return OfEmbeddings.apply(gradient, embeddings, leaf, wanted) if again else gradient
 
     gradient = take(again=False)

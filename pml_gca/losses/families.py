@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..generators.base_generator import SyntheticNegatives
 from ..graph import compute_dtype
 from ..interpolation import next_positive
-from ..norms import scale_of
+from ..norms import excess_of
 from ..utils.row_dots import norm_or_floor, row_dots
 
 FORMS = (
@@ -176,12 +176,13 @@ def within_range(loss: losses.BaseMetricLossFunction, rows: Tensor) -> Tensor:
     """(R, D) rows, so short that squares do not overflow where the loss's distance normalises them anyway."""
     if not loss.distance.normalize_embeddings:
         return rows
-    return rows / scale_of(rows.to(compute_dtype(rows))).clamp_min(1.0).to(rows.dtype)
+    return rows / excess_of(rows.to(compute_dtype(rows))).to(rows.dtype)
 
 
 def similarity(loss: losses.BaseMetricLossFunction, queries: Tensor, references: Tensor) -> Tensor:
     """(Q, D) and (R, D) to (Q, R) by the loss's own distance, the larger the more alike."""
-    matrix: Tensor = loss.distance(within_range(loss, queries), within_range(loss, references))
+    rows = within_range(loss, queries)
+    matrix: Tensor = loss.distance(rows, rows if references is queries else within_range(loss, references))
     return matrix if loss.distance.is_inverted else -matrix
 
 

@@ -38,11 +38,17 @@ class Level(WideBuffers):
         Averages of models take the mean of two infinite levels, which is NaN: the level is then that of the averaged
         sums, infinite if these are empty.
         """
-        value = self._buffers["value"]
-        assert value is not None
+        value = self._value
         with torch.no_grad():
             mean = (self.total / self.weight).nan_to_num(nan=float("inf"))
-            value.copy_(torch.where(value.isnan(), mean, value))
+            torch.where(value.isnan(), mean, value, out=value)
+        return value
+
+    @property
+    def _value(self) -> Tensor:
+        """The level as it is kept, NaN in an averaged model."""
+        value = self._buffers["value"]
+        assert value is not None
         return value
 
     def _save_to_state_dict(self, *args: Any) -> None:
@@ -54,19 +60,19 @@ class Level(WideBuffers):
         """Take in a scalar; one that is not finite is passed over."""
         keep = 1.0 if self.momentum is None else self.momentum
         new = 1.0 if self.momentum is None else 1.0 - self.momentum
-        value, loss = self.value, loss.detach().to(self.total)
+        value, loss = self._value, loss.detach().to(self.total)
         seen = torch.isfinite(loss)
-        self.total.copy_(torch.where(seen, keep * self.total + new * loss, self.total))
-        self.weight.copy_(torch.where(seen, keep * self.weight + new, self.weight))
+        torch.where(seen, keep * self.total + new * loss, self.total, out=self.total)
+        torch.where(seen, keep * self.weight + new, self.weight, out=self.weight)
         if self.momentum is not None:
-            value.copy_(torch.where(seen, self.total / self.weight, value))
+            torch.where(seen, self.total / self.weight, value, out=value)
 
     @torch.no_grad()
     def end_epoch(self) -> None:
         """With ``momentum=None``: the mean of what was observed becomes the level, and a new epoch begins."""
         if self.momentum is None:
-            value = self.value
-            value.copy_(torch.where(self.weight > 0, self.total / self.weight, value))
+            value = self._value
+            torch.where(self.weight > 0, self.total / self.weight, value, out=value)
             self.total.zero_()
             self.weight.zero_()
 

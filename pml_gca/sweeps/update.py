@@ -135,8 +135,7 @@ class EdgeUpdate(torch.autograd.Function):
                 grad_b2 += out_grad.sum(dim=0)
                 add_product(grad_w1, g.t(), t)
                 grad_b1 += g.sum(dim=0)
-            t_grad = out_grad.clone()
-            add_product(t_grad, g, v1)
+            t_grad = torch.addmm(out_grad, g, v1) if g.dtype == grad.dtype else out_grad + g @ v1
             edge_grad = attended.backward(norm.backward(t_grad, norm_sums), end_grads)
             if want_edges:
                 edges.backward(tile, edge_grad)
@@ -155,7 +154,8 @@ class Attended:
         self.scale = 1 / math.sqrt(edges.shape[1])
         self.between = tile.first(folded) - tile.second(folded)
         score = (self.edges * self.between).sum(dim=2) + (tile.first(offset) - tile.second(offset))
-        self.attention = [torch.sigmoid(score * self.scale), torch.sigmoid(-score * self.scale)]
+        score = score * self.scale
+        self.attention = [torch.sigmoid(score), torch.sigmoid(-score)]
         self.mask = [tile.box(m[tile.rows]) for m in mask] if mask is not None else None
         self.weights = self.attention
         if self.mask is not None:

@@ -105,4 +105,4 @@ def norm_or_floor(rows: Tensor, p: float = 2.0, floor: float = 1e-12) -> Tensor:
     else:
         scale = scale_of(rows)
         norms = torch.linalg.vector_norm(rows / scale, ord=p, dim=1) * scale[:, 0]
-    return norms.clamp_min(floor)
+    return norms.clamp_min(floor) if floor else norms

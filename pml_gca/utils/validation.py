@@ -145,9 +145,9 @@ class FiniteCheck:
         self._name, self._count, self._dtype = name, embeddings.numel(), embeddings.dtype
         self._largest = largest_value(embeddings.dtype) if largest is None else largest
         with torch.no_grad():
-            too_long = (embeddings.abs() > self._largest).sum()
-            kinds = torch.stack([torch.isnan(embeddings).sum(), torch.isinf(embeddings).sum(), too_long])
-        self._found = HostCopy(kinds)
+            size = embeddings.abs()
+            kinds = torch.stack([size.isnan(), size == math.inf, size > self._largest])
+            self._found = HostCopy(kinds.flatten(1).sum(dim=1))
 
     def finish(self) -> None:
         """Raise ValueError if some are not."""
