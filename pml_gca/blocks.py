@@ -1,6 +1,8 @@
 """What a round of propagation is made of: the node block, the edge block, and the batch norm of the outputs."""
 
+import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from .graph import at_ends, compute_dtype, sum_over_neighbours
 from .norms import excess_of
+from .utils.recompute import gradients_anew
 from .utils.wide_buffers import WideBuffers
 
 ATTENTION = ("query", "key", "value", "out")  # linear layers of a block's attention; that of edges has no last one
@@ -107,6 +110,26 @@ def negative_attention(
     return torch.bmm((below * put_back).softmax(dim=2), v).transpose(0, 1).flatten(1)
 
 
+class NegativeAttention(torch.autograd.Function):
+    """:func:`negative_attention`, which keeps no weights, (H, N, N), for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int, scale: Tensor | None
+    ) -> Tensor:
+        ctx.num_heads = num_heads
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(query, key, value, labels, scale)
+        return negative_attention(query, key, value, labels, num_heads, scale)
+
+    @staticmethod
+    @torch.compiler.disable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        *rows, labels, scale = ctx.saved_tensors
+        attend = functools.partial(negative_attention, labels=labels, num_heads=ctx.num_heads, scale=scale)
+        return *gradients_anew(attend, rows, ctx.needs_input_grad[:3], [grad]), None, None, None
+
+
 class NodeBlock(nn.Module):
     """Nodes listen to their negatives, then to all their edges, then pass a feed-forward net; post-norm throughout.
 
@@ -126,17 +149,18 @@ class NodeBlock(nn.Module):
         self.contract = nn.Linear(4 * embedding_size, embedding_size)
         self.norm = nn.LayerNorm(embedding_size)
 
-    def listen(self, nodes: Tensor, labels: Tensor) -> Tensor:
+    def listen(self, nodes: Tensor, labels: Tensor, keeps_weights: bool = True) -> Tensor:
         """(N, D) nodes and (N,) labels to nodes that have heard their negatives, (N, D).
 
-        The first nodes are as long as the embeddings, so that this is computed in float32 or wider, whatever autocast
-        does.
+        Attention weights are kept for the backward pass, or else computed anew. The first nodes are as long as the
+        embeddings, so that all is computed in float32 or wider, whatever autocast does.
         """
         with torch.autocast(nodes.device.type, enabled=False):
             x = nodes.to(compute_dtype(nodes))
             q, k, v = (linear(module, x) for module in (self.query, self.key, self.value))
             scale = excess_of(x) if self.any_length else None
-            heard = F.gelu(x + linear(self.out, negative_attention(q, k, v, labels, self.num_heads, scale)))
+            attend = negative_attention if keeps_weights else NegativeAttention.apply
+            heard = F.gelu(x + linear(self.out, attend(q, k, v, labels, self.num_heads, scale)))
             if self.any_length:
                 heard = heard / excess_of(heard)  # beside so large a variance eps is nothing
             weight, bias = (parameter.to(x.dtype) for parameter in (self.norm.weight, self.norm.bias))

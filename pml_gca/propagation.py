@@ -7,7 +7,6 @@ left but the edge-to-node projection and the edge MLP.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from .cost import Sizes, choose_memory, default_chunk_size
 from .graph import compute_dtype, correlation_edges, edge_multiplicity, edge_pairs, standardize, to_dense
 from .sweeps import EdgeCoefficients, EdgeMessages, EdgeUpdate, SweepPlan, Wanted, edge_statistics
 from .tiles import Tile, edge_tiles
+from .utils.autocast import matmul_dtype, uncached_without_gradient
 from .utils.recomputation import check_no_recomputation
 
 EdgeState = tuple[Tensor, Tensor | None, Tensor | None]  # as pml_gca.sweeps.rows.EdgeRows takes it
@@ -80,7 +80,7 @@ class PropagationLayer(nn.Module):
     ) -> tuple[Tensor, EdgeState]:
         """As :meth:`forward`, tile by tile."""
         to_node, block = self.node.edge_to_node, self.edge
-        heard = self.node.listen(nodes, labels)
+        heard = self.node.listen(nodes, labels, plan.keep_hidden)
         messages = torch.zeros_like(heard, dtype=edges[0].dtype)
         if self.edge_messages:
             messages = EdgeMessages.apply(plan, len(nodes), *edges, to_node.weight, to_node.bias)
@@ -239,22 +239,3 @@ class CorrelationPropagation(nn.Module):
             plan, kept, norm_weight, norm_bias, count, mean.to(kept.dtype), rstd, scale, linear.weight, linear.bias
         )
         return coefficients
-
-
-def uncached_without_gradient(device: str) -> AbstractContextManager[object]:
-    """A context in which autocast, without gradients, leaves its cache alone.
-
-    The cache would hand weights that were cast without a gradient to a training pass in the same autocast, whose
-    parameters then get none. Newer releases of torch take care of it.
-    """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)
-
-
-def matmul_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype of matrix products with ``weight``: that of autocast, which leaves float64 alone, or its own."""
-    device = weight.device.type
-    if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return weight.dtype

@@ -15,9 +15,10 @@ from ..cost import StepCost, choose_memory, step_bytes, step_multiply_adds
 from ..graph import compute_dtype
 from ..interpolation import MERGINGS, CandidatePlan, class_weights, plan_candidates, pull_strength
 from ..norms import scale_of
-from ..propagation import CorrelationPropagation, Correlations, matmul_dtype
+from ..propagation import CorrelationPropagation, Correlations
 from ..synthesis import synthesize
 from ..tiles import Tile
+from ..utils.autocast import matmul_dtype
 from ..utils.host import HostCopy, to_device
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import (
@@ -30,11 +31,11 @@ from ..utils.validation import (
     check_share,
 )
 from .base_generator import BaseGenerator, SyntheticNegatives
+from .handed_on import hand_gradient_on
 from .objective import (
     classification_loss,
     diversity_loss,
     frozen_classification_loss,
-    hand_gradient_on,
     similarity_loss,
 )
 from .published import count_layers, read_state_dict, translate
