@@ -131,6 +131,12 @@ def check_no_transform(name: str) -> None:
         )
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Raise if a tensor is sparse."""
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got {tensor.layout}; pass .to_dense()")
+
+
 class FiniteCheck:
     """Whether embeddings are finite and not too long, asked of their device now and answered by :meth:`finish`.
 
@@ -176,6 +182,7 @@ def check_embeddings(
     if not isinstance(embeddings, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(embeddings).__name__}")
     check_no_transform(name)
+    check_dense(name, embeddings)
     if not embeddings.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {embeddings.dtype}")
     if embeddings.ndim != 2:
@@ -193,6 +200,7 @@ def check_labels(labels: object, num_embeddings: int, name: str = "labels", of: 
     """Raise unless ``labels`` is a 1-D tensor of integers, signed or not, that fit into int64, one per embedding."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
+    check_dense(name, labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name} must be integers, got {labels.dtype}; if its values are class numbers, pass .long()")
     if labels.ndim != 1:

@@ -40,6 +40,8 @@ Z = torch.randn(6, SIZE)
 BAD_BATCHES = [
     (TypeError, "embeddings must be a torch.Tensor, got list", Z.tolist(), LABELS),
     (TypeError, "embeddings must be floating point, got torch.int64", Z.long(), LABELS),
+    (TypeError, "embeddings must be dense, got torch.sparse_coo; pass .to_dense()", Z.to_sparse(), LABELS),
+    (TypeError, "labels must be dense, got torch.sparse_coo; pass .to_dense()", Z, LABELS.to_sparse()),
     (TypeError, "embeddings must be floating point, got torch.complex64", Z + 0j, LABELS),
     (ValueError, "embeddings must be 2-D (batch_size, embedding_size), got 1-D", Z[0], LABELS),
     (ValueError, "embeddings must be 2-D (batch_size, embedding_size), got 3-D", Z[None], LABELS),
