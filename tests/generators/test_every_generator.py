@@ -214,7 +214,7 @@ def test_no_alarm_for_what_no_optimizer_needs_to_hold(name):
 
 
 def test_an_alarm_where_the_network_is_forgotten():
-    with pytest.warns(UserWarning, match="Optimizers step, but none"):
+    with pytest.warns(UserWarning, match="Optimizers step, but so far none"):
         train_without_an_optimizer_for(GENERATORS["hardness-aware, reembedded"]())
 
 
