@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .graph import at_ends, compute_dtype, sum_over_neighbours
 from .norms import excess_of
-from .utils.recompute import gradients_anew
+from .utils.gradients_anew import gradients_anew
 from .utils.wide_buffers import WideBuffers
 
 ATTENTION = ("query", "key", "value", "out")  # linear layers of a block's attention; that of edges has no last one

@@ -14,7 +14,7 @@ from .graph import compute_dtype, edge_pairs
 from .interpolation import CandidatePlan, positive_distances, pull_ratio
 from .norms import are_usual, length, scale_of
 from .tiles import Tile, once, twice
-from .utils.recompute import differentiable_again
+from .utils.gradients_anew import differentiable_again
 
 
 def synthesize(

@@ -12,7 +12,7 @@ from ..graph import at_ends, compute_dtype, edge_multiplicity, edge_pairs, sum_o
 from ..norms import unit
 from ..tiles import Tile, once, twice
 from ..utils.autocast import matmul_dtype
-from ..utils.recompute import differentiable_again
+from ..utils.gradients_anew import differentiable_again
 from ..utils.row_dots import norm_or_floor, row_dots
 
 CLASSIFIED_VALUES = 2**22  # logits computed at a time

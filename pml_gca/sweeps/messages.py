@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..graph import edge_pairs, sum_over_neighbours
 from ..tiles import once, twice
-from ..utils.recompute import differentiable_again
+from ..utils.gradients_anew import differentiable_again
 from .rows import EdgeRows, SweepPlan, add_product, plain_edges, without_autocast
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..graph import at_ends, edge_pairs
 from ..tiles import Tile, once, twice
-from ..utils.recompute import differentiable_again
+from ..utils.gradients_anew import differentiable_again
 from .rows import (
     NORM_EPS,
     EdgeRows,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..norms import length, scale_of
-from .recompute import differentiable_again
+from .gradients_anew import differentiable_again
 
 VALUES_AT_A_TIME = 2**20
 
