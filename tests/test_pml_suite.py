@@ -1,5 +1,8 @@
 """The command that runs PML's own tests on our loss: what it passes, sets aside and finds."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pml_suite
@@ -131,3 +134,11 @@ def test_the_command_tells_its_failures_from_those_of_pml(tmp_path, monkeypatch,
     assert "calls: 2 calls, 2 equal" in printed
     assert f"failed in PML, too: {wrong}\n" in printed
     assert f"failed: {calculator_test}\n" in printed
+
+
+if "PML_TESTS" in os.environ:  # PML's own tests take minutes, and their sources
+
+    @pytest.mark.parametrize("mode", ["eval", "training"])
+    def test_pmls_own_tests(mode):
+        command = [sys.executable, pml_suite.__file__, os.environ["PML_TESTS"], "--mode", mode]
+        assert subprocess.run(command).returncode == 0
