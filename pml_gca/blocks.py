@@ -98,16 +98,16 @@ def negative_attention(
         (N, D), the heads' messages side by side.
     """
     put_back: Tensor | float = math.sqrt(num_heads / query.shape[1])
-    if scale is not None and len(scale):
+    if scale is not None and scale.shape[0] > 0:
         largest = scale.amax()
         query, key = query / scale, key / largest
         put_back = (scale * (largest * put_back)).clamp_max(torch.finfo(query.dtype).max)
-    rows = (query, *(F.pad(x, (0, 0, 0, 1)) for x in (key, value)))
-    q, k, v = (x.unflatten(1, (num_heads, -1)).transpose(0, 1) for x in rows)
-    hidden = F.pad(labels[:, None] == labels, (0, 1))  # all see the last one, the sink
-    scores = torch.bmm(q, k.mT).masked_fill(hidden, -math.inf)
+    q, k, v = (x.unflatten(1, (num_heads, -1)).transpose(0, 1) for x in (query, key, value))
+    scores = torch.bmm(q, k.mT).masked_fill(labels[:, None] == labels, -math.inf)
+    scores = F.pad(scores, (0, 1))  # all see the last one, the sink
     below = scores - scores.detach().amax(dim=2, keepdim=True)
-    return torch.bmm((below * put_back).softmax(dim=2), v).transpose(0, 1).flatten(1)
+    weights = (below * put_back).softmax(dim=2)[..., :-1]
+    return torch.bmm(weights, v).transpose(0, 1).flatten(1)
 
 
 class NegativeAttention(torch.autograd.Function):

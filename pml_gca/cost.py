@@ -105,7 +105,7 @@ def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
     folding = 4  # of the edge attention: g, key, folded query, value
     per_node = 3 * (k * node_layer + u * folding + 1) + 1  # with the projection of the input, twice for the embeddings
     per_node += k * node_layer + below * folding
-    attention = (10 if keeps_activations else 14) * k * n * (n + 1) * d  # two products forward, four backward, twice
+    attention = (10 if keeps_activations else 14) * k * n * n * d  # two products forward, four backward, twice
     classifiers = sizes.num_classes * d * (n * 4 + (n * 2 + sizes.num_negatives * 2) * learns)
     return d * d * (per_edge * e + per_node * n) + attention + classifiers
 
