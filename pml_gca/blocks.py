@@ -82,7 +82,7 @@ def negative_attention(
 
     .. math:: w_{ij} = \exp(s_{ij}) / (1 + \sum_{j: y_j \ne y_i} \exp(s_{ij})), \quad s_{ij} = q_i k_j / \sqrt{D/H}
 
-    The 1 is one more key and value of zeros: a node without negatives gets a zero message.
+    The 1 is one more score of 0, without a value: a node without negatives gets a zero message.
 
     Scores may be of any size. Fused attention loses them: its backward pass takes exp(s - log Σ exp(s)) of rounded
     numbers, where here the largest score is subtracted first, and only then what rows were divided by is put back.
