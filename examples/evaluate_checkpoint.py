@@ -5,11 +5,11 @@ import os
 import sys
 from pathlib import Path
 
-from pml_gca.checkpoints import load_published_checkpoint
 from pml_gca.datasets import load_benchmark
-from pml_gca.protocol import Options, evaluate
-from pml_gca.protocol.report import metrics_table, percent
-from pml_gca.recipes import RECIPES, find_recipe
+from pml_gca.paper import Options, evaluate
+from pml_gca.paper.checkpoints import load_published_checkpoint
+from pml_gca.paper.recipes import RECIPES, find_recipe
+from pml_gca.paper.report import metrics_table, percent
 from pml_gca.utils.runs import write_json
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from pml_gca import visualize
 from pml_gca.datasets import Benchmark, load_benchmark, small_classes
 from pml_gca.losses import NAMED_LOSSES
-from pml_gca.protocol import Experiment, Options, changed_recipe, dry_run, identity
-from pml_gca.protocol.report import seeds_table, title_of
-from pml_gca.recipes import RECIPES, find_recipe
+from pml_gca.paper import Experiment, Options, changed_recipe, dry_run, identity
+from pml_gca.paper.recipes import RECIPES, find_recipe
+from pml_gca.paper.report import seeds_table, title_of
 from pml_gca.utils import runs
 
 ONE_OF = ", ".join(RECIPES)

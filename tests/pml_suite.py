@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.pml_routing import GENERATORS, Routing
 from PIL import Image
-from pml_routing import GENERATORS, Routing
 from pytorch_metric_learning import trainers
 from pytorch_metric_learning.utils import accuracy_calculator
 from pytorch_metric_learning.utils.common_functions import NUMPY_RANDOM

@@ -11,8 +11,6 @@ import torch
 from pytorch_metric_learning import losses
 
 from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
-from pml_gca.backbones import build_backbone, build_head
-from pml_gca.checkpoints import load_published_checkpoint
 from pml_gca.datasets import AffineRange, ClassFolder, Glyphs, load_benchmark, small_classes
 from pml_gca.datasets.splits import check_int
 from pml_gca.generators import (
@@ -23,10 +21,10 @@ from pml_gca.generators import (
     RandomGenerator,
     SymmetricalSynthesisGenerator,
 )
-from pml_gca.losses import PublishedNPairsLoss
-from pml_gca.protocol import Options, evaluate
-from pml_gca.recipes import find_recipe
-from pml_gca.samplers import MPerClassCoveringSampler
+from pml_gca.paper import MPerClassCoveringSampler, Options, PublishedNPairsLoss, evaluate
+from pml_gca.paper.backbones import build_backbone, build_head
+from pml_gca.paper.checkpoints import load_published_checkpoint
+from pml_gca.paper.recipes import find_recipe
 from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
 from pml_gca.utils import RecallCalculator
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from compared import GENERATORS, NUM_CLASSES, SIZE, random_rows
-from layouts import write_image
+from helpers.compared import GENERATORS, NUM_CLASSES, SIZE, random_rows
+from helpers.layouts import write_image
 from pytorch_metric_learning import losses
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,7 +16,7 @@ import pml_gca
 from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
 from pml_gca.datasets import ClassFolder
 from pml_gca.losses import SyntheticBatch, synthetic_loss
-from pml_gca.samplers import MPerClassCoveringSampler
+from pml_gca.paper import MPerClassCoveringSampler
 from pml_gca.utils import RecallCalculator
 
 LABELS = torch.tensor([3, 7, 3, 0, 11, 3, 7, 0, 3, 7])

@@ -11,7 +11,7 @@ from pytorch_metric_learning.distances import DotProductSimilarity
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss, SyntheticNegatives
-from pml_gca.blocks import ScaleBatchNorm
+from pml_gca.correlation.blocks import ScaleBatchNorm
 from pml_gca.generators.base_generator import BaseGenerator
 from pml_gca.losses import SyntheticBatch, synthetic_loss
 from pml_gca.utils.host import HostCopy

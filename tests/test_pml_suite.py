@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pml_suite
 import pytest
 import torch
-from pml_routing import GENERATORS, Routing
+from helpers.pml_routing import GENERATORS, Routing
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.reducers import DoNothingReducer
 

@@ -9,14 +9,14 @@ import torch
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import DotProductSimilarity
 
-from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-from pml_gca.generators.published import published_names
-from pml_gca.graph import correlation_edges, edge_pairs, to_dense
-from pml_gca.interpolation import interpolate, merging_weights, plan_candidates, positive_distances
-from pml_gca.losses import PublishedNPairsLoss
+from pml_gca import HardNegativeGenerationLoss
+from pml_gca.correlation.edges import correlation_edges, edge_pairs, to_dense
+from pml_gca.correlation.tiles import edge_tiles
+from pml_gca.generators.interpolation import interpolate, merging_weights, plan_candidates, positive_distances
+from pml_gca.generators.synthesis import synthesize
 from pml_gca.losses.families import SyntheticBatch, n_pairs_synthetic_loss
-from pml_gca.synthesis import synthesize
-from pml_gca.tiles import edge_tiles
+from pml_gca.paper import PublishedNPairsLoss, load_published_generator
+from pml_gca.paper.published_names import published_names
 
 # Relative to the largest value of a tensor.
 EXACT = 1e-6
@@ -39,7 +39,7 @@ def case(request, path):
         return {name.removeprefix(prefix): value for name, value in data.items() if name.startswith(prefix)}
 
     meta = {name: value.item() for name, value in section("meta.").items()}
-    generator = GlobalCorrelationGenerator.from_published(
+    generator = load_published_generator(
         section("state."),
         num_heads=meta["num_heads"],
         dropout=0.0,
@@ -235,5 +235,5 @@ def test_published_file_round_trip(case, tmp_path):
     published = {theirs: state[ours] for ours, theirs in case.names.items()}
     published["feature_extractor.backbone.conv1.weight"] = torch.zeros(3)
     torch.save(published, tmp_path / "published.pth")
-    restored = GlobalCorrelationGenerator.from_published(tmp_path / "published.pth", num_heads=case.meta.num_heads)
+    restored = load_published_generator(tmp_path / "published.pth", num_heads=case.meta.num_heads)
     assert all(torch.equal(value, restored.state_dict()[name]) for name, value in state.items())

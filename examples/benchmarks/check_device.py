@@ -22,6 +22,7 @@ from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNega
 from pml_gca.generators import BaseGenerator
 from pml_gca.losses.families import SyntheticBatch, synthetic_loss
 from pml_gca.losses.named import NAMED_LOSSES, n_pairs
+from pml_gca.paper import load_published_generator
 from pml_gca.utils import RecallCalculator
 
 CLASSES, SIZE, BATCH = 20, 64, 30
@@ -192,7 +193,7 @@ def everything(data: dict[str, Tensor], device: torch.device, precision: str, dt
     meta = {name.removeprefix("meta."): value.item() for name, value in data.items() if name.startswith("meta.")}
     state = {name.removeprefix("state."): value for name, value in data.items() if name.startswith("state.")}
     weights = ("alpha", "classification_weight", "similarity_weight", "diversity_weight")
-    generator = GlobalCorrelationGenerator.from_published(
+    generator = load_published_generator(
         state, num_heads=int(meta["num_heads"]), dropout=0.0, **{name: meta[name] for name in weights}
     ).to(device, dtype)
     labels = data["labels"].to(device)

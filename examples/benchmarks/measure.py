@@ -270,7 +270,7 @@ def deviation_from_fp32(case: Case) -> tuple[float, float]:
 
 
 def in_fresh_process(case: Case, script: Path) -> dict[str, Any]:
-    """What :func:`probe` finds; ``{"error": reason}`` if the process failed or was killed."""
+    """What `probe` finds; ``{"error": reason}`` if the process failed or was killed."""
     command = [sys.executable, str(script), "--probe", json.dumps(asdict(case))]
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode < 0:

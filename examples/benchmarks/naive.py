@@ -2,7 +2,7 @@
 
 Every ordered pair of a batch is an edge, every edge has its own projections, the graph is propagated twice an
 iteration, and autograd does the rest: what one writes first. Parameters are those of a
-:class:`pml_gca.GlobalCorrelationGenerator`, so that results can be compared; none of its code runs.
+`GlobalCorrelationGenerator`, so that results can be compared; none of its code runs.
 
 Axis legend: B samples, C classes among them, A of them with a positive, N training classes, D channels, H heads. Edges
 are the B² rows (i, j) in order, with ``ends`` (2, B²) their two nodes. Wanted are two classes, one with two samples.

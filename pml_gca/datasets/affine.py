@@ -80,7 +80,7 @@ def warp(images: Tensor, affines: Tensor, *, padding: str = "zeros") -> Tensor:
 
     Args:
         images: (N, C, H, W), uint8 in 0..255 or float32 in [0, 1].
-        affines: (N, 2, 3) as from :func:`draw_affines`.
+        affines: (N, 2, 3) as from `draw_affines`.
         padding: what lies outside the image: ``"zeros"``, ``"border"`` or ``"reflection"``.
 
     Returns:

@@ -88,8 +88,8 @@ def load_benchmark(
             may be missing, which shows only where one is accessed, and ``unreadable="skip"`` leaves none of them out.
         download: have PML download the data set if ``root`` is empty or does not exist. Not for ``"inshop"`` and
             ``"folder"``.
-        train_transform: of a PIL image of any mode, see :func:`pml_gca.datasets.pictures.to_rgb`; None for
-            :func:`pml_gca.datasets.transforms.train_transform`.
+        train_transform: of a PIL image of any mode, see `to_rgb`; None for
+            `train_transform`.
         test_transform: the same for validation and test.
         progress: show a progress bar where 500 files or more are decoded up front.
 

@@ -28,7 +28,7 @@ def nearby_root(root: Path, is_root: Callable[[Path], bool]) -> Path | None:
 
 
 def other_root(root: Path, is_root: Callable[[Path], bool]) -> str:
-    """:func:`nearby_root` as a question, for an error message; empty if there is none."""
+    """`nearby_root` as a question, for an error message; empty if there is none."""
     found = nearby_root(root, is_root)
     return "" if found is None else f" (did you mean {found}?)"
 

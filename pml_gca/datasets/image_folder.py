@@ -37,7 +37,7 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
     """Images in ``root/<class>/<image>``, with classes (never images of one class) split three ways.
 
     Images may also lie in folders of a class folder. All that Pillow reads are taken, and seen as
-    :func:`~pml_gca.datasets.pictures.to_rgb` says: upright, on white where they are transparent. A warning counts and
+    `to_rgb` says: upright, on white where they are transparent. A warning counts and
     names the files that are left out. All images of the folder are decoded when the data set is made, those of other
     splits too, but only the first time.
 

@@ -48,7 +48,7 @@ def check_images(root: Path, files: Sequence[Path], *, progress: bool = True) ->
 
 
 def load_images(root: Path, files: Sequence[Path], size: int, *, progress: bool = True, threads: int = 16) -> Tensor:
-    """Every file by :func:`read_image`, (N, 3, size, size); ValueError that counts and names those that fail."""
+    """Every file by `read_image`, (N, 3, size, size); ValueError that counts and names those that fail."""
     images = torch.empty((len(files), 3, size, size), dtype=torch.uint8, device="cpu")
 
     def load(row: int) -> None:

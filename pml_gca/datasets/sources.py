@@ -13,7 +13,6 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ..recipes import CARS196, CUB, INSHOP, SOP
 from ..utils.optional import import_pillow
 from ..utils.text import first_of, suggestion
 from .class_subset import ImageSource, Label, raw_labels
@@ -22,6 +21,7 @@ from .image_search import find_images
 from .pictures import to_rgb
 from .splits import split_classes
 
+CUB, CARS196, SOP, INSHOP = "cub", "cars196", "sop", "inshop"
 FOLDER = "folder"
 MIN_CLASSES = 2
 """Classes that a data set needs at least: with one there is nothing to tell apart."""
@@ -83,7 +83,7 @@ BENCHMARKS = {
 class FolderHalf(Dataset[tuple[Any, str]]):
     """Half of the classes of ``<root>/<class>/<image>``, in the manner of PML; raw labels are the folders' names.
 
-    The halves are those of :func:`~pml_gca.datasets.splits.split_classes` with seed 0. Images are upright RGB.
+    The halves are those of `split_classes` with seed 0. Images are upright RGB.
     ``left_out`` has the reason for each file of the folder that is not taken.
     """
 

@@ -16,7 +16,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ToRGB:
-    """A PIL image of any mode, as :func:`~pml_gca.datasets.pictures.to_rgb` makes it upright 8-bit RGB."""
+    """A PIL image of any mode, as `to_rgb` makes it upright 8-bit RGB."""
 
     def __call__(self, image: Any) -> Any:
         return to_rgb(image)
@@ -43,7 +43,7 @@ def train_transform(image_size: int = 224) -> Callable[[Any], Tensor]:
 def test_transform(image_size: int = 224) -> Callable[[Any], Tensor]:  # noqa: PT028
     """The shorter side scaled to 8/7 of ``image_size`` (256 for 224), the centre cut out and normalized.
 
-    Returns, and raises, as :func:`train_transform` does.
+    Returns, and raises, as `train_transform` does.
     """
     size = check_int("image_size", image_size, 8, 1024)
     tv = import_torchvision().transforms

@@ -9,9 +9,9 @@ import torch
 from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
 from torch import Tensor
 
-from ..graph import compute_dtype
-from ..norms import length
+from ..correlation.edges import compute_dtype
 from ..utils.host import HostCopy
+from ..utils.norms import length
 from ..utils.validation import (
     FiniteCheck,
     check_embeddings,
@@ -53,7 +53,7 @@ class SyntheticNegatives:
 class BaseGenerator(ModuleWithRecords):
     """Embeddings and labels go in, labelled synthetic negatives come out, whatever loss they are for.
 
-    A subclass implements :meth:`generate`. It may be called on any label composition and order, must not step
+    A subclass implements `generate`. It may be called on any label composition and order, must not step
     optimizers, and returns objective terms only if it has parameters.
 
     Args:
@@ -88,7 +88,7 @@ class BaseGenerator(ModuleWithRecords):
     def generate(
         self, embeddings: Tensor, labels: Tensor, num_anchors: int, metric_level: Tensor | float
     ) -> SyntheticNegatives:
-        """As :meth:`forward`, on checked input; labels may be on the host, or out of range on another device.
+        """As `forward`, on checked input; labels may be on the host, or out of range on another device.
 
         Where it raises, the caller gives the buffers back their values.
         """
@@ -137,10 +137,10 @@ class BaseGenerator(ModuleWithRecords):
     def start_check(
         self, embeddings: object, labels: object, names: tuple[str, str] = ("embeddings", "labels")
     ) -> FiniteCheck:
-        """Raise if a batch is not what :meth:`forward` says; ``names`` are those of the arguments in messages.
+        """Raise if a batch is not what `forward` says; ``names`` are those of the arguments in messages.
 
         Values that another device holds are not waited for: the check that is returned is to be finished later, and
-        labels are checked where :meth:`labels_on_host` first needs them.
+        labels are checked where `labels_on_host` first needs them.
         """
         largest = self.largest_value(embeddings.dtype) if isinstance(embeddings, Tensor) else None
         check = check_embeddings(embeddings, self.embedding_size, names[0], largest)
@@ -156,7 +156,7 @@ class BaseGenerator(ModuleWithRecords):
     def check_batch(
         self, embeddings: object, labels: object, names: tuple[str, str] = ("embeddings", "labels")
     ) -> None:
-        """As :meth:`start_check`, and wait for all values."""
+        """As `start_check`, and wait for all values."""
         check = self.start_check(embeddings, labels, names)
         assert isinstance(labels, Tensor)
         check_label_range(labels, self.num_classes, names[1])
@@ -173,7 +173,7 @@ class BaseGenerator(ModuleWithRecords):
         return labels.long()
 
     def wants(self, objective: str) -> bool:
-        """Whether an objective term counts in this :attr:`phase`; a term that does not need not be computed.
+        """Whether an objective term counts in this `phase`; a term that does not need not be computed.
 
         ``generation_loss`` has a phase of its own, and all others, whatever their names, are of the other.
         """

@@ -10,7 +10,7 @@ from .interpolation_generator import InterpolationGenerator
 class ConstantGenerator(InterpolationGenerator):
     """GCA-HNG without a graph: all coefficients λ are one constant.
 
-    Interpolation, merging and the strength e^{-α/L} are those of GCA-HNG (:mod:`pml_gca.interpolation`), so
+    Interpolation, merging and the strength e^{-α/L} are those of GCA-HNG (`pml_gca.generators.interpolation`), so
     that a comparison tells what learned coefficients add. Nothing is learned, and of the objectives of GCA-HNG there
     are none, node classification included. Anchors without a positive generate nothing, and are counted.
 
@@ -22,7 +22,7 @@ class ConstantGenerator(InterpolationGenerator):
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
         merging: how the candidates of a class become one negative: ``"random"``, ``"mean"`` or ``"hardest"``, as for
-            :class:`GlobalCorrelationGenerator`.
+            `GlobalCorrelationGenerator`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..norms import directed, unit
+from ..utils.norms import directed, unit
 
 ROUNDING = 8  # in units of the dtype's resolution: a sum of two unit vectors that is no longer has no direction
 
@@ -26,7 +26,7 @@ def mix(first: Tensor, second: Tensor, share: Tensor, normalize: bool) -> Tensor
 
 
 def mix_directions(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], share: Tensor) -> Tensor:
-    """:func:`mix` with ``normalize``, of directions (R, D) and lengths (R, 1)."""
+    """`mix` with ``normalize``, of directions (R, D) and lengths (R, 1)."""
     (a, a_length), (b, b_length) = first, second
     direction, _ = directed(torch.lerp(b, a, share), ROUNDING * torch.finfo(a.dtype).eps)
     return direction * torch.lerp(b_length, a_length, share)

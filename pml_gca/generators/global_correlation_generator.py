@@ -1,25 +1,28 @@
 """GCA-HNG's generator: Peng et al., IJCV 2024, https://arxiv.org/abs/2411.13145"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..blocks import linear
-from ..cost import StepCost, choose_memory, step_bytes, step_multiply_adds
-from ..graph import compute_dtype
-from ..interpolation import MERGINGS, CandidatePlan, class_weights, plan_candidates, pull_strength
-from ..norms import scale_of
-from ..propagation import CorrelationPropagation, Correlations
-from ..synthesis import synthesize
-from ..tiles import Tile
+from ..correlation.blocks import linear
+from ..correlation.cost import StepCost, choose_memory, step_bytes, step_multiply_adds
+from ..correlation.edges import compute_dtype
+from ..correlation.objective import (
+    classification_loss,
+    diversity_loss,
+    frozen_classification_loss,
+    similarity_loss,
+)
+from ..correlation.propagation import CorrelationPropagation, Correlations
+from ..correlation.tiles import Tile
 from ..utils.autocast import matmul_dtype
 from ..utils.host import HostCopy, to_device
+from ..utils.norms import scale_of
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import (
     check_choice,
@@ -32,13 +35,8 @@ from ..utils.validation import (
 )
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .handed_on import hand_gradient_on
-from .objective import (
-    classification_loss,
-    diversity_loss,
-    frozen_classification_loss,
-    similarity_loss,
-)
-from .published import count_layers, read_state_dict, translate
+from .interpolation import MERGINGS, CandidatePlan, class_weights, plan_candidates, pull_strength
+from .synthesis import synthesize
 
 AUXILIARY_WEIGHT = 10.0  # of the auxiliary classifier's cross-entropy
 DIVERSITY_UNIT = 0.01  # the published diversity weights are given in units of it
@@ -57,7 +55,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
     r"""Hard negatives steered by channel-wise correlations that a graph over the whole batch has learned.
 
     For every anchor and every other class of the batch, the class's samples are pulled toward the anchor by
-    coefficients λ ∈ (0, 1)^D (:mod:`pml_gca.interpolation`), and merged at random into one synthetic negative.
+    coefficients λ ∈ (0, 1)^D (`pml_gca.generators.interpolation`), and merged at random into one synthetic negative.
 
     Args:
         num_classes: training classes N.
@@ -73,7 +71,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         diversity_weight: w_d of J_div, which makes coefficients differ; in units of 0.01.
         edge_chunk_size: edges computed at a time, with their activations computed anew in the backward pass: a
             training step then takes little memory, and a fifth more arithmetic. ``None`` does so where the
-            activations would fill more than half of the free memory, and else keeps them. See :meth:`cost`.
+            activations would fill more than half of the free memory, and else keeps them. See `cost`.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
         coefficients: where λ comes from. ``"learned"``: from the graph. A number in [0, 1]: all are that number.
             ``"random"``: 0 or 1 for each channel of each pair. The last two leave the graph's node classification as
@@ -172,7 +170,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
             labels: (B,), integers in [0, num_classes), any composition and order.
 
         Raises:
-            TypeError, ValueError: see :meth:`forward`.
+            TypeError, ValueError: see `forward`.
         """
         self.check_batch(embeddings, labels)
         self.follow_device(embeddings.device)
@@ -197,7 +195,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         metric_level: Tensor | float = math.inf,
         draws: Tensor | None = None,
     ) -> SyntheticNegatives:
-        """As :meth:`forward`, on input already checked; ``draws`` (A, N) in [0, 1] take the place of random ones."""
+        """As `forward`, on input already checked; ``draws`` (A, N) in [0, 1] take the place of random ones."""
         if self.wants("node_classification_loss"):  # else it is the second half of an iteration
             self.reset_stats()
         self.follow_device(embeddings.device)
@@ -256,7 +254,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         self.propagation.edge_chunk_size = value
 
     def interpolation_strength(self, metric_level: Tensor | float, dtype: torch.dtype | None = None) -> Tensor:
-        """e^{-α/L}, as from :func:`pml_gca.interpolation.pull_strength`: 1 for an infinite level, 0 for one of 0."""
+        """e^{-α/L}, as from `pull_strength`: 1 for an infinite level, 0 for one of 0."""
         if not isinstance(metric_level, Tensor):
             check_level("metric_level", metric_level)
         return pull_strength(self.alpha, metric_level, dtype)
@@ -379,7 +377,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
     def of_real_negatives(
         cls, num_classes: int, embedding_size: int, *, merging: str = "hardest", **kwargs: Any
     ) -> "GlobalCorrelationGenerator":
-        """Classification beside real negatives: λ = 1 in the equation of :mod:`pml_gca.interpolation`, so that none is
+        """Classification beside real negatives: λ = 1 in the equation of `generators.interpolation`, so that none is
         pulled, and nothing is propagated.
 
         Not the paper's method, but what had the largest mean gain with each of three losses in docs/evidence.md, on one
@@ -405,37 +403,3 @@ class GlobalCorrelationGenerator(BaseGenerator):
                 raise ValueError(f"{name} decides how far negatives are pulled, and here none is; got {kwargs[name]!r}")
         options = {"num_layers": 0, "num_heads": 1, **kwargs}
         return cls(num_classes, embedding_size, coefficients=1.0, alpha=0.0, merging=merging, **options)
-
-    @classmethod
-    def from_published(
-        cls, state_dict_or_path: Mapping[str, Tensor] | str | PathLike[str], *, num_heads: int, **kwargs: Any
-    ) -> "GlobalCorrelationGenerator":
-        """A generator with the parameters of one of the authors' checkpoints.
-
-        Classes, channels and layers are read off the parameters, and so is the dtype.
-
-        Args:
-            state_dict_or_path: a state dict, or the path of one, with the published names ``gnn.*`` and
-                ``softmax_classifier.*``; other keys are ignored. Files are read with ``weights_only=True``.
-                :func:`pml_gca.checkpoints.load_published_checkpoint` loads the image model, too.
-            num_heads: H, which no parameter tells: 4 for CUB and Cars196, 2 for SOP and InShop.
-            **kwargs: ``alpha``, ``dropout`` and weights, as in the constructor.
-
-        Raises:
-            TypeError: not a mapping of tensors.
-            ValueError: parameters are missing or of another shape, and the message names them; or the file cannot be
-                read.
-        """
-        state = read_state_dict(state_dict_or_path)
-        try:
-            num_classes, embedding_size = state["softmax_classifier.weight"].shape
-        except (KeyError, ValueError):
-            raise ValueError(
-                "state_dict_or_path is no published checkpoint; missing or not 2-D: softmax_classifier.weight"
-            ) from None
-        generator = cls(
-            num_classes, embedding_size, num_layers=max(count_layers(state), 1), num_heads=num_heads, **kwargs
-        )
-        generator.to(state["softmax_classifier.weight"].dtype)
-        generator.load_state_dict(translate(state, generator.state_dict()))
-        return generator

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..norms import scale_of, unit
 from ..utils.host import HostCopy
+from ..utils.norms import scale_of, unit
 from ..utils.validation import check_flag
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .planning import ClassPlan, detach_references, on_device, plan_classes
@@ -17,7 +17,7 @@ COMPARED_VALUES = 2**24  # distances computed at a time
 class HardestPointGenerator(BaseGenerator):
     """For every anchor and other class, the nearest point of the class, of its samples and of points made of its pairs.
 
-    A subclass implements :meth:`points_of_pairs`. A class with one sample in the batch has no pairs, and is represented
+    A subclass implements `points_of_pairs`. A class with one sample in the batch has no pairs, and is represented
     by that sample. Anchors without a positive generate nothing, and are counted: no loss that compares a negative with
     a positive could use it.
 
@@ -53,7 +53,7 @@ class HardestPointGenerator(BaseGenerator):
     def generate(
         self, embeddings: Tensor, labels: Tensor, num_anchors: int, metric_level: Tensor | float = math.inf
     ) -> SyntheticNegatives:
-        """As :meth:`forward`, on input already checked; the metric level has no influence."""
+        """As `forward`, on input already checked; the metric level has no influence."""
         self.reset_stats()
         nodes = detach_references(embeddings, num_anchors)
         plan = on_device(plan_classes(self.labels_on_host(HostCopy(labels)), num_anchors), nodes.device)

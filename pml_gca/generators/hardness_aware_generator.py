@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..blocks import linear
-from ..graph import compute_dtype
-from ..interpolation import interpolate, pull_strength
-from ..norms import length
+from ..correlation.blocks import linear
+from ..correlation.edges import compute_dtype
+from ..correlation.objective import classification_loss, frozen_classification_loss
 from ..utils.host import HostCopy, to_device
+from ..utils.norms import length
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_flag, check_learning_rates, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
-from .objective import classification_loss, frozen_classification_loss
+from .interpolation import interpolate, pull_strength
 from .planning import detach_references, on_device, plan_negative_pairs
 
 TERMS = ("reconstruction_loss", "softmax_loss", "auxiliary_classification_loss", "generation_loss")
@@ -98,7 +98,7 @@ class HardnessAwareGenerator(BaseGenerator):
     def generate(
         self, embeddings: Tensor, labels: Tensor, num_anchors: int, metric_level: Tensor | float = math.inf
     ) -> SyntheticNegatives:
-        """As :meth:`forward`, on input already checked."""
+        """As `forward`, on input already checked."""
         self.reset_stats()
         self.follow_device(embeddings.device)
         nodes = detach_references(embeddings, num_anchors)

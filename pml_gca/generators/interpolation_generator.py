@@ -5,20 +5,20 @@ import math
 import torch
 from torch import Tensor
 
-from ..cost import default_chunk_size
-from ..graph import compute_dtype
-from ..interpolation import MERGINGS, class_weights, plan_candidates, pull_strength
-from ..synthesis import synthesize
-from ..tiles import edge_tiles
+from ..correlation.cost import default_chunk_size
+from ..correlation.edges import compute_dtype
+from ..correlation.tiles import edge_tiles
 from ..utils.host import HostCopy
 from ..utils.validation import check_choice, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
+from .interpolation import MERGINGS, class_weights, plan_candidates, pull_strength
+from .synthesis import synthesize
 
 
 class InterpolationGenerator(BaseGenerator):
     """What controls of GCA-HNG share: its interpolation and merging, with coefficients from elsewhere.
 
-    A subclass implements :meth:`coefficients_of_edges`. Anchors without a positive generate nothing, and are counted.
+    A subclass implements `coefficients_of_edges`. Anchors without a positive generate nothing, and are counted.
 
     Args:
         num_classes: training classes N.
@@ -26,7 +26,7 @@ class InterpolationGenerator(BaseGenerator):
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
         merging: how the candidates of a class become one negative: ``"random"``, ``"mean"`` or ``"hardest"``, as for
-            :class:`GlobalCorrelationGenerator`.
+            `GlobalCorrelationGenerator`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -60,10 +60,10 @@ class InterpolationGenerator(BaseGenerator):
         draws: Tensor | None = None,
         coefficients: Tensor | None = None,
     ) -> SyntheticNegatives:
-        """As :meth:`forward`, on input already checked.
+        """As `forward`, on input already checked.
 
         ``draws`` (A, N) in [0, 1] take the place of the random ones that merge, and ``coefficients`` (E, D), of edges
-        as :func:`pml_gca.graph.edge_pairs` lists them, that of the subclass's.
+        as `edge_pairs` lists them, that of the subclass's.
         """
         self.reset_stats()
         nodes = torch.cat([embeddings[:num_anchors], embeddings[num_anchors:].detach()])

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..norms import unit
 from ..utils.host import HostCopy
+from ..utils.norms import unit
 from ..utils.validation import check_flag, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .directions import mix, mix_directions
@@ -79,7 +79,7 @@ class MixupGenerator(BaseGenerator):
         shares: Tensor | None = None,
         steps: Tensor | None = None,
     ) -> SyntheticNegatives:
-        """As :meth:`forward`, on input already checked; the metric level has no influence.
+        """As `forward`, on input already checked; the metric level has no influence.
 
         For P pairs of an anchor and a negative, in order of anchor and then of negative, ``shares`` (P,) in [0, 1] take
         the place of the λ drawn, and ``steps`` (P,) long, from 0 to the number of positives − 1, that of the positives:

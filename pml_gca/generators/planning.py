@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..graph import compute_dtype
-from ..interpolation import next_positive, plan_candidates
+from ..correlation.edges import compute_dtype
 from ..utils.host import to_device
+from .interpolation import next_positive, plan_candidates
 
 Plan = TypeVar("Plan", "NegativePairs", "ClassPlan")
 
@@ -25,7 +25,7 @@ class NegativePairs:
         anchors: (P,) long, ascending.
         negatives: (P,) long, ascending within an anchor.
         labels: (P,) long, of the negatives.
-        positives: (A,) long, see :func:`pml_gca.interpolation.next_positive`.
+        positives: (A,) long, see `next_positive`.
         by_class: (N,) long, rows sorted by class, in batch order within a class.
         opens: (A,) long, where in ``by_class`` the anchor's class begins.
         places: (A,) long, which of its class the anchor is there, from 0 on.
@@ -103,7 +103,7 @@ class ClassPlan:
 
 
 def plan_classes(labels: Tensor, num_anchors: int) -> ClassPlan:
-    """Cells and pairs of a batch; arguments as for :func:`plan_negative_pairs`."""
+    """Cells and pairs of a batch; arguments as for `plan_negative_pairs`."""
     candidates = plan_candidates(labels, num_anchors)
     names, class_of = labels.unique(return_inverse=True)
     first, second = (class_of[:, None] == class_of).triu(1).nonzero(as_tuple=True)

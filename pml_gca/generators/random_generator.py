@@ -12,7 +12,7 @@ class RandomGenerator(InterpolationGenerator):
 
     A channel of a negative stays where it is (but for the strength e^{-α/L}), or is pulled in as far as the anchor's
     positive. Draws are independent over channels and over unordered pairs of samples: as GCA-HNG's edges, a pair has
-    one λ for both directions. All else is as in :class:`ConstantGenerator`.
+    one λ for both directions. All else is as in `ConstantGenerator`.
 
     Args:
         num_classes: training classes N.
@@ -21,7 +21,7 @@ class RandomGenerator(InterpolationGenerator):
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
         merging: how the candidates of a class become one negative: ``"random"``, ``"mean"`` or ``"hardest"``, as for
-            :class:`GlobalCorrelationGenerator`.
+            `GlobalCorrelationGenerator`.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.

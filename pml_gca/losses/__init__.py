@@ -5,13 +5,11 @@ from .families import SyntheticBatch, synthetic_loss
 from .hard_negative_generation_loss import HardNegativeGenerationLoss
 from .named import NAMED_LOSSES
 from .pml_wrappers import CrossBatchMemory, SelfSupervisedLoss
-from .published_n_pairs_loss import PublishedNPairsLoss
 
 __all__ = [
     "NAMED_LOSSES",
     "CrossBatchMemory",
     "HardNegativeGenerationLoss",
-    "PublishedNPairsLoss",
     "SelfSupervisedLoss",
     "SyntheticBatch",
     "check_loss",

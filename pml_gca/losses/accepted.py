@@ -62,7 +62,7 @@ def check_references(
 
     Raises:
         TypeError, ValueError: PML's implementation of the loss takes no ``ref_emb``; or the references are not as
-            :meth:`BaseGenerator.forward` says. Without ``ref_labels`` they are checked as embeddings.
+            `BaseGenerator.forward` says. Without ``ref_labels`` they are checked as embeddings.
     """
     if synthetic_loss.dispatch(type(loss)) in WITHOUT_REFERENCES:
         raise ValueError(

@@ -20,10 +20,10 @@ from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimila
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor, nn
 
+from ..correlation.edges import compute_dtype
 from ..generators.base_generator import SyntheticNegatives
-from ..graph import compute_dtype
-from ..interpolation import next_positive
-from ..norms import excess_of
+from ..generators.interpolation import next_positive
+from ..utils.norms import excess_of
 from ..utils.row_dots import norm_or_floor, row_dots
 
 FORMS = (
@@ -57,7 +57,7 @@ class SyntheticBatch:
         return torch.cat([self.nodes, self.negatives.embeddings])
 
     def reference_labels(self) -> Tensor:
-        """(N + S,) long, labels of :meth:`references`."""
+        """(N + S,) long, labels of `references`."""
         return torch.cat([self.node_labels, self.negatives.labels])
 
     def positive_mask(self) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor, nn
 
+from ..correlation.edges import compute_dtype, join_references
 from ..generators.base_generator import BaseGenerator
-from ..graph import compute_dtype, join_references
 from ..utils.recomputation import check_no_recomputation
 from ..utils.validation import FiniteCheck, check_learning_rates, check_number
 from ..utils.wide_buffers import restored_on_error
@@ -33,7 +33,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
     .. math:: J_m + (1 - e^{-\beta/G})\,J_{syn} + J_{gce} + J_{gen} + 10\,J_{aux}
 
     with J_m the wrapped loss as it was called, J_syn the wrapped loss with each anchor's synthetic negatives, but
-    without regularizers (:mod:`pml_gca.losses.families` says how), G a running mean of J_gen, and the last three the
+    without regularizers (`pml_gca.losses.families` says how), G a running mean of J_gen, and the last three the
     generator's own terms, which together are the sub-loss ``generator_loss``. J_m, J_syn and J_gce train the
     embeddings; J_gce and J_gen the generator; J_aux its auxiliary classifier. Of a generator that does not learn, J_syn
     has the weight 1, and the last three are absent. Of PML's records, ``synthetic_loss`` includes its weight.
@@ -52,11 +52,11 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
 
     Args:
         loss: a loss of ``pytorch_metric_learning.losses``, or one registered with ``synthetic_loss``.
-        generator: e.g. :class:`pml_gca.GlobalCorrelationGenerator`.
+        generator: e.g. `GlobalCorrelationGenerator`.
         beta: β: how far the generator's loss must have fallen before synthetic negatives count; without effect where
             the generator does not learn.
         level_momentum: of the running means L and G, in [0, 1); ``None`` for the published schedule, the mean of the
-            epoch before: then call :meth:`end_epoch` after every epoch.
+            epoch before: then call `end_epoch` after every epoch.
         **kwargs: ``embedding_regularizer`` and the like, as for any PML loss, but no ``distance``; ``collect_stats`` is
             the wrapped loss's by default.
 
@@ -117,7 +117,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
 
         ``"embedding"`` leaves out J_gen, the generator's ``generation_loss``; ``"generation"`` is J_gen alone, to be
         called with the same batch, detached, once the first half has been stepped.
-        :class:`pml_gca.trainers.AlternatingTrainer` does all that.
+        `AlternatingTrainer` does all that.
 
         Raises:
             ValueError: ``name`` is neither of them, nor ``"all"``.

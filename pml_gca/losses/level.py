@@ -18,7 +18,7 @@ class Level(WideBuffers):
 
     Args:
         momentum: weight of the past in the bias-corrected exponential mean, in [0, 1). ``None`` takes the published
-            schedule: the mean of the previous epoch, set by :meth:`end_epoch`.
+            schedule: the mean of the previous epoch, set by `end_epoch`.
     """
 
     total: Tensor

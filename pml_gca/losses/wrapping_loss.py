@@ -8,7 +8,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
 
-from ..interpolation import next_positive
+from ..generators.interpolation import next_positive
 from ..utils.validation import as_long, check_pml_arguments
 from .total_reducer import TotalReducer
 
@@ -17,7 +17,7 @@ SHARED = {"beta": "synthetic_beta"}  # names that are the wrapped loss's where i
 
 
 class WrappingLoss(BaseMetricLossFunction):
-    """What a loss around another needs. A subclass sets ``self.loss``, and then calls :meth:`pass_on`.
+    """What a loss around another needs. A subclass sets ``self.loss``, and then calls `pass_on`.
 
     A public attribute that the wrapper does not have is the wrapped loss's, to read, to set and to call: ``distance``,
     ``reducer``, ``margin``, ``proxies``, ``get_logits(...)``. Private ones (``_...``) are not passed on.

@@ -42,7 +42,7 @@ class AlternatingTrainer(AutocastTrainer):
     Raises:
         TypeError: the metric loss neither is nor holds a ``HardNegativeGenerationLoss``.
         ValueError: the optimizer of a generator that learns is missing; ``find_unused_parameters`` is; or as for
-            :class:`AutocastTrainer`.
+            `AutocastTrainer`.
     """
 
     def __init__(self, *args: Any, autocast_dtype: torch.dtype | None = None, **kwargs: Any) -> None:

@@ -12,7 +12,7 @@ class AutocastTrainer(TrainWithClassifier):
     """PML's ``TrainWithClassifier`` whose forward passes run under autocast, if asked.
 
     The classifier is optional, as it is in PML, but not missed: without one this is ``MetricLossOnly``. Every epoch
-    ends with the ``end_epoch()`` of each :class:`pml_gca.HardNegativeGenerationLoss` that the metric loss is or holds.
+    ends with the ``end_epoch()`` of each `HardNegativeGenerationLoss` that the metric loss is or holds.
 
     Args:
         *args, **kwargs: as for PML's trainers.

@@ -7,7 +7,7 @@ from torch import Tensor
 class HostCopy:
     """A copy of a small tensor on the host, made while the device and the host go on.
 
-    Whatever is queued between the start of the copy and :meth:`wait` keeps the device busy during the wait.
+    Whatever is queued between the start of the copy and `wait` keeps the device busy during the wait.
     """
 
     def __init__(self, tensor: Tensor) -> None:

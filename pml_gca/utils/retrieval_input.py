@@ -117,7 +117,7 @@ def retrieval_labels(
         place, and the (V,) values that they number.
 
     Raises:
-        TypeError, ValueError: see :func:`exact_labels`; or the two do not fit each other.
+        TypeError, ValueError: see `exact_labels`; or the two do not fit each other.
     """
     query = exact_labels("query_labels", query_labels, counts[0], "query")
     reference = query

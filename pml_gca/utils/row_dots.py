@@ -6,20 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..norms import length, scale_of
 from .gradients_anew import differentiable_again
+from .norms import length, scale_of
 
 VALUES_AT_A_TIME = 2**20
 
 
 def plain_row_dots(ctx: Any) -> Any:
-    """See :func:`row_dots`."""
+    """See `row_dots`."""
     shared, index, rows = ctx.saved_tensors
     return lambda shared, rows: (shared.index_select(0, index) * rows).sum(dim=1), {0: shared, 2: rows}
 
 
 class RowDots(torch.autograd.Function):
-    """See :func:`row_dots`."""
+    """See `row_dots`."""
 
     @staticmethod
     def forward(ctx: Any, shared: Tensor, index: Tensor, rows: Tensor) -> Tensor:
@@ -69,13 +69,13 @@ def row_dots(shared: Tensor, index: Tensor, rows: Tensor) -> Tensor:
 
 
 def plain_row_lengths(ctx: Any) -> Any:
-    """See :func:`norm_or_floor`."""
+    """See `norm_or_floor`."""
     rows, _ = ctx.saved_tensors
     return length, {0: rows}
 
 
 class RowLengths(torch.autograd.Function):
-    """Euclidean norms of rows of any size, in parts; see :func:`norm_or_floor`."""
+    """Euclidean norms of rows of any size, in parts; see `norm_or_floor`."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class RowLengths(torch.autograd.Function):
 
 
 def norm_or_floor(rows: Tensor, p: float = 2.0, floor: float = 1e-12) -> Tensor:
-    """p-norms of (R, D) rows, at least ``floor``, as :func:`torch.nn.functional.normalize` divides by: (R,)."""
+    """p-norms of (R, D) rows, at least ``floor``, as `torch.nn.functional.normalize` divides by: (R,)."""
     if p == 2:
         norms: Tensor = RowLengths.apply(rows)
     else:

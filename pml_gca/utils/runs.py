@@ -45,13 +45,13 @@ def save_state(path: Path, parts: Mapping[str, Any], **content: Any) -> None:
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """What :func:`save_state` wrote, state and all."""
+    """What `save_state` wrote, state and all."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return content
 
 
 def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Restore what :func:`save_state` wrote into ``parts``; returns the further content.
+    """Restore what `save_state` wrote into ``parts``; returns the further content.
 
     Raises:
         ValueError: the file lacks one of the parts, or holds another's state under its name.

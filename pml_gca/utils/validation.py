@@ -138,7 +138,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
 
 
 class FiniteCheck:
-    """Whether embeddings are finite and not too long, asked of their device now and answered by :meth:`finish`.
+    """Whether embeddings are finite and not too long, asked of their device now and answered by `finish`.
 
     Args:
         embeddings: (N, D), floating.

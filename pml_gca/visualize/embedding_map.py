@@ -25,7 +25,7 @@ _GREY = "#7f7f7f"
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingPanel:
-    """What one panel of :func:`plot_synthetic_negatives` shows.
+    """What one panel of `plot_synthetic_negatives` shows.
 
     Attributes:
         embeddings: finite floats of shape (n, D), n >= 4 and D >= 2, none of length 0.

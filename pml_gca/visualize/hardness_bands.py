@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..norms import length
+from ..utils.norms import length
 from ..utils.validation import FiniteCheck, check_share
 from .backend import import_matplotlib
 from .style import COLOURS, DARK, add_title, grid, legend_below, wrap
@@ -155,7 +155,7 @@ def plot_hardness(
 
     Args:
         histories: for each generator's name, a mapping with the training iterations, shape (T,), rising from 0
-            or later, and quantiles of :func:`hardness` at them, shape (T, Q), under the keys ``iterations`` and
+            or later, and quantiles of `hardness` at them, shape (T, Q), under the keys ``iterations`` and
             ``quantiles``: sequences, arrays or tensors. T may differ from generator to generator.
         iterations: the key of the iterations.
         quantiles: the key of the quantiles.

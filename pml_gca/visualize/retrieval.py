@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..norms import unit
+from ..utils.norms import unit
 from ..utils.validation import FiniteCheck
 from .backend import import_matplotlib
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.layouts import WRITERS, write_cars196, write_cub, write_folder, write_image, write_sop
 from hypothesis import given
 from hypothesis import strategies as st
-from layouts import WRITERS, write_cars196, write_cub, write_folder, write_image, write_sop
 from PIL import Image
 from pytorch_metric_learning.datasets import CUB, Cars196, StanfordOnlineProducts
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
@@ -21,7 +21,7 @@ from pml_gca.datasets import Benchmark, ClassSubset, UnreadableImageError, load_
 from pml_gca.datasets.benchmarks import BENCHMARKS, find_unreadable, hold_out_classes
 from pml_gca.datasets.data_root import missing_images
 from pml_gca.datasets.splits import split_classes
-from pml_gca.recipes import RECIPES
+from pml_gca.paper.recipes import RECIPES
 from pml_gca.utils import RecallCalculator
 
 CLASSES, PER_CLASS = 6, 4

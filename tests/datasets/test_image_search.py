@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import write_folder
-from picture_files import exif, jpeg
+from helpers.layouts import write_folder
+from helpers.picture_files import exif, jpeg
 from PIL import Image
 
 from pml_gca.datasets import ClassFolder, load_benchmark

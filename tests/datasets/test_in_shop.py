@@ -2,7 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from layouts import write_inshop
+from helpers.layouts import write_inshop
 
 from pml_gca.datasets import InShop
 

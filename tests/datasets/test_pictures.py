@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.picture_files import exif, jpeg, opened, png, tiff
 from hypothesis import example, given
 from hypothesis import strategies as st
-from picture_files import exif, jpeg, opened, png, tiff
 from PIL import Image, ImageOps
 
 from pml_gca.datasets.pictures import UnknownRangeError, is_transparent, to_rgb, what_to_do

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from layouts import write_cub, write_inshop
+from helpers.layouts import write_cub, write_inshop
 from PIL import Image
 
-from pml_gca import GlobalCorrelationGenerator, recipes
-from pml_gca.backbones import build_backbone, build_head
-from pml_gca.checkpoints import published_state_dict
+from pml_gca import GlobalCorrelationGenerator
 from pml_gca.datasets import load_benchmark
+from pml_gca.paper import recipes
+from pml_gca.paper.backbones import build_backbone, build_head
+from pml_gca.paper.checkpoints import published_state_dict
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import evaluate_checkpoint

@@ -2,13 +2,13 @@ import json
 import sys
 from pathlib import Path
 
-import layouts
 import pytest
 import torch
-from sameness import assert_same
+from helpers import layouts
+from helpers.sameness import assert_same
 
-from pml_gca.protocol import Experiment
-from pml_gca.recipes import RECIPES
+from pml_gca.paper import Experiment
+from pml_gca.paper.recipes import RECIPES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.sameness import assert_same
 from PIL import Image
-from sameness import assert_same
 
 from pml_gca import HardNegativeGenerationLoss
 

@@ -1,11 +1,11 @@
 """The generator with parts of it taken away, each against what is then left, written out."""
 
-import oracle
 import pytest
 import torch
+from helpers import oracle
+from helpers.strategies import NUM_CLASSES, labels
 from hypothesis import given, settings
 from pytorch_metric_learning import losses
-from strategies import NUM_CLASSES, labels
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.generators import ConstantGenerator

@@ -1,10 +1,10 @@
 import math
 
 import torch
-from compared import NUM_CLASSES, SIZE, check_against, interpolated, positives_of, random_rows
+from helpers.compared import NUM_CLASSES, SIZE, check_against, interpolated, positives_of, random_rows
+from helpers.strategies import labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import labels
 
 from pml_gca.generators import ConstantGenerator
 

@@ -7,12 +7,12 @@ import warnings
 
 import pytest
 import torch
-from compared import GENERATORS, LEARNING, NUM_CLASSES, PER_CLASS, SIZE, random_rows
+from helpers.compared import GENERATORS, LEARNING, NUM_CLASSES, PER_CLASS, SIZE, random_rows
+from helpers.strategies import DEVICES, labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import DotProductSimilarity, LpDistance
-from strategies import DEVICES, labels
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.generators import (

@@ -1,12 +1,12 @@
 import math
 
 import numpy as np
-import oracle
 import pytest
 import torch
+from helpers import oracle
+from helpers.strategies import DEVICES, NUM_CLASSES, embeddings, generators, labels
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import DEVICES, NUM_CLASSES, embeddings, generators, labels
 
 from pml_gca import GlobalCorrelationGenerator
 

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from compared import NUM_CLASSES, SIZE, anchor_rows, check_against, negative_pairs, positives_of, random_rows
+from helpers.compared import NUM_CLASSES, SIZE, anchor_rows, check_against, negative_pairs, positives_of, random_rows
+from helpers.strategies import labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import labels
 
 from pml_gca import HardNegativeGenerationLoss
 from pml_gca.generators import HardnessAwareGenerator

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from compared import NUM_CLASSES, SIZE, anchor_rows, check_against, negative_pairs, positives_of, random_rows
+from helpers.compared import NUM_CLASSES, SIZE, anchor_rows, check_against, negative_pairs, positives_of, random_rows
+from helpers.strategies import labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import labels
 
 from pml_gca.generators import MixupGenerator
 from pml_gca.generators.mixup_generator import draw_steps

@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
-from compared import NUM_CLASSES, SIZE, check_against, interpolated, random_rows
+from helpers.compared import NUM_CLASSES, SIZE, check_against, interpolated, random_rows
+from helpers.strategies import labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import labels
 
+from pml_gca.correlation.edges import to_dense
 from pml_gca.generators import ConstantGenerator, RandomGenerator
-from pml_gca.graph import to_dense
 
 
 @settings(max_examples=15)

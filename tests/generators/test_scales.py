@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from compared import GENERATORS, NUM_CLASSES, SIZE
+from helpers.compared import GENERATORS, NUM_CLASSES, SIZE
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import LpDistance
 

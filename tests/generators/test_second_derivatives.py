@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from compared import GENERATORS, NUM_CLASSES, SIZE, random_rows
+from helpers.compared import GENERATORS, NUM_CLASSES, SIZE, random_rows
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity
 

@@ -1,10 +1,10 @@
 from itertools import permutations
 
 import torch
-from compared import NUM_CLASSES, SIZE, anchor_rows, check_against, positives_of, random_rows
+from helpers.compared import NUM_CLASSES, SIZE, anchor_rows, check_against, positives_of, random_rows
+from helpers.strategies import labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import labels
 
 from pml_gca.generators import SymmetricalSynthesisGenerator
 from pml_gca.generators.directions import reflect

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from compared import GENERATORS
+from helpers.compared import GENERATORS
 from pytorch_metric_learning import losses
 from torch import nn
 

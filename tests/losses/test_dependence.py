@@ -134,7 +134,7 @@ def test_it_is_asked_of_a_batch_without_gradients_too(requires_grad, z):
 
 
 class WeightedByData(BaseMetricLossFunction):
-    """As :class:`Weighted`, by an attribute."""
+    """As `Weighted`, by an attribute."""
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         return reduced(ref_emb.data.square().mean() * embeddings.square().mean())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from losses import slow_losses as slow
+from helpers import slow_losses as slow
 from pytorch_metric_learning import distances, losses, reducers, regularizers
 
 from pml_gca import HardNegativeGenerationLoss, SyntheticNegatives

@@ -2,10 +2,10 @@
 
 import math
 
-import oracle
 import pytest
 import torch
-from losses import slow_losses as slow
+from helpers import oracle
+from helpers import slow_losses as slow
 from pytorch_metric_learning import losses
 from torch.autograd import grad
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from compared import GENERATORS, NUM_CLASSES, SIZE, random_rows
+from helpers.compared import GENERATORS, NUM_CLASSES, SIZE, random_rows
 from pytorch_metric_learning import losses
 from torch.utils.checkpoint import checkpoint
 

@@ -15,9 +15,10 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import nn
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-from pml_gca.losses import PublishedNPairsLoss, synthetic_loss
+from pml_gca.losses import synthetic_loss
 from pml_gca.losses.families import labelled_synthetic_loss
 from pml_gca.losses.wrapping_loss import without_regularizers
+from pml_gca.paper import PublishedNPairsLoss
 
 NUM_CLASSES, SIZE = 9, 8
 LABELS = torch.tensor([3, 7, 3, 0, 5, 3, 7, 0])

@@ -5,9 +5,9 @@ import math
 import warnings
 from functools import partial
 
-import oracle
 import pytest
 import torch
+from helpers import oracle
 from pytorch_metric_learning import losses
 from torch import nn
 from torch.nn.utils import clip_grad_value_

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pml_gca import recipes
+from pml_gca.paper import recipes
 from pml_gca.utils.text import first_of, suggestion
 
 

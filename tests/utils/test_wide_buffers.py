@@ -9,7 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pml_gca import GlobalCorrelationGenerator
-from pml_gca.blocks import ScaleBatchNorm
+from pml_gca.correlation.blocks import ScaleBatchNorm
 from pml_gca.losses.level import Level
 from pml_gca.utils.wide_buffers import restored_on_error
 

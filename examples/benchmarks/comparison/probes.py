@@ -1,0 +1,176 @@
+"""What the generated negatives of a training run look like: how hard, and where among real samples."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from comparison.cells import Cell, identity, provenance, read_of
+from comparison.training import Run
+from pml_gca.generators import BaseGenerator, GlobalCorrelationGenerator
+from pml_gca.generators.interpolation import next_positive
+from pml_gca.losses import HardNegativeGenerationLoss
+from pml_gca.utils import runs
+from pml_gca.visualize import EmbeddingPanel, hardness
+
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles
+ANCHOR = "G"
+NUM_CLASSES = 4  # the anchors', and those that the loss alone leaves nearest to it
+
+MOST_SHOWN = 60  # negatives in a panel
+
+
+class Probe:
+    """A run that is watched. It learns what it would learn unwatched.
+
+    Args:
+        cell: which.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        self.run = Run(cell)
+        data = self.run.data["train"]
+        source = torch.Generator().manual_seed(0)
+        self.rows = torch.cat(
+            [members[torch.randperm(len(members), generator=source)[:3]] for members in self.run.members]
+        )
+        self.images = self._images(self.rows)
+        self.labels = data.labels[self.rows]
+        self.history: dict[str, list[Any]] = {"iterations": [], "hardness": [], "strength": [], "coefficients": []}
+
+    def _images(self, rows: Tensor) -> Tensor:
+        """Distorted, but always alike, and without a draw that training would miss."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            return torch.stack([image for image, _ in self.run.data["train"].__getitems__(rows.tolist())])
+
+    @torch.no_grad()
+    def _negatives(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Any]:
+        """Embeddings, and negatives of the run's generator as it is now."""
+        run, generator = self.run, self.run.generator
+        run.network.eval()
+        embeddings: Tensor = run.network(images)
+        run.network.train()
+        if generator is None:
+            return embeddings, None
+        assert isinstance(run.loss, HardNegativeGenerationLoss)
+        generator.eval()
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            negatives = generator(embeddings, labels, metric_level=run.loss.metric_level)
+        generator.train()
+        return embeddings, negatives
+
+    def observe(self, iteration: int) -> None:
+        """Note how hard the negatives of some batches are, and mean and spread of λ where it is learned."""
+        generator = self.run.generator
+        if generator is None:
+            return
+        found, coefficients = [], []
+        size = 3 * self.run.settings["classes_per_batch"]
+        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            embeddings, negatives = self._negatives(images, labels)
+            positives, _ = next_positive(labels)
+            z = embeddings[negatives.anchors]
+            found.append(hardness(z, embeddings[positives[negatives.anchors]], negatives.embeddings))
+            coefficients += coefficients_of(generator, embeddings, labels)
+        self.history["iterations"].append(iteration)
+        quantiles = torch.cat(found).quantile(torch.tensor(LEVELS))
+        self.history["hardness"].append([round(value, 4) for value in quantiles.tolist()])
+        self.history["strength"].append(strength_of(generator, self.run))
+        spread = torch.std_mean(torch.cat(coefficients)) if coefficients else ()
+        self.history["coefficients"].append([round(value.item(), 4) for value in reversed(spread)])
+
+    def classes_near(self) -> list[int]:
+        """The anchors' class and those whose mean is nearest to its own."""
+        data = self.run.data["train"]
+        embeddings, labels = self.run.embed("train")
+        means = torch.stack([embeddings[labels == label].mean(dim=0) for label in range(data.num_classes)])
+        anchor = data.classes.index(ANCHOR)
+        order = (means - means[anchor]).norm(dim=1).argsort()
+        return [int(label) for label in order[:NUM_CLASSES]]
+
+    def panel(self, classes: list[int]) -> dict[str, Any]:
+        """Embeddings of some classes and the anchors' negatives of the others, as lists."""
+        rows = torch.cat([self.run.members[label] for label in classes])
+        labels = self.run.data["train"].labels[rows]
+        embeddings, negatives = self._negatives(self._images(rows), labels)
+        panel: dict[str, Any] = {"embeddings": rounded(embeddings), "labels": labels.tolist()}
+        if negatives is not None:
+            mine = (labels[negatives.anchors] == classes[0]).nonzero()[:, 0]
+            mine = mine[:: -(-len(mine) // MOST_SHOWN)]  # HDML makes one of every sample
+            panel["synthetic"] = rounded(negatives.embeddings[mine])
+            panel["synthetic_labels"] = negatives.labels[mine].tolist()
+        return panel
+
+
+def strength_of(generator: BaseGenerator, run: Run) -> float | None:
+    """e^{-α/L} at present."""
+    strength = getattr(generator, "interpolation_strength", None)
+    assert isinstance(run.loss, HardNegativeGenerationLoss)
+    return None if strength is None else round(float(strength(run.loss.metric_level)), 4)
+
+
+@torch.no_grad()
+def coefficients_of(generator: BaseGenerator, embeddings: Tensor, labels: Tensor) -> list[Tensor]:
+    """λ of all pairs and channels of a batch, where it is learned."""
+    if not isinstance(generator, GlobalCorrelationGenerator) or not generator.learns:
+        return []
+    generator.eval()
+    found = generator.correlate(embeddings, labels).coefficients.flatten()
+    generator.train()
+    return [found]
+
+
+def rounded(values: Tensor) -> list[list[float]]:
+    """Numbers that take little room in a file."""
+    return [[round(value, 4) for value in row] for row in values.tolist()]
+
+
+def as_panel(content: Mapping[str, Any]) -> EmbeddingPanel:
+    """What `Probe.panel` made, as tensors."""
+    return EmbeddingPanel(**{name: torch.tensor(values) for name, values in content.items()})
+
+
+def watch(cell: Cell, file: Path, classes: list[int] | None, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Train a cell anew, watched; or read what is kept of that.
+
+    Args:
+        cell: which.
+        file: to keep it in.
+        classes: of the panel; None: those that this run finds nearest to one another.
+        tick: called after every iteration.
+
+    Returns:
+        ``val_recall_at_1``, which is that of the cell itself, ``history``, ``classes``, their ``names``, and
+        ``panel``.
+
+    Raises:
+        ValueError: the file is of another format or setting.
+    """
+    if file.exists():
+        return read_of(identity(cell), file)
+    probe = Probe(cell)
+    every = cell.settings["evaluate_every"]
+    probe.observe(0)
+    for iteration in range(1, cell.settings["iterations"] + 1):
+        probe.run.step()
+        if iteration % every == 0:
+            probe.observe(iteration)
+        tick()
+    classes = classes or probe.classes_near()
+    content = {
+        "cell": identity(cell),
+        **provenance(),
+        "val_recall_at_1": probe.run.recall("val"),
+        "history": probe.history,
+        "classes": classes,
+        "names": [probe.run.data["train"].classes[label] for label in classes],
+        "panel": probe.panel(classes),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_atomically(file, lambda temporary: temporary.write_text(json.dumps(content) + "\n"))
+    return content

@@ -1,0 +1,163 @@
+"""One training run on Glyphs: a small network, one loss, one generator or none."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.optim.lr_scheduler import LambdaLR
+
+from comparison.cells import Cell
+from comparison.contenders import ABLATIONS, CONTENDERS, Contender
+from comparison.network import Embedder
+from pml_gca import HardNegativeGenerationLoss
+from pml_gca.datasets import Glyphs
+from pml_gca.losses import NAMED_LOSSES
+from pml_gca.paper.parts import cosine_to_zero
+from pml_gca.utils import RecallCalculator, runs
+
+METRICS = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "mean_average_precision_at_r", "r_precision")
+FIXED = {"weight_decay": 1e-4, "proxy_lr_factor": 10.0}  # the latter in units of the network's learning rate
+
+
+class Diverged(Exception):
+    """Training has come to nothing."""
+
+
+class Run:
+    """A cell while it is trained."""
+
+    def __init__(self, cell: Cell) -> None:
+        settings, options = cell.settings, dict(cell.options)
+        self.settings = settings
+        size = settings["image_size"]
+        self.data = {
+            "train": Glyphs("train", image_size=size, augment=settings["augment"], progress=False),
+            "val": Glyphs("val", image_size=size, progress=False),
+        }
+        runs.set_seed(cell.seed)
+        train, size = self.data["train"], settings["embedding_size"]
+        self.network = Embedder(settings["image_size"], size)
+        loss = NAMED_LOSSES[cell.loss](train.num_classes, size)
+        lr, generator_lr = options.pop("lr"), options.pop("generator_lr", 1e-3)
+        beta, classifier_lr = options.pop("beta", 20.0), options.pop("classifier_lr", 1e-3)
+        proxy_lr = FIXED["proxy_lr_factor"] * lr
+        groups: list[dict[str, Any]] = [{"params": list(self.network.parameters()), "lr": lr}]
+        self.contender: Contender = {**CONTENDERS, **ABLATIONS}[cell.contender]
+        self.generator = None
+        if self.contender.make is not None:
+            self.generator = self.contender.make(train.num_classes, size, **options)
+            loss = HardNegativeGenerationLoss(loss, self.generator, beta)
+            groups += loss.parameter_groups(generator_lr, classifier_lr, proxy_lr)
+        elif own := list(loss.parameters()):
+            groups.append({"params": own, "lr": proxy_lr})
+        self.loss = loss
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=FIXED["weight_decay"], fused=True)
+        iterations = settings["iterations"]
+        self.scheduler = LambdaLR(self.optimizer, lambda step: cosine_to_zero(iterations, step))
+        self.source = torch.Generator().manual_seed(cell.seed)
+        self.members = train.labels.argsort(stable=True).split(train.labels.bincount().tolist())
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Images and labels: some samples of each of some classes."""
+        classes = torch.randperm(len(self.members), generator=self.source)[: self.settings["classes_per_batch"]]
+        wanted = self.settings["samples_per_class"]
+        of_classes = (self.members[c] for c in classes.tolist())
+        rows = torch.cat([m[torch.randperm(len(m), generator=self.source)[:wanted]] for m in of_classes])
+        images, labels = zip(*self.data["train"].__getitems__(rows.tolist()), strict=True)
+        return torch.stack(images), torch.tensor(labels)
+
+    def step(self) -> None:
+        """One iteration.
+
+        Raises:
+            Diverged: embeddings are no longer finite, whatever the loss would make of that.
+        """
+        images, labels = self.batch()
+        embeddings = self.network(images)
+        if not embeddings.isfinite().all():
+            raise Diverged
+        if self.contender.schedule == "alternating":
+            assert isinstance(self.loss, HardNegativeGenerationLoss)
+            with self.loss.phase("embedding"):
+                self.descend(self.loss(embeddings, labels))
+            with self.loss.phase("generation"):
+                self.descend(self.loss(embeddings.detach(), labels))
+        else:
+            self.descend(self.loss(embeddings, labels))
+        self.scheduler.step()
+
+    def descend(self, total: Tensor) -> None:
+        """Step the optimizer down a loss; parameters without gradient stay."""
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def embed(self, split: str) -> tuple[Tensor, Tensor]:
+        """Normalised embeddings and labels of a split."""
+        if split not in self.data:
+            self.data[split] = Glyphs(split, image_size=self.settings["image_size"], progress=False)
+        data = self.data[split]
+        self.network.eval()
+        rows = torch.arange(len(data)).split(512)
+        images = (torch.stack([image for image, _ in data.__getitems__(part.tolist())]) for part in rows)
+        embeddings = torch.cat([normalize(self.network(part)) for part in images])
+        self.network.train()
+        return embeddings, data.labels
+
+    def recall(self, split: str) -> float:
+        """Recall@1."""
+        embeddings, labels = self.embed(split)
+        similarity = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf)
+        return (labels[similarity.argmax(dim=1)] == labels).double().mean().item()
+
+
+def train(cell: Cell, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Train a cell; its metrics and history.
+
+    A run that diverges ends there, and counts as one that recalls nothing.
+
+    Args:
+        cell: which.
+        tick: called after every iteration.
+    """
+    run = Run(cell)
+    every = cell.settings["evaluate_every"]
+    history: dict[str, list[float]] = {"iterations": [0], "seconds": [0.0], "recall_at_1": [run.recall("val")]}
+    seconds = 0.0
+    metrics = dict.fromkeys(METRICS, 0.0)
+    try:
+        for iteration in range(1, cell.settings["iterations"] + 1):
+            began = time.perf_counter()
+            run.step()
+            seconds += time.perf_counter() - began
+            if iteration % every == 0 or iteration == cell.settings["iterations"]:
+                for name, value in zip(history, (iteration, seconds, run.recall("val")), strict=True):
+                    history[name].append(value)
+            tick()
+    except Diverged:
+        result: dict[str, Any] = {"diverged": iteration, "val_recall_at_1": 0.0}
+    else:
+        result = {"val_recall_at_1": history["recall_at_1"][-1]}
+        if cell.stage == "run":
+            calculator = RecallCalculator(
+                recall_at=(1, 2, 4, 8), include=METRICS, k="max_bin_count", device=torch.device("cpu")
+            )
+            metrics = calculator.get_accuracy(*run.embed("test"))
+    result |= {"seconds": seconds, "history": history}
+    return {**result, "metrics": metrics} if cell.stage == "run" else result
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums are rounded by the number of threads: all cells have one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

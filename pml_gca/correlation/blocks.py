@@ -1,0 +1,242 @@
+"""What a round of propagation is made of: the node block, the edge block, and the batch norm of the outputs."""
+
+import functools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..utils.gradients_anew import gradients_anew
+from ..utils.norms import excess_of
+from ..utils.wide_buffers import WideBuffers
+from .edges import at_ends, compute_dtype, sum_over_neighbours
+
+ATTENTION = ("query", "key", "value", "out")  # linear layers of a block's attention; that of edges has no last one
+
+
+class ScaleBatchNorm(WideBuffers):
+    """Batch normalisation with a learned scale, no shift, and a weight per row.
+
+    Statistics are those of the rows repeated as often as their weights say (an undirected edge stands for two ordered
+    pairs). They are computed in float32 or wider, whatever autocast does, and of rows of any size; a running variance
+    stays at the largest number there is where it would exceed it. In training a single row normalises to zero and
+    leaves the running statistics alone, since it has no variance; no rows at all are passed through. Without gradients
+    (``torch.no_grad()``) the running statistics stay as they are.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
+
+    def forward(self, x: Tensor, row_weights: Tensor | None = None) -> Tensor:
+        """Normalise ``x`` (R, D) with optional ``row_weights`` (R,); returns (R, D) in float32 or wider."""
+        x = x.to(compute_dtype(x))
+        if self.training and len(x) > 0:
+            # Products and sums, not matrix products: neither autocast nor TF32 touches these.
+            weights = x.new_ones(len(x), 1) if row_weights is None else row_weights.to(x.dtype)[:, None]
+            count = weights.sum()
+            mean = (x * weights).sum(dim=0) / count
+            centred = x - mean
+            # Where variances would overflow, channels are scaled down; beside them eps is nothing.
+            scale = excess_of(centred, dim=0)
+            centred = centred / scale
+            variance = (centred.square() * weights).sum(dim=0) / count
+            if len(x) > 1 and torch.is_grad_enabled():
+                self.observe(count, mean, variance * scale[0].square())
+        else:
+            centred, variance = x - self.running_mean, self.running_var.to(x.dtype)
+        return centred * (torch.rsqrt(variance + self.eps) * self.weight)
+
+    @torch.no_grad()
+    def observe(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """Let the running statistics take in those of a batch: weight of all rows, and (D,) mean and variance."""
+        unbiased = variance.detach() * (count / (count - 1))
+        unbiased = unbiased.clamp_max(torch.finfo(unbiased.dtype).max)
+        # A batch that is not finite, and so has no finite mean, is refused, but a device may say so only after this.
+        is_finite = torch.isfinite(mean).all()
+        for running, new in ((self.running_mean, mean.detach()), (self.running_var, unbiased)):
+            moved = torch.lerp(running, new.to(running.dtype), self.momentum)
+            torch.where(is_finite, moved, running, out=running)
+        self.num_batches_tracked += is_finite
+
+
+def linear(module: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer in the dtype of ``x``."""
+    return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
+
+
+def negative_attention(
+    query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int, scale: Tensor | None = None
+) -> Tensor:
+    r"""Multi-head attention of every node over the nodes of other classes, with a zero-score sink.
+
+    .. math:: w_{ij} = \exp(s_{ij}) / (1 + \sum_{j: y_j \ne y_i} \exp(s_{ij})), \quad s_{ij} = q_i k_j / \sqrt{D/H}
+
+    The 1 is one more score of 0, without a value: a node without negatives gets a zero message.
+
+    Scores may be of any size. Fused attention loses them: its backward pass takes exp(s - log Σ exp(s)) of rounded
+    numbers, where here the largest score is subtracted first, and only then what rows were divided by is put back.
+
+    Args:
+        query, key, value: (N, D), in float32 or wider.
+        labels: (N,) long.
+        num_heads: H, a divisor of D.
+        scale: (N, 1), at least 1, if scores may overflow: queries are of usual size if divided by it, and keys if
+            divided by its maximum.
+
+    Returns:
+        (N, D), the heads' messages side by side.
+    """
+    put_back: Tensor | float = math.sqrt(num_heads / query.shape[1])
+    if scale is not None and scale.shape[0] > 0:
+        largest = scale.amax()
+        query, key = query / scale, key / largest
+        put_back = (scale * (largest * put_back)).clamp_max(torch.finfo(query.dtype).max)
+    q, k, v = (x.unflatten(1, (num_heads, -1)).transpose(0, 1) for x in (query, key, value))
+    scores = torch.bmm(q, k.mT).masked_fill(labels[:, None] == labels, -math.inf)
+    scores = F.pad(scores, (0, 1))  # all see the last one, the sink
+    below = scores - scores.detach().amax(dim=2, keepdim=True)
+    weights = (below * put_back).softmax(dim=2)[..., :-1]
+    return torch.bmm(weights, v).transpose(0, 1).flatten(1)
+
+
+class NegativeAttention(torch.autograd.Function):
+    """`negative_attention`, which keeps no weights, (H, N, N), for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int, scale: Tensor | None
+    ) -> Tensor:
+        ctx.num_heads = num_heads
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(query, key, value, labels, scale)
+        return negative_attention(query, key, value, labels, num_heads, scale)
+
+    @staticmethod
+    @torch.compiler.disable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        *rows, labels, scale = ctx.saved_tensors
+        attend = functools.partial(negative_attention, labels=labels, num_heads=ctx.num_heads, scale=scale)
+        return *gradients_anew(attend, rows, ctx.needs_input_grad[:3], [grad]), None, None, None
+
+
+class NodeBlock(nn.Module):
+    """Nodes listen to their negatives, then to all their edges, then pass a feed-forward net; post-norm throughout.
+
+    With ``any_length`` nodes may be as long as embeddings are; those that come from another block are normalised.
+    """
+
+    def __init__(self, embedding_size: int, num_heads: int, any_length: bool = True) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.any_length = any_length
+        self.query = nn.Linear(embedding_size, embedding_size)
+        self.key = nn.Linear(embedding_size, embedding_size)
+        self.value = nn.Linear(embedding_size, embedding_size)
+        self.out = nn.Linear(embedding_size, embedding_size)
+        self.edge_to_node = nn.Linear(embedding_size, embedding_size)
+        self.expand = nn.Linear(embedding_size, 4 * embedding_size)
+        self.contract = nn.Linear(4 * embedding_size, embedding_size)
+        self.norm = nn.LayerNorm(embedding_size)
+
+    def listen(self, nodes: Tensor, labels: Tensor, keeps_weights: bool = True) -> Tensor:
+        """(N, D) nodes and (N,) labels to nodes that have heard their negatives, (N, D).
+
+        Attention weights are kept for the backward pass, or else computed anew. The first nodes are as long as the
+        embeddings, so that all is computed in float32 or wider, whatever autocast does.
+        """
+        with torch.autocast(nodes.device.type, enabled=False):
+            x = nodes.to(compute_dtype(nodes))
+            q, k, v = (linear(module, x) for module in (self.query, self.key, self.value))
+            scale = excess_of(x) if self.any_length else None
+            attend = negative_attention if keeps_weights else NegativeAttention.apply
+            heard = F.gelu(x + linear(self.out, attend(q, k, v, labels, self.num_heads, scale)))
+            if self.any_length:
+                heard = heard / excess_of(heard)  # beside so large a variance eps is nothing
+            weight, bias = (parameter.to(x.dtype) for parameter in (self.norm.weight, self.norm.bias))
+            return F.layer_norm(heard, x.shape[1:], weight, bias, self.norm.eps).to(self.norm.weight.dtype)
+
+    def gather(self, nodes: Tensor, messages: Tensor) -> Tensor:
+        """(N, D) nodes and sums of their edges' messages, (N, D), through the feed-forward net to (N, D)."""
+        nodes = self.norm(F.gelu(nodes + messages.to(nodes.dtype)))
+        return self.norm(F.gelu(nodes + self.contract(F.gelu(self.expand(nodes)))))
+
+    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
+        """(N, D) nodes, (E, D) edges, (2, E) pairs, (N,) labels to (N, D) nodes."""
+        nodes = self.listen(nodes, labels)
+        messages = sum_over_neighbours(F.gelu(self.edge_to_node(edges)), pairs, len(nodes))
+        return self.gather(nodes, messages)
+
+
+class EdgeBlock(nn.Module):
+    """Every edge attends, with one head, to its two end nodes, then passes an MLP; post-norm throughout."""
+
+    def __init__(self, embedding_size: int, dropout: float) -> None:
+        super().__init__()
+        self.node_to_edge = nn.Linear(embedding_size, embedding_size)
+        self.query = nn.Linear(embedding_size, embedding_size)
+        self.key = nn.Linear(embedding_size, embedding_size)
+        self.value = nn.Linear(embedding_size, embedding_size)
+        self.dropout = nn.Dropout(dropout)
+        self.expand = nn.Linear(embedding_size, 4 * embedding_size)
+        self.expand_norm = nn.LayerNorm(4 * embedding_size)
+        self.contract = nn.Linear(4 * embedding_size, embedding_size)
+        self.norm = nn.LayerNorm(embedding_size)
+
+    def mlp(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weights and biases of the MLP, the scale and shift of its LayerNorm folded into the second ones."""
+        contract, norm = self.contract, self.expand_norm
+        shift = (contract.weight * norm.bias).sum(dim=1)
+        return self.expand.weight, self.expand.bias, contract.weight * norm.weight, contract.bias + shift
+
+    def fold(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""What edges attend to, per node: u = Qᵀ K g (N, D), c = b_Q · K g (N,) and V g (N, D)."""
+        g = F.gelu(self.node_to_edge(nodes))
+        keys = self.key(g)
+        return keys @ self.query.weight, keys @ self.query.bias, self.value(g)
+
+    def attend(self, nodes: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
+        r"""Attention of each edge to its end nodes, per undirected edge.
+
+        With u and c of `fold`, the score difference of the two ends is
+        :math:`(e_{ij} \cdot (u_i - u_j) + c_i - c_j)/\sqrt{D}`, and the softmax over two is its sigmoid.
+        """
+        folded, offset, values = self.fold(nodes)
+        folded_i, folded_j = at_ends(folded, pairs)
+        offset_i, offset_j = at_ends(offset, pairs)
+        value_i, value_j = at_ends(values, pairs)
+        difference = (edges * (folded_i - folded_j)).sum(dim=1) + (offset_i - offset_j)
+        difference = difference / math.sqrt(edges.shape[1])
+        weights = self.dropout(torch.stack([difference, -difference]).sigmoid())
+        return weights[0, :, None] * value_i + weights[1, :, None] * value_j
+
+    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
+        """(N, D) nodes, (E, D) edges, (2, E) pairs to (E, D) edges."""
+        edges = self.norm(F.gelu(self.attend(nodes, edges, pairs) + edges))
+        hidden = self.expand_norm(F.gelu(self.expand(edges)))
+        return self.norm(F.gelu(self.contract(hidden) + edges))
+
+
+def initialize_attention(module: nn.Module) -> None:
+    """Let the attention of all blocks within ``module`` start as in the published code: Xavier's weights, no bias.
+
+    These are query, key, value and output of the node attention, and query, key and value of the edge attention. All
+    other linear layers start as PyTorch's do, in the published code, too.
+    """
+    for block in module.modules():
+        if isinstance(block, (NodeBlock, EdgeBlock)):
+            for name in ATTENTION:
+                linear = getattr(block, name, None)
+                if linear is not None:
+                    nn.init.xavier_uniform_(linear.weight)
+                    nn.init.zeros_(linear.bias)

@@ -1,0 +1,157 @@
+"""Structured graph over a batch: embeddings become nodes, channel-wise correlations become undirected edges.
+
+Axis legend for this package: N nodes, E = N(N + 1)/2 undirected edges (self pairs included), D channels, H heads.
+Method: Peng et al., "Globally Correlation-Aware Hard Negative Generation", IJCV 2024, https://arxiv.org/abs/2411.13145
+"""
+
+import torch
+from torch import Tensor
+
+from ..utils.norms import scale_of
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype that norms, distances and batch statistics are computed in: at least float32."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def standardize(embeddings: Tensor) -> Tensor:
+    r"""Centre each embedding over its channels and scale it to unit length.
+
+    .. math:: \hat{x}_i = (z_i - \bar{z}_i) / \lVert z_i - \bar{z}_i \rVert
+
+    An embedding whose channels are all equal (a zero vector among them) correlates with nothing: it becomes the
+    zero vector and receives no gradient, instead of the noise that rounding leaves behind.
+
+    Args:
+        embeddings: (N, D), floating.
+
+    Returns:
+        (N, D), in float32 or wider.
+    """
+    z = embeddings.to(compute_dtype(embeddings))
+    z = z / scale_of(z)
+    centred = z - z.mean(dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(centred.detach(), dim=1, keepdim=True)
+    rounding = 8 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(z.detach(), dim=1, keepdim=True)
+    constant = norm <= rounding
+    varied = torch.where(constant, 1.0, centred)
+    return torch.where(constant, 0.0, varied / torch.linalg.vector_norm(varied, dim=1, keepdim=True))
+
+
+def edge_pairs(num_nodes: int, device: torch.device | None = None) -> Tensor:
+    """End nodes of every undirected edge, self pairs included, in circulant order.
+
+    Edges are ordered by the offset d from their first to their second end, around the circle of nodes, and then by
+    their first end: all (i, i), then all (i, i + 1 mod N), and so on. Nothing is then looked up where edges meet their
+    ends: those of one offset are the nodes as they are, and the nodes turned by it.
+
+    Returns:
+        (2, E) long, E = N(N + 1)/2.
+    """
+    edge = torch.arange(num_nodes * (num_nodes + 1) // 2, device=device)
+    first = edge % max(num_nodes, 1)
+    return torch.stack([first, (first + edge // max(num_nodes, 1)) % max(num_nodes, 1)])
+
+
+def edge_index(num_nodes: int, device: torch.device | None = None) -> Tensor:
+    """Position in `edge_pairs` of the edge between two nodes: (N, N) long, symmetric."""
+    node = torch.arange(num_nodes, device=device)
+    there = (node - node[:, None]) % max(num_nodes, 1)
+    forth, back = there * num_nodes + node[:, None], there.t() * num_nodes + node
+    return torch.minimum(forth, back)  # the nearer way round; of two halves of the circle, the listed one
+
+
+def edge_multiplicity(pairs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """How many of the N² ordered pairs an undirected edge stands for: 1 for a self pair, else 2. Shape (E,)."""
+    return (2 - (pairs[0] == pairs[1]).long()).to(dtype)
+
+
+def at_ends(node_values: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, ...) values of nodes at the first and at the second end of every edge, each (E, ...)."""
+    return node_values.index_select(0, pairs[0]), node_values.index_select(0, pairs[1])
+
+
+def correlation_edges(embeddings: Tensor, pairs: Tensor) -> Tensor:
+    r"""Initial edges :math:`e^0_{ij} = \hat{x}_i \odot \hat{x}_j`; their channel sum is the Pearson correlation.
+
+    Args:
+        embeddings: (N, D), floating.
+        pairs: (2, E) long, as from `edge_pairs`.
+
+    Returns:
+        (E, D), in float32 or wider.
+    """
+    standardized = standardize(embeddings)
+    first, second = at_ends(standardized, pairs)
+    return first * second
+
+
+def sum_over_neighbours(edge_values: Tensor, pairs: Tensor, num_nodes: int) -> Tensor:
+    """Sum, for each node, the values of all edges that end in it; a self pair counts once.
+
+    Args:
+        edge_values: (E, D).
+        pairs: (2, E) long.
+        num_nodes: N.
+
+    Returns:
+        (N, D), accumulated in float32 or wider.
+    """
+    values = edge_values.to(compute_dtype(edge_values))
+    off_diagonal = (pairs[0] != pairs[1]).to(values.dtype)[:, None]
+    total = values.new_zeros(num_nodes, values.shape[1])
+    return total.index_add(0, pairs[0], values).index_add(0, pairs[1], values * off_diagonal)
+
+
+def to_dense(edge_values: Tensor, num_nodes: int) -> Tensor:
+    """Values of undirected edges, (E, ...), as a symmetric (N, N, ...) tensor."""
+    return edge_values[edge_index(num_nodes, edge_values.device)]
+
+
+def join_references(
+    embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The batch followed by the references that are none of its samples.
+
+    PML hands over references that repeat the batch (``DistributedLossWrapper(efficient=True)``, memories). A copy of
+    an anchor, label and all, must become neither its positive nor a second node of the graph. Where samples of one
+    batch are equal, copies are told apart by their order: the first reference of a kind is the first sample of it, the
+    second the second, and so on. References beyond the samples of their kind are nodes of their own.
+
+    Args:
+        embeddings: (B, D).
+        labels: (B,) long.
+        ref_emb: (R, D).
+        ref_labels: (R,).
+
+    Returns:
+        ``(nodes, node_labels, node_of)``: (N, D) and (N,) with B ≤ N ≤ B + R, references without gradient; and (R,)
+        long, the node that each reference is.
+    """
+    batch, references = embeddings.detach(), ref_emb.detach().to(embeddings)
+    rows, row_labels = torch.cat([batch, references]), torch.cat([labels, ref_labels.to(labels)])
+    size, kinds = len(batch), []
+    # In parts, as all comparisons at once would take (B + R) x B x D bytes.
+    for part, part_labels in zip(rows.split(256), row_labels.split(256), strict=True):
+        if size:
+            equal = (part[:, None] == batch).all(dim=2) & (part_labels[:, None] == labels)
+            found, first = equal.byte().max(dim=1)
+            kinds.append(torch.where(found.bool(), first, size))  # the first sample that is equal, if one is
+    kind = torch.cat(kinds) if kinds else torch.full((len(rows),), size, device=batch.device)
+    samples, order = kind[:size].sort(stable=True)
+    place = torch.searchsorted(samples, kind[size:]) + occurrence(kind[size:])
+    new = torch.cat([samples, samples.new_full((1,), -1)])[place.clamp_max(size)] != kind[size:]
+    node_of = torch.cat([order, order.new_zeros(1)])[place.clamp_max(size)]
+    node_of = torch.where(new, size + new.cumsum(0) - 1, node_of)
+    return torch.cat([embeddings, references[new]]), torch.cat([labels, row_labels[size:][new]]), node_of
+
+
+def occurrence(values: Tensor) -> Tensor:
+    """How often each of (N,) values came before in the tensor: 0 for the first of its kind, then 1, 2, ..."""
+    ordered, order = values.sort(stable=True)
+    count = torch.arange(len(values), device=values.device) - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(count).scatter(0, order, count)

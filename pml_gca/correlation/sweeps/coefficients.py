@@ -1,0 +1,119 @@
+"""From edges to coefficients."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...utils.gradients_anew import differentiable_again
+from .rows import EdgeRows, SweepPlan, add_product, plain_edges, without_autocast
+
+
+@torch.no_grad()
+def edge_statistics(
+    plan: SweepPlan, kept: Tensor, norm_weight: Tensor, norm_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, mean and (biased) variance, each channel's, of all edges as ordered pairs."""
+    edges = EdgeRows(kept, norm_weight, norm_bias)
+    count = kept.new_zeros(())
+    mean, squares = kept.new_zeros(kept.shape[1]), kept.new_zeros(kept.shape[1])
+    for tile in plan.tiles:
+        rows, weights = edges(tile), tile.multiplicity(kept).view(-1, 1)
+        new = weights.sum()
+        new_mean = (rows * weights).sum(dim=0) / new
+        new_squares = ((rows - new_mean).square_() * weights).sum(dim=0)
+        # Two groups merge without the loss of digits of a sum of squares.
+        apart, both = new_mean - mean, count + new
+        mean = mean + apart * (new / both)
+        squares = squares + new_squares + apart.square() * (count * new / both)
+        count = both
+    return count, mean, squares / count
+
+
+def plain_coefficients(ctx: Any) -> Any:
+    """See `EdgeCoefficients`."""
+    kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, bias, _ = ctx.saved_tensors
+    dtype = ctx.plan.matmul_dtype
+    multiplicity = torch.cat([tile.multiplicity(kept).flatten() for tile in ctx.plan.tiles])[:, None]
+
+    def coefficients(
+        kept: Tensor, norm_weight: Tensor, norm_bias: Tensor, scale: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        edges = plain_edges(kept, norm_weight, norm_bias)
+        centred, spread = edges - mean, rstd
+        if count is not None:
+            centred = edges - (edges * multiplicity).sum(dim=0) / count
+            variance = (centred.square() * multiplicity).sum(dim=0) / count
+            eps = (rstd.pow(-2) - variance).detach()  # which the statistics were given with
+            spread = torch.rsqrt(variance + eps)
+        return F.linear((centred * (spread * scale)).to(dtype), weight.to(dtype), bias.to(dtype)).sigmoid()
+
+    return coefficients, {1: kept, 2: norm_weight, 3: norm_bias, 7: scale, 8: weight, 9: bias}
+
+
+class EdgeCoefficients(torch.autograd.Function):
+    """sigmoid(W BatchNorm(e) + b) of all edges, (E, D), with given statistics.
+
+    ``scale`` is the BatchNorm's. Of batch statistics (``count`` not None) the gradient includes their own.
+    """
+
+    @staticmethod
+    @without_autocast
+    def forward(
+        ctx: Any,
+        plan: SweepPlan,
+        kept: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        count: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        scale: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> Tensor:
+        edges = EdgeRows(kept, norm_weight, norm_bias)
+        w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
+        out = kept.new_empty(plan.num_edges, len(w), dtype=plan.matmul_dtype)
+        for tile in plan.tiles:
+            normalised = (edges(tile) - mean).mul_(rstd * scale)
+            torch.addmm(b, normalised.to(w.dtype), w.t(), out=out[tile.rows])
+            out[tile.rows].sigmoid_()
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, bias, out)
+        return out
+
+    @staticmethod
+    @torch.compiler.disable
+    @differentiable_again(plain_coefficients)
+    @without_autocast
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 10
+        plan: SweepPlan = ctx.plan
+        kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, _, out = ctx.saved_tensors
+        w = weight.to(plan.matmul_dtype)
+        edges = EdgeRows(kept, norm_weight, norm_bias)
+        edges.start_backward(plan.wanted)
+        # First what all edges together say: of the parameters and, through them, of the batch's statistics.
+        by_pair, grad_b = kept.new_zeros(weight.shape), kept.new_zeros(len(w))
+        for tile in plan.tiles:
+            logits = torch.ops.aten.sigmoid_backward(grad[tile.rows], out[tile.rows])
+            add_product(by_pair, logits.t(), (edges(tile) - mean).mul_(rstd).to(w.dtype))
+            grad_b += logits.sum(dim=0)
+        wide = weight.to(kept.dtype)
+        grad_scale = (by_pair * wide).sum(dim=0)
+        shift = wide.t().mv(grad_b) * scale
+        for tile in plan.tiles:
+            logits = torch.ops.aten.sigmoid_backward(grad[tile.rows], out[tile.rows])
+            rows = edges(tile)
+            g = (logits @ w).to(kept.dtype) * (scale * rstd)
+            if count is not None:
+                normalised = (rows - mean).mul_(rstd)
+                common = torch.addcmul(shift, normalised, grad_scale * scale)
+                g = torch.addcmul(g, common * (rstd / count), tile.multiplicity(kept).view(-1, 1), value=-1)
+            edges.backward(tile, g)
+        own = (grad_scale, by_pair * scale, grad_b) if plan.wanted.parameters else (None,) * 3
+        return None, *edges.gradients(), None, None, None, *own

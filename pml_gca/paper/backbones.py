@@ -1,0 +1,204 @@
+"""Image models of the paper, for PML's ``models={"trunk": build_backbone(...), "embedder": build_head(...)}``."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..utils.optional import import_timm, import_torchvision
+from ..utils.text import suggestion
+from ..utils.validation import check_flag, check_positive_int, check_string
+from .recipes import BATCH_NORM, PATCH_EMBEDDING
+
+RESNET50, GOOGLENET, DINO_VITS16 = "resnet50", "googlenet", "dino_vits16"
+BACKBONES = (RESNET50, GOOGLENET, DINO_VITS16)
+TIMM_NAMES = {DINO_VITS16: "vit_small_patch16_224.dino"}
+CLASSIFICATION_LAYERS = ("fc.", "aux1.", "aux2.")  # of torchvision's models, unused here
+
+
+class AverageAndMaxPool(nn.Module):
+    """(B, C, H, W) to (B, C, 1, 1): average pooling plus max pooling."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x, 1) + F.adaptive_max_pool2d(x, 1)
+
+
+class _StayInEvaluation:
+    """Takes the place of a module's ``train``; an object, so that copies and pickles of the module keep their own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        return nn.Module.train(self.module, False)
+
+
+def build_backbone(
+    name: str, *, pretrained: bool = True, frozen: str | None = None, image_size: int = 224
+) -> nn.Module:
+    """An image model without classification layer: (B, 3, H, W) to (B, ``num_features``).
+
+    ============= ================================================================ ============
+    name          model                                                            num_features
+    ============= ================================================================ ============
+    resnet50      torchvision's, pooled by the sum of average and max pooling      2048
+    googlenet     torchvision's, without auxiliary heads and dropout               1024
+    dino_vits16   timm's ``vit_small_patch16_224.dino``, self-supervised           384
+    any other     timm's model of that name, such as ``resnet50.a1_in1k``
+    ============= ================================================================ ============
+
+    Parameters keep torchvision's or timm's names.
+
+    Args:
+        name: see above.
+        pretrained: with ImageNet's weights, downloaded once; else with random ones.
+        frozen: what never learns, also after `set_warm_up`. ``"batch_norm"``: all batch normalisation keeps its
+            scale, shift and statistics, in training too. ``"patch_embedding"``: that of a vision transformer.
+        image_size: side of the images in pixels, for models that work at one size only, as vision transformers do.
+
+    Raises:
+        ImportError: torchvision or timm is not installed.
+        TypeError: an argument is not as above.
+        ValueError: no model has that name, or it has nothing of what is to be frozen.
+        ConnectionError: the weights could not be downloaded.
+
+    Example:
+        >>> trunk = build_backbone("resnet50", pretrained=False, frozen="batch_norm")
+        >>> trunk.num_features
+        2048
+    """
+    check_string("name", name)
+    check_flag("pretrained", pretrained)
+    check_positive_int("image_size", image_size)
+    if frozen not in (BATCH_NORM, PATCH_EMBEDDING, None):
+        raise ValueError(f"frozen must be {BATCH_NORM!r}, {PATCH_EMBEDDING!r} or None, got {frozen!r}")
+    backbone: Any
+    if name in (RESNET50, GOOGLENET):
+        backbone = _from_torchvision(name, pretrained)
+    else:
+        backbone = _from_timm(name, pretrained, image_size)
+    freeze(backbone, frozen)
+    built: nn.Module = backbone
+    return built
+
+
+def build_head(num_features: int, embedding_size: int, orthogonal: bool = False) -> nn.Sequential:
+    """The paper's head, batch normalisation and a linear layer: (B, ``num_features``) to (B, ``embedding_size``).
+
+    With ``orthogonal`` the linear layer begins with orthogonal weights and a bias of 0, else as PyTorch's do.
+
+    Raises:
+        TypeError, ValueError: a size is no positive integer; ``orthogonal`` is neither True nor False.
+    """
+    check_positive_int("num_features", num_features)
+    check_positive_int("embedding_size", embedding_size)
+    check_flag("orthogonal", orthogonal)
+    linear = nn.Linear(num_features, embedding_size)
+    if orthogonal:
+        nn.init.orthogonal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.BatchNorm1d(num_features), linear)
+
+
+def set_warm_up(backbone: nn.Module, warming_up: bool) -> None:
+    """Keep all parameters of a backbone from learning, or let those learn again that did before.
+
+    Statistics of batch normalisation that is not frozen go on following the batches. Parameters without a gradient
+    are left alone by optimizers, so one may be given all of them from the start.
+
+    Args:
+        backbone: of `build_backbone`, or any module.
+        warming_up: whether only the head is to learn.
+    """
+    holder: Any = backbone
+    resting = getattr(holder, "resting_parameters", None)
+    if warming_up and resting is None:
+        holder.resting_parameters = [p for p in backbone.parameters() if p.requires_grad]
+        backbone.requires_grad_(False)
+    elif not warming_up and resting is not None:
+        for parameter in resting:
+            parameter.requires_grad_(True)
+        del holder.resting_parameters
+
+
+def _from_torchvision(name: str, pretrained: bool) -> Any:
+    models = import_torchvision().models
+    model: Any
+    if name == RESNET50:
+        weights, model = models.ResNet50_Weights.IMAGENET1K_V1, models.resnet50()
+        model.avgpool = AverageAndMaxPool()
+    else:
+        # torchvision scales the input for ImageNet's weights, from which published checkpoints were trained on; so it
+        # is scaled for random weights too, into whose place those are read.
+        weights = models.GoogLeNet_Weights.IMAGENET1K_V1
+        model = models.googlenet(transform_input=True, aux_logits=False, init_weights=False)
+        model.dropout = nn.Identity()
+    model.num_features = model.fc.in_features
+    model.fc = nn.Identity()
+    if pretrained:
+        try:
+            state = weights.get_state_dict(progress=True, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise _no_weights(f"{weights} of torchvision", error) from error
+        model.load_state_dict({k: v for k, v in state.items() if not k.startswith(CLASSIFICATION_LAYERS)})
+    return model
+
+
+def _from_timm(name: str, pretrained: bool, image_size: int) -> Any:
+    timm = import_timm()
+    timm_name = TIMM_NAMES.get(name, name)
+    try:
+        config = timm.get_pretrained_cfg(timm_name) if timm.is_model(timm_name) else None
+    except RuntimeError:  # a model of timm's, but no such weights
+        config = None
+    if config is None:
+        meant = suggestion(name, [*BACKBONES, *timm.list_models(), *timm.list_pretrained()])
+        raise ValueError(
+            f"no backbone is called {name!r}{meant}; there are {', '.join(BACKBONES)}, and timm's models by their name"
+        )
+    options: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
+    try:
+        model = timm.create_model(timm_name, pretrained=pretrained, num_classes=0, **options)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise _no_weights(f"{timm_name} of timm", error) from error
+    if hasattr(model, "head_hidden_size"):  # more than num_features, where layers follow the pooling
+        model.num_features = model.head_hidden_size
+    return model
+
+
+def _no_weights(weights: str, error: Exception) -> ConnectionError:
+    return ConnectionError(
+        f"could not download the weights {weights}; pretrained=False (in the examples --random-weights) builds the "
+        f"model without them. What failed: {error}"
+    )
+
+
+def freeze(backbone: nn.Module, frozen: str | None) -> None:
+    """Keep part of a backbone from learning, for good.
+
+    Args:
+        backbone: any module.
+        frozen: see `build_backbone`.
+
+    Raises:
+        ValueError: it names nothing that there is, or that the backbone has.
+    """
+    found: list[nn.Module]
+    if frozen is None:
+        return
+    if frozen == BATCH_NORM:
+        found = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
+        for module in found:
+            module.train = _StayInEvaluation(module)  # type: ignore[method-assign]
+            module.train()
+    elif frozen == PATCH_EMBEDDING:
+        found = [module for name, module in backbone.named_children() if name == "patch_embed"]
+    else:
+        raise ValueError(f"frozen must be {BATCH_NORM!r}, {PATCH_EMBEDDING!r} or None, got {frozen!r}")
+    if not found:
+        raise ValueError(f"frozen is {frozen!r}, but {type(backbone).__name__} has none; None freezes nothing")
+    for module in found:
+        module.requires_grad_(False)

@@ -1,0 +1,138 @@
+"""What a recipe leaves open."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..losses import NAMED_LOSSES
+from ..utils.text import suggestion
+from ..utils.validation import check_flag, check_positive_int, make_plain
+from .published_n_pairs_loss import PublishedNPairsLoss
+
+GENERATORS = ("gca", "none")
+SCHEDULES = ("alternating", "one_backward")
+SELECTIONS = ("val", "test", "last")
+SAMPLERS = ("covering", "random")
+OF_THE_MACHINE = ("seed", "device", "workers", "eval_batch_size")  # or of one run; the rest is what an experiment is
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a recipe leaves open.
+
+    Attributes:
+        loss: a name in ``pml_gca.losses.NAMED_LOSSES``, of which ``"n_pairs"`` is the published one here, or a function
+            of ``(num_classes, embedding_size)``.
+        generator: ``"gca"``, or ``"none"`` for the loss alone.
+        schedule: ``"alternating"`` as published, or ``"one_backward"``, which is faster.
+        select_on: the epoch that is reported is the best on ``"val"``, held-out training classes; on ``"test"``, as in
+            the published code, which flatters; or the ``"last"``.
+        sampler: ``"covering"``: batches take every image of a class once before any again, as published; or
+            ``"random"``: they draw them anew, as PML's sampler does, which leaves more of them out.
+        seed: of weights, batches and crops.
+        amp: bfloat16 autocast in training.
+        device: where to train; None for a GPU if there is one.
+        workers: processes that load images.
+        pretrained: start from ImageNet's weights.
+        image_size: side of the crops, in pixels.
+        evaluate_every: epochs from one evaluation to the next.
+        eval_batch_size: images at a time in evaluation.
+
+    Raises:
+        TypeError, ValueError: a value is not one of those named above, or out of range.
+    """
+
+    loss: str | Callable[[int, int], nn.Module] = "n_pairs"
+    generator: str = "gca"
+    schedule: str = "alternating"
+    select_on: str = "val"
+    sampler: str = "covering"
+    seed: int = 0
+    amp: bool = False
+    device: str | None = None
+    workers: int = 0
+    pretrained: bool = True
+    image_size: int = 224
+    evaluate_every: int = 1
+    eval_batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        choices = {"generator": GENERATORS, "schedule": SCHEDULES, "select_on": SELECTIONS, "sampler": SAMPLERS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not isinstance(self.loss, str) and not callable(self.loss):
+            raise TypeError(
+                "loss must be a name, or a function of the numbers of classes and channels, got "
+                f"{type(self.loss).__name__}"
+            )
+        if isinstance(self.loss, str) and self.loss not in NAMED_LOSSES:
+            raise ValueError(
+                f"no loss is called {self.loss!r}{suggestion(self.loss, NAMED_LOSSES)}; there are "
+                f"{', '.join(NAMED_LOSSES)}"
+            )
+        for name in ("image_size", "evaluate_every", "eval_batch_size"):
+            check_positive_int(name, getattr(self, name))
+        for name in ("seed", "workers"):
+            check_positive_int(name, getattr(self, name), minimum=0)
+        for name in ("amp", "pretrained"):
+            check_flag(name, getattr(self, name))
+        make_plain(self)
+        check_device(self.torch_device)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where to train."""
+        chosen = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.device(chosen)
+        except RuntimeError:
+            raise ValueError(f"device must be cpu, cuda, cuda:1 or the like, got {chosen!r}") from None
+
+    @property
+    def loss_name(self) -> str:
+        """The name of the loss, or of the function that makes it."""
+        if isinstance(self.loss, str):
+            return self.loss
+        made_by = self.loss if hasattr(self.loss, "__qualname__") else type(self.loss)  # such as a partial
+        return f"{made_by.__module__}:{made_by.__qualname__}"
+
+    def identity(self) -> dict[str, Any]:
+        """What tells apart runs that do not belong in one table."""
+        told = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in OF_THE_MACHINE}
+        return {**told, "loss": self.loss_name}
+
+    def unlike_the_paper(self) -> dict[str, Any]:
+        """What makes figures incomparable with the paper's, whatever loss, generator and choice of epoch."""
+        paper = {
+            "schedule": "alternating",
+            "sampler": "covering",
+            "amp": False,
+            "pretrained": True,
+            "image_size": 224,
+        }
+        return {name: getattr(self, name) for name, value in paper.items() if getattr(self, name) != value}
+
+    def build_loss(self, num_classes: int, embedding_size: int, samples_per_class: int) -> nn.Module:
+        """The metric loss, without a generator."""
+        if self.loss == "n_pairs":
+            return PublishedNPairsLoss(samples_per_class)
+        make = NAMED_LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+        return make(num_classes, embedding_size)
+
+
+def check_device(device: torch.device) -> None:
+    """Raise ValueError if there is no such device."""
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if found == 0:
+            raise ValueError(f"device is '{device}', but torch finds no GPU")
+        if device.index is not None and device.index >= found:
+            raise ValueError(f"device is '{device}', but torch finds {found} GPU(s), counted from 0")
+    elif device.type == "meta":
+        raise ValueError("device is 'meta', which computes nothing")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device is 'mps', but torch finds none")

@@ -1,0 +1,73 @@
+"""A table over seeds, beside the paper's figures."""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from ..datasets import Benchmark
+from .evaluation import metric_names
+from .options import Options
+from .recipes import PUBLISHED_RECALL_AT_1, Recipe, changes
+
+TITLES = {"mean_average_precision_at_r": "MAP@R", "r_precision": "R-precision"}
+CHOSEN = {
+    "val": "The epoch was chosen on held-out training classes.",
+    "test": "The epoch was chosen on the test classes themselves, as the published code does: figures flatter.",
+    "last": "Figures are those of the last epoch.",
+}
+
+
+def title(metric: str) -> str:
+    """What a metric is called in a table."""
+    return TITLES.get(metric) or metric.replace("recall_at_", "Recall@")
+
+
+def percent(values: list[float]) -> str:
+    """Mean and, of several, standard deviation, of shares."""
+    scaled = [100 * value for value in values]
+    spread = f" ± {statistics.stdev(scaled):.1f}" if len(scaled) > 1 else ""
+    return f"{statistics.mean(scaled):.1f}{spread}"
+
+
+def metrics_table(rows: Mapping[str, Mapping[str, str]], metrics: list[str]) -> str:
+    """Markdown, a line for each of ``rows``; blank where one lacks a metric."""
+    lines = [["", *map(title, metrics)], ["---", *("---:" for _ in metrics)]]
+    lines += [[name, *(cells.get(metric, "") for metric in metrics)] for name, cells in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def seeds_table(
+    results: Mapping[int, Mapping[str, Any]], recipe: Recipe, options: Options, benchmark: Benchmark
+) -> str:
+    """Results of `Experiment.train`, seed by seed and together, in percent, as Markdown."""
+    metrics = metric_names(benchmark)
+    rows: dict[str, dict[str, str]] = {
+        f"seed {seed}, epoch {result['epoch']}": {m: percent([result["metrics"][m]]) for m in metrics}
+        for seed, result in results.items()
+    }
+    if len(results) > 1:
+        rows["mean ± standard deviation"] = {
+            m: percent([result["metrics"][m] for result in results.values()]) for m in metrics
+        }
+    changed = {**changes(recipe), **options.unlike_the_paper()}
+    published = PUBLISHED_RECALL_AT_1.get((recipe.name, options.loss_name, options.generator))
+    if published and not changed:
+        rows["the paper, epoch chosen on test classes"] = {"recall_at_1": "{} ± {}".format(*published)}
+    seconds = statistics.mean(result["seconds_per_iteration"] for result in results.values())
+    tests = ", ".join(f"{len(part)} images to {name}" for name, part in benchmark.test.items())
+    held_out = f", {benchmark.val.num_classes} more held out" if benchmark.val is not None else ""
+    lines = [
+        f"{recipe.name}, {title_of(options)}, unseen classes ({tests}), in percent.",
+        f"Trained on {len(benchmark.train)} images of {benchmark.train.num_classes} classes{held_out}.",
+        CHOSEN[options.select_on],
+        f"Unlike the paper: {', '.join(f'{k}={v}' for k, v in changed.items())}." if changed else "",
+    ]
+    return (
+        f"{' '.join(filter(None, lines))}\n\n{metrics_table(rows, metrics)}\n\n"
+        f"{seconds:.2f} s an iteration, {recipe.epochs} epochs.\n"
+    )
+
+
+def title_of(options: Options) -> str:
+    """Loss and generator, as a table or a figure calls them."""
+    return f"{options.loss_name}{' + GCA-HNG' if options.generator == 'gca' else ''}"

@@ -1,0 +1,478 @@
+"""The swept propagation, whose gradients are written out, against the plain one, which autograd differentiates."""
+
+import copy
+
+import pytest
+import torch
+from helpers.counters import LiveBytes, MultiplyAdds
+from helpers.strategies import NUM_CLASSES, embeddings, generators, labels
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pytorch_metric_learning import losses
+from torch.autograd import grad, gradcheck
+
+from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.correlation.edges import edge_pairs
+from pml_gca.correlation.objective import diversity_loss, frozen_classification_loss
+from pml_gca.correlation.sweeps import EdgeCoefficients, EdgeMessages, EdgeUpdate, SweepPlan, Wanted, edge_statistics
+from pml_gca.correlation.sweeps.rows import add_product
+from pml_gca.correlation.tiles import edge_tiles
+from pml_gca.generators.handed_on import hand_gradient_on
+from pml_gca.generators.interpolation import merging_weights, plan_candidates
+from pml_gca.generators.synthesis import Synthesis, synthesize
+
+CHUNKS = st.sampled_from([None, 1, 3, 7, 20, 10_000])
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-4}  # of the largest value
+
+
+def outputs(generator, z, y, chunk=None, plain=False, seed=0):
+    """Logits, coefficients, gradients of z and of all parameters, and buffers; the generator stays as it was."""
+    propagation = copy.deepcopy(generator.propagation)
+    propagation.edge_chunk_size = chunk
+    torch.manual_seed(seed)
+    found = (propagation.forward_plain if plain else propagation)(z, y)
+    source = torch.Generator().manual_seed(1)
+    total = sum(
+        (x * torch.randn(x.shape, generator=source, dtype=torch.float64).to(x)).sum()
+        for x in (found.node_logits, found.coefficients)
+    )
+    inputs = {"embeddings": z, **dict(propagation.named_parameters())}
+    gradients = grad(total, list(inputs.values()), allow_unused=True, materialize_grads=True)
+    return {
+        "node_logits": found.node_logits,
+        "coefficients": found.coefficients,
+        **{f"gradient of {name}": g for name, g in zip(inputs, gradients, strict=True)},
+        **dict(propagation.named_buffers()),
+    }
+
+
+def assert_same(found, expected, tolerance):
+    """Gradients are as exact as the largest of them all: some vanish but for rounding."""
+    assert set(found) == set(expected)
+    largest = max(float(value.abs().max()) for name, value in expected.items() if value.numel() and "grad" in name)
+    for name, value in found.items():
+        scale = largest if "grad" in name else 1.0
+        torch.testing.assert_close(
+            value, expected[name], rtol=tolerance, atol=tolerance * max(scale, 1.0), msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@settings(max_examples=30)
+@given(
+    generators(sizes=(8, 12)),
+    labels(max_classes=5, max_samples=4),
+    CHUNKS,
+    st.booleans(),
+    st.sampled_from([torch.float64, torch.float32]),
+)
+def test_swept_equals_plain_gradients_and_buffers_included(generator, y, chunk, training, dtype):
+    generator.to(dtype).train(training)
+    if not training:  # statistics that are not those of a new module
+        for norm in (generator.propagation.node_norm, generator.propagation.edge_norm):
+            norm.running_mean.fill_(0.3)
+            norm.running_var.fill_(0.2)
+    z = embeddings(generator, len(y), dtype=dtype)
+    assert_same(outputs(generator, z, y, chunk), outputs(generator, z, y, plain=True), TOLERANCES[dtype])
+
+
+@settings(max_examples=12)
+@given(
+    generators(dropout=0.4, sizes=(8, 12)),
+    labels(max_classes=5, max_samples=4),
+    CHUNKS,
+    st.integers(0, 99),
+    st.sampled_from([True, True, False]),
+)
+def test_dropout_is_that_of_the_seed_whatever_the_chunks(generator, y, chunk, seed, training):
+    generator.train(training)
+    z = embeddings(generator, len(y), seed)
+    kept = outputs(generator, z, y, seed=seed)
+    assert_same(outputs(generator, z, y, chunk, seed=seed), kept, TOLERANCES[torch.float64])
+    assert_same(outputs(generator, z, y, plain=True, seed=seed), kept, TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_comparisons_above_can_fail(dropout):
+    torch.manual_seed(0)
+    generator = GlobalCorrelationGenerator(NUM_CLASSES, 8, num_layers=2, dropout=dropout).double()
+    y = torch.arange(6) % 3
+    z = embeddings(generator, 6)
+    plain = outputs(generator, z, y, plain=True, seed=dropout > 0)
+    assert all(value.any() for name, value in plain.items() if "key.bias" not in name)
+    with torch.no_grad():
+        generator.propagation.layers[1].edge.expand_norm.bias[0] += 1e-3
+    with pytest.raises(AssertionError):
+        assert_same(outputs(generator, z, y), plain, TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_the_smallest_graphs(count, training, chunk):
+    torch.manual_seed(0)
+    generator = GlobalCorrelationGenerator(5, 8, dropout=0.2).double().train(training)
+    z = embeddings(generator, count)
+    y = torch.arange(count)
+    assert_same(outputs(generator, z, y, chunk), outputs(generator, z, y, plain=True), TOLERANCES[torch.float64])
+
+
+# Each function against numerical gradients, on a graph of few nodes and channels.
+
+NODES, EDGES, SIZE, HIDDEN = 4, 10, 3, 5
+
+
+def numbers(*shape, seed=0, grad=True):
+    source = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=source, dtype=torch.float64).requires_grad_(grad)
+
+
+def plan(max_edges=4, keep=False):
+    return SweepPlan(list(edge_tiles(NODES, max_edges)), EDGES, torch.float64, keep)
+
+
+def edge_rows(is_first):
+    """What edges are computed from: standardised embeddings, or edges before a post-norm and its scale and shift."""
+    return (numbers(NODES, SIZE), None, None) if is_first else (numbers(EDGES, SIZE), 1 + numbers(SIZE), numbers(SIZE))
+
+
+def leaves(*tensors):
+    return [None if t is None else t.detach().requires_grad_() for t in tensors]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("keep", [True, False])
+def test_gradients_of_edge_messages(keep, is_first):
+    inputs = leaves(*edge_rows(is_first), numbers(SIZE, SIZE), numbers(SIZE, seed=1))
+    assert gradcheck(lambda *x: EdgeMessages.apply(plan(keep=keep), NODES, *x), inputs)
+
+
+@pytest.mark.parametrize(
+    ("keep", "masked", "is_first"),
+    [(True, True, True), (False, True, False), (True, False, False), (False, False, True)],
+)
+def test_gradients_of_the_edge_update(keep, masked, is_first):
+    ends = (numbers(NODES, SIZE), numbers(NODES), numbers(NODES, SIZE, seed=1))
+    norm = (1 + numbers(SIZE, seed=2), numbers(SIZE, seed=3))
+    mlp = (numbers(HIDDEN, SIZE), numbers(HIDDEN), numbers(SIZE, HIDDEN, seed=1), numbers(SIZE, seed=4))
+    inputs = leaves(*edge_rows(is_first), *ends, *norm, *mlp)
+    mask = torch.tensor([[0.0, 1.5, 1, 0, 2] * 2, [1.0, 0, 1.5, 0, 1] * 2], dtype=torch.float64) if masked else None
+    assert gradcheck(lambda *x: EdgeUpdate.apply(plan(keep=keep), *x[:6], mask, *x[6:]), inputs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_edge_coefficients(training):
+    inputs = leaves(*edge_rows(is_first=False), 1 + numbers(SIZE), numbers(SIZE, SIZE), numbers(SIZE, seed=5))
+
+    def coefficients(kept, norm_weight, norm_bias, scale, weight, bias):
+        count, mean, variance = None, torch.full_like(scale, 0.2), torch.full_like(scale, 0.7)
+        if training:
+            count, mean, variance = edge_statistics(plan(), kept, norm_weight, norm_bias)
+        rstd = torch.rsqrt(variance.detach() + 1e-5)
+        return EdgeCoefficients.apply(
+            plan(), kept, norm_weight, norm_bias, count, mean.detach(), rstd, scale, weight, bias
+        )
+
+    assert gradcheck(coefficients, inputs)
+
+
+@settings(max_examples=6)
+@given(labels(min_classes=2, max_classes=3, max_samples=2), st.integers(1, 20), st.floats(0, 1), st.data())
+def test_gradients_of_the_synthesis(y, max_edges, strength, data):
+    num_anchors = data.draw(st.integers(1, len(y)))
+    candidates = plan_candidates(y, num_anchors)
+    assume(len(candidates.synthetic_anchors))
+    tiles = list(edge_tiles(len(y), max_edges))
+    weights = merging_weights(numbers(num_anchors, len(y), grad=False).sigmoid(), candidates)
+    nodes, coefficients = leaves(numbers(len(y), SIZE), numbers(len(y) * (len(y) + 1) // 2, SIZE).sigmoid())
+    for output, inputs in ((0, nodes), (1, coefficients)):
+
+        def only(x, output=output):
+            z, c = (x, coefficients.detach()) if output == 0 else (nodes.detach(), x)
+            return synthesize(z, c, tiles, candidates, weights, strength)[output]
+
+        assert gradcheck(only, [inputs])
+
+
+def test_gradients_of_the_synthesis_by_both_outputs_at_once():
+    """Of distances to positives, too, which here are inputs of their own."""
+    tiles, anchors = list(edge_tiles(NODES, 3)), torch.tensor([0, 1, 1, 3])
+    slots = torch.tensor([[0, 1, 2, 3, 0, 0, 1, 3, 2, 2], [3, 1, 0, 0, 2, 1, 3, 1, 0, 2]])
+    nodes, coefficients, near, weights = (
+        x.detach().requires_grad_() for x in (numbers(4, SIZE), numbers(10, SIZE), numbers(4).abs(), numbers(2, 10))
+    )
+    arguments = (torch.tensor(0.6, dtype=torch.float64), slots, weights.detach(), anchors)
+    first, second = Synthesis.apply(tiles, nodes, coefficients, near, *arguments)
+    assert torch.equal(first, second)
+    one, other = numbers(4, SIZE, grad=False), numbers(4, SIZE, seed=9, grad=False)
+    together = grad([first, second], [nodes, coefficients, near], [one, other], retain_graph=True)
+    by_first = grad(first, [nodes, coefficients, near], one, retain_graph=True, allow_unused=True)
+    by_second = grad(second, [nodes, coefficients, near], other, allow_unused=True)
+    assert (by_first[1], by_second[0], by_second[2]) == (None, None, None)
+    for found, expected in zip(together, (by_first[0], by_second[1], by_first[2]), strict=True):
+        torch.testing.assert_close(found, expected)
+    for position, output in ((1, 0), (3, 0), (2, 1)):
+        inputs = [None, nodes, coefficients, near]
+        check = inputs[position]
+
+        def only(x, position=position, output=output):
+            given_ = [tiles, nodes.detach(), coefficients.detach(), near.detach(), *arguments]
+            given_[position] = x
+            return Synthesis.apply(*given_)[output]
+
+        assert gradcheck(only, [check])
+
+
+@pytest.mark.parametrize("max_edges", [1, 4, 100])
+def test_gradients_of_the_diversity(max_edges):
+    tiles = list(edge_tiles(NODES, max_edges))
+    (coefficients,) = leaves(numbers(EDGES, SIZE).sigmoid())
+    assert gradcheck(lambda c: diversity_loss(c, tiles, NODES), [coefficients])
+
+
+@pytest.mark.parametrize("at_a_time", [1, 10, 1000])
+def test_gradients_of_the_frozen_classification(at_a_time, monkeypatch):
+    monkeypatch.setattr("pml_gca.correlation.objective.CLASSIFIED_VALUES", at_a_time)
+    weight, bias, classes = numbers(5, SIZE), numbers(5), torch.tensor([4, 0, 0, 2, 1, 3, 4])
+    rows = numbers(7, SIZE)
+    found = frozen_classification_loss(rows, weight, bias, classes)
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(rows @ weight.t() + bias, classes))
+    assert gradcheck(lambda r: frozen_classification_loss(r, weight, bias, classes), [rows])
+    assert grad(found, [weight, bias], allow_unused=True) == (None, None)
+
+
+# One graph, several backward passes.
+
+
+def two_terms(correlations, y):
+    """One that may reach the embeddings, and one that may not."""
+    scores = torch.linspace(-1, 1, correlations.coefficients.numel(), dtype=torch.float64)
+    steering = (correlations.coefficients * scores.view_as(correlations.coefficients).cos()).sum()
+    return torch.nn.functional.cross_entropy(correlations.node_logits, y), steering
+
+
+@settings(max_examples=12)
+@given(generators(sizes=(8, 12)), labels(max_classes=4, max_samples=3), CHUNKS)
+def test_one_graph_gives_the_gradients_of_two(generator, y, chunk):
+    propagation = generator.propagation
+    propagation.edge_chunk_size = chunk
+    z = embeddings(generator, len(y))
+    leaf = z.detach().requires_grad_()
+    correlations = propagation(leaf, y)
+    classification, steering = two_terms(correlations, y)
+    handed_on = hand_gradient_on(classification, leaf, z, correlations)
+    assert handed_on == classification
+    assert all(p.grad is None for p in [z, leaf, *propagation.parameters()])
+    (handed_on + steering).backward()
+    found = [z.grad, *(p.grad for p in propagation.parameters())]
+
+    parameters = list(propagation.parameters())
+    first, _ = two_terms(propagation.forward_plain(z, y), y)
+    _, second = two_terms(propagation.forward_plain(z.detach(), y), y)
+    options = {"allow_unused": True, "materialize_grads": True}
+    of_z, *of_first = grad(first, [z, *parameters], **options)
+    of_second = grad(second, parameters, **options)
+    expected = [of_z, *(a + b for a, b in zip(of_first, of_second, strict=True))]
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-8, atol=1e-9)
+
+
+def small_generator(**kwargs):
+    torch.manual_seed(0)
+    generator = GlobalCorrelationGenerator(6, 16, **{"dropout": 0.0, **kwargs})
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return generator
+
+
+@pytest.mark.parametrize("chunk", [None, 9])
+def test_a_pass_for_the_embeddings_computes_no_gradient_of_parameters(chunk):
+    propagation, z, y = small_generator(edge_chunk_size=chunk).propagation, torch.randn(8, 16), torch.arange(8) // 2
+    leaf = z.requires_grad_()
+    work, edge_parameters = {}, list(propagation.layers[0].edge.expand.parameters())
+    gradients = {}
+    for wanted in (Wanted(), Wanted(parameters=False), Wanted(embeddings=False)):
+        correlations = propagation(leaf, y)
+        correlations.wanted.__dict__.update(vars(wanted))
+        with MultiplyAdds() as count:
+            total = correlations.node_logits.square().sum() + correlations.coefficients.square().sum()
+            found = grad(total, [leaf, *edge_parameters], allow_unused=True)
+        key = (wanted.embeddings, wanted.parameters)
+        work[key], gradients[key] = count.total, found
+    everything = gradients[True, True]
+    torch.testing.assert_close(gradients[True, False][0], everything[0])
+    assert gradients[True, False][1:] == (None, None)
+    torch.testing.assert_close(gradients[False, True][1:], everything[1:])
+    edges, size = 36, 16 * 16
+    assert work[True, True] - work[True, False] == 2 * 9 * edges * size
+    assert work[True, True] - work[False, True] == edges * size  # from the first messages to the first edges
+
+
+@pytest.mark.parametrize("chunk", [None, 9])
+def test_what_is_frozen_gets_no_gradient_and_changes_no_other(chunk):
+    propagation, z, y = small_generator(edge_chunk_size=chunk).propagation, torch.randn(8, 16), torch.arange(8) // 2
+    names, parameters = zip(*propagation.named_parameters(), strict=True)
+
+    def gradients(of_embeddings, frozen):
+        for name, parameter in zip(names, parameters, strict=True):
+            parameter.requires_grad_(not frozen(name))
+        leaf = z.clone().requires_grad_(of_embeddings)
+        found = propagation(leaf, y)
+        (found.coefficients.square().sum() + found.node_logits.square().sum()).backward()
+        result = {"embeddings": leaf.grad, **{n: p.grad for n, p in zip(names, parameters, strict=True)}}
+        propagation.zero_grad()
+        return result
+
+    everything = gradients(True, lambda name: False)
+    for of_embeddings, frozen in (
+        (False, lambda name: False),
+        (True, lambda name: True),
+        (True, lambda name: name.startswith("layers.0")),
+        (False, lambda name: ".edge." in name),
+        (False, lambda name: name.startswith(("input", "layers.0"))),
+    ):
+        found = gradients(of_embeddings, frozen)
+        for name, value in found.items():
+            is_frozen = not of_embeddings if name == "embeddings" else frozen(name)
+            assert (value is None) == is_frozen, name
+            if not is_frozen:
+                torch.testing.assert_close(value, everything[name])
+
+
+def test_a_failed_pass_leaves_the_next_one_whole():
+    generator, y = small_generator(), torch.arange(8) // 2
+    leaf = torch.randn(8, 16, requires_grad=True)
+    correlations = generator.propagation(leaf, y)
+    with pytest.raises(RuntimeError):  # of a value that has no graph
+        hand_gradient_on(torch.zeros(()), leaf, leaf, correlations)
+    assert correlations.wanted.parameters
+
+
+# Other widths of numbers.
+
+
+def step(generator, z, y, dtype=None, draws=None):
+    """Loss, coefficients and gradients of one step, under autocast if a dtype is given."""
+    generator = copy.deepcopy(generator)
+    loss = HardNegativeGenerationLoss(losses.NPairsLoss(), generator)
+    loss.levels["metric"].value.fill_(3.0)
+    loss.levels["generator"].value.fill_(14.0)
+    z = z.detach().clone().requires_grad_()
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        total = loss(z, y)
+        with torch.no_grad():
+            coefficients = generator.propagation(z, y).coefficients
+    total.backward()
+    return total, coefficients.float(), [z.grad, *(p.grad for p in loss.parameters())]
+
+
+def flat(tensors):
+    return torch.cat([t.flatten().double() for t in tensors])
+
+
+@pytest.mark.parametrize("chunk", [None, 50])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_stays_near_float32(dtype, chunk):
+    torch.manual_seed(0)
+    generator = GlobalCorrelationGenerator(6, 128, dropout=0.0, edge_chunk_size=chunk)
+    z, y = torch.randn(24, 128), torch.arange(24) // 4
+    total, coefficients, gradients = step(generator, z, y)
+    cast_total, cast_coefficients, cast_gradients = step(generator, z, y, dtype)
+    apart = (cast_coefficients - coefficients).abs()
+    assert apart.max() < 2e-2
+    assert apart.mean() < 4e-3
+    assert (cast_total - total).abs() < 1e-2 * total.abs()
+    assert flat(cast_gradients).isfinite().all()
+    for name, found, expected in (
+        ("embeddings", cast_gradients[:1], gradients[:1]),
+        ("all", cast_gradients, gradients),
+    ):
+        assert torch.cosine_similarity(flat(found), flat(expected), dim=0) > 0.99, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_chunks_change_little_under_autocast(dtype):
+    generator, z, y = small_generator(), torch.randn(12, 16), torch.arange(12) // 2
+    whole = step(generator, z, y, dtype)
+    generator.propagation.edge_chunk_size = 10
+    chunked = step(generator, z, y, dtype)
+    torch.testing.assert_close(chunked[0], whole[0], rtol=1e-2, atol=0)
+    torch.testing.assert_close(chunked[1], whole[1], rtol=0, atol=1e-2)
+    assert torch.cosine_similarity(flat(chunked[2]), flat(whole[2]), dim=0) > 0.999
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_products_of_any_precision_are_summed_up_in_full(dtype):
+    total, left, right = torch.ones(1, 1), torch.full((1, 1), 2.0**-9, dtype=dtype), torch.ones(1, 1, dtype=dtype)
+    for _ in range(512):
+        add_product(total, left, right)
+    assert total == 2
+
+
+@pytest.mark.parametrize("chunk", [None, 10])
+def test_parameters_in_half_precision(chunk):
+    generator, z, y = small_generator(edge_chunk_size=chunk), torch.randn(12, 16), torch.arange(12) // 2
+    _, coefficients, gradients = step(generator, z, y)
+    half = copy.deepcopy(generator).to(torch.bfloat16)
+    total, half_coefficients, half_gradients = step(half, z, y)
+    assert total.isfinite()
+    assert half_gradients[1].dtype == torch.bfloat16
+    torch.testing.assert_close(half_coefficients, coefficients, rtol=0, atol=5e-2)
+    assert torch.cosine_similarity(flat(half_gradients), flat(gradients), dim=0) > 0.98
+
+
+@pytest.mark.parametrize("chunk", [None, 10])
+def test_backward_may_run_inside_autocast(chunk):
+    """There torch casts the matrix products of its own gradients, but not those of ours."""
+    y, results = torch.arange(12) // 2, []
+    for inside in (False, True):
+        propagation = small_generator(edge_chunk_size=chunk).propagation
+        z = torch.linspace(-3, 3, 12 * 16).sin().view(12, 16).requires_grad_()
+        found = propagation(z, y)
+        total = found.coefficients.square().sum() + found.node_logits.square().sum()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            total.backward()
+        edge = propagation.layers[1].edge
+        ours = [propagation.edge_norm.weight, propagation.edge_coefficients.weight, edge.expand.weight, edge.norm.bias]
+        results.append(([p.grad for p in ours], [z.grad, *(p.grad for p in propagation.parameters())]))
+    for a, b in zip(results[0][0], results[1][0], strict=True):
+        assert torch.equal(a, b)
+    assert torch.cosine_similarity(flat(results[0][1]), flat(results[1][1]), dim=0) > 0.9999
+
+
+# What is kept for a backward pass that will not come.
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("training", [False, True])
+def test_nothing_is_kept_without_gradients(off, training, monkeypatch):
+    monkeypatch.setattr("pml_gca.correlation.cost.CPU_TILE_VALUES", 16 * 40)
+    propagation, z, y = small_generator().propagation.train(training), torch.randn(60, 16), torch.arange(60) // 3
+    with LiveBytes() as live:
+        found = propagation(z, y)  # with gradients before, which decides to keep activations
+        edges = found.coefficients.nbytes
+        assert live.now > (3 + 2 * 9) * edges
+    with off(), LiveBytes() as live:
+        found = propagation(z, y)
+        assert live.now <= edges + found.pairs.nbytes + found.node_logits.nbytes + 1000
+        assert live.peak < 4 * edges
+    assert not found.coefficients.requires_grad
+
+
+def test_activations_are_kept_only_where_that_was_chosen():
+    kept = {}
+    for chunk in (None, 10_000):
+        propagation, z, y = small_generator(edge_chunk_size=chunk).propagation, torch.randn(60, 16), torch.arange(60)
+        with LiveBytes() as live:
+            found = propagation(z, y % 6)
+            size = found.coefficients.nbytes
+            kept[chunk] = live.of_at_least(size) / size, live.now / size
+    assert kept[10_000][0] == 2 + 1  # (E, D) tensors: one a layer, and the coefficients
+    attention = 2 * propagation.layers[0].node.num_heads * 60 * 61 * 4 / size  # the weights of two layers
+    assert kept[None][1] - kept[10_000][1] == pytest.approx(2 * 9 + attention, abs=0.2)
+
+
+def test_pairs_are_those_of_the_graph():
+    propagation, y = small_generator().propagation, torch.arange(7) % 3
+    assert torch.equal(propagation(torch.randn(7, 16), y).pairs, edge_pairs(7))

@@ -1,0 +1,125 @@
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "benchmarks"
+sys.path.insert(0, str(EXAMPLES))
+import compare_generators  # noqa: E402
+import draw_evidence  # noqa: E402
+from comparison import cells, probes, training  # noqa: E402
+
+SMALL = ["--processes", "1", "--embedding-size", "8", "--image-size", "16", "--trials", "1", "--trial-iterations", "1"]
+SMALL += ["--iterations", "2", "--evaluate-every", "1", "--seeds", "1"]
+COMMON = {
+    "iterations": 3,
+    "embedding_size": 8,
+    "image_size": 16,
+    "classes_per_batch": 4,
+    "samples_per_class": 3,
+    "evaluate_every": 2,
+    "augment": True,
+}
+RECIPE = compare_generators.ALL["gca"].recipe
+CELL = cells.Cell("run", "n_pairs", "gca", 0, {"lr": 1e-3, "alpha": 2.0}, COMMON, RECIPE)
+
+
+def test_all_figures(tmp_path, capsys):
+    arguments = [*SMALL, "--out", str(tmp_path / "results")]
+    names = ["none", "gca", "no_propagation"]
+    draw_evidence.main(["--to", str(tmp_path), "--figures", "gains", *arguments])
+    assert "gains: no results in" in capsys.readouterr().out
+    compare_generators.main([*arguments, "--losses", "n_pairs", "--generators", *names])
+    capsys.readouterr()
+    draw_evidence.main(["--to", str(tmp_path), *arguments])
+    drawn = [Path(line) for line in capsys.readouterr().out.split()]
+    assert [file.name for file in drawn] == [f"{name}_n_pairs.png" for name in draw_evidence.FIGURES]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in drawn)
+    kept = sorted((tmp_path / "results" / "watched" / "n_pairs").iterdir())
+    assert [file.stem for file in kept] == ["gca", "none"]
+    for file in kept:  # the run of the tables
+        cell = json.loads((tmp_path / "results" / "run" / "n_pairs" / file.stem / "0.json").read_text())
+        assert json.loads(file.read_text())["val_recall_at_1"] == cell["result"]["val_recall_at_1"]
+    assert json.loads(kept[0].read_text())["classes"] == json.loads(kept[1].read_text())["classes"]
+    with pytest.raises(SystemExit, match=r"draw_evidence\.py: .*none.0\.json is of another version or setting"):
+        draw_evidence.main(["--to", str(tmp_path), *arguments, "--image-size", "24"])
+
+
+def test_longer_runs_are_drawn_over_the_seconds_of_those_that_were_timed(tmp_path, monkeypatch):
+    short, long = tmp_path / "short", [*SMALL, "--out", str(tmp_path / "long"), "--iterations", "3"]
+    compare_generators.main([*SMALL, "--out", str(short), "--losses", "n_pairs", "--generators", "none"])
+    long += ["--trials-from", str(short)]
+    compare_generators.main([*long, "--losses", "n_pairs", "--generators", "none"])
+    monkeypatch.setattr(compare_generators, "ROUNDS", 1)
+    compare_generators.main([*SMALL, "--out", str(short), "--losses", "n_pairs", "--time"])
+    drawn = draw_evidence.convergence(draw_evidence.Results("n_pairs", long))
+    assert [ax.get_xlabel() for ax in drawn.axes] == ["Training iterations", "Training time (s)"]
+    alone = draw_evidence.convergence(draw_evidence.Results("n_pairs", [*long[:-1], str(tmp_path / "long")]))
+    assert alone is None  # no trials there
+
+
+def test_gains_are_paired():
+    class Known(draw_evidence.Results):
+        def __init__(self):
+            pass
+
+        def runs(self, name):
+            recalls = {"none": {0: 0.5, 1: 0.3}, "gca": {0: 0.54, 1: 0.36, 2: 0.9}, "hdml": {1: 0.2}}[name]
+            return {seed: {"metrics": {"recall_at_1": recall}} for seed, recall in recalls.items()}
+
+    found = Known().gains(["gca", "hdml"], "none")
+    assert found["GCA-HNG"][0] == pytest.approx(5.0)
+    assert found["GCA-HNG"][1] == pytest.approx(12.706 * 2**0.5 / 2**0.5)
+    assert found["HDML"] == pytest.approx(-10.0)
+
+
+def test_a_watched_run_learns_what_it_learns_unwatched(tmp_path):
+    alone = training.Run(CELL)
+    for _ in range(3):
+        alone.step()
+    probe = probes.Probe(CELL)
+    probe.observe(0)
+    for iteration in range(3):
+        probe.run.step()
+        probe.observe(iteration)
+    probe.panel([0, 1])
+    for before, after in ((alone.network, probe.run.network), (alone.loss, probe.run.loss)):
+        for name, value in before.state_dict().items():
+            assert torch.equal(value, after.state_dict()[name]), name
+
+
+def test_what_was_watched(tmp_path):
+    file = tmp_path / "gca.json"
+    found = probes.watch(CELL, file, None)
+    assert found["history"]["iterations"] == [0, 2]
+    for row in found["history"]["hardness"]:
+        assert row == sorted(row)
+        assert len(row) == len(probes.LEVELS)
+    assert 0 <= found["history"]["strength"][1] <= found["history"]["strength"][0] == 1
+    mean, spread = found["history"]["coefficients"][0]
+    assert 0.4 < mean < 0.6  # of a generator that has learned nothing yet
+    assert 0 < spread < 0.5
+    assert found["names"][0] == probes.ANCHOR
+    panel = probes.as_panel(found["panel"])
+    assert set(panel.labels.tolist()) == set(found["classes"])
+    anchors = int((panel.labels == found["classes"][0]).sum())
+    assert anchors * (probes.NUM_CLASSES - 1) == 48  # no more than may be shown
+    assert len(panel.synthetic) == 48
+    assert set(panel.synthetic_labels.tolist()) == set(found["classes"][1:])
+    ticks = []
+    assert probes.watch(CELL, file, None, lambda: ticks.append(1)) == json.loads(file.read_text())
+    assert ticks == []  # kept, and not trained again
+    with pytest.raises(ValueError, match=r"gca\.json is of another version or setting \(number is 1, was 0\)"):
+        probes.watch(replace(CELL, number=1), file, None)
+    content = json.loads(file.read_text())
+    del content["format"], content["version"], content["machine"]
+    content["cell"]["version"] = "0.0.1"  # where the first files have it
+    file.write_text(json.dumps(content))
+    kept = probes.watch(CELL, file, None, lambda: ticks.append(1))
+    assert (kept["version"], kept["history"], ticks) == ("0.0.1", found["history"], [])
+    file.write_text(json.dumps({**content, "format": 2}))
+    with pytest.raises(ValueError, match=r"gca\.json is of another version or setting \(format is 1, was 2\)"):
+        probes.watch(CELL, file, None)

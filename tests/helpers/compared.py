@@ -1,0 +1,76 @@
+"""The generators that GCA-HNG is compared with, for tests of what they have in common."""
+
+import torch
+
+from helpers import oracle
+from pml_gca.generators import (
+    ConstantGenerator,
+    EmbeddingExpansionGenerator,
+    HardnessAwareGenerator,
+    MixupGenerator,
+    RandomGenerator,
+    SymmetricalSynthesisGenerator,
+)
+
+NUM_CLASSES, SIZE = 15, 8  # classes as in strategies.labels
+
+PER_CLASS = {
+    "constant": lambda: ConstantGenerator(NUM_CLASSES, SIZE, 0.3),
+    "embedding expansion": lambda: EmbeddingExpansionGenerator(NUM_CLASSES, SIZE),
+    "embedding expansion, unnormalised": lambda: EmbeddingExpansionGenerator(NUM_CLASSES, SIZE, normalize=False),
+    "random": lambda: RandomGenerator(NUM_CLASSES, SIZE),
+    "symmetrical synthesis": lambda: SymmetricalSynthesisGenerator(NUM_CLASSES, SIZE),
+    "symmetrical synthesis, unnormalised": lambda: SymmetricalSynthesisGenerator(NUM_CLASSES, SIZE, normalize=False),
+}
+PER_SAMPLE = {
+    "hardness-aware": lambda: HardnessAwareGenerator(NUM_CLASSES, SIZE),
+    "hardness-aware, reembedded": lambda: HardnessAwareGenerator(NUM_CLASSES, SIZE, reembed=True),
+    "mixup": lambda: MixupGenerator(NUM_CLASSES, SIZE),
+    "mixup, unnormalised": lambda: MixupGenerator(NUM_CLASSES, SIZE, normalize=False),
+}
+GENERATORS = PER_CLASS | PER_SAMPLE
+LEARNING = {"hardness-aware, reembedded"}
+
+
+def random_rows(count, seed=0, dtype=torch.float64, device="cpu", size=SIZE):
+    """(count, D) rows of varied lengths that require gradient."""
+    source = torch.Generator().manual_seed(seed)
+    z = torch.randn(count, size, generator=source, dtype=torch.float64)
+    z = z * torch.rand(count, 1, generator=source, dtype=torch.float64).add(0.2)
+    return z.to(device, dtype).requires_grad_()
+
+
+def anchor_rows(z, num_anchors):
+    """The rows one by one, references without gradient."""
+    return [row if i < num_anchors else row.detach() for i, row in enumerate(z)]
+
+
+def positives_of(y, i):
+    """Rows of the class of row i, from the next one on, cyclically."""
+    n = len(y)
+    return [(i + k) % n for k in range(1, n) if y[(i + k) % n] == y[i]]
+
+
+def negative_pairs(y, num_anchors):
+    """(anchor, negative) of each anchor that has a positive, as the generators order them."""
+    anchors = (i for i in range(num_anchors) if positives_of(y, i))
+    return [(i, j) for i in anchors for j in range(len(y)) if y[j] != y[i]]
+
+
+def check_against(negatives, expected, z):
+    """Negatives are those expected, [(anchor, label, row)], and so is their gradient with respect to z."""
+    assert negatives.anchors.tolist() == [i for i, _, _ in expected]
+    assert negatives.labels.tolist() == [label for _, label, _ in expected]
+    if not expected:
+        return
+    wanted = torch.stack([row for _, _, row in expected])
+    torch.testing.assert_close(negatives.embeddings, wanted)
+    weight = torch.randn_like(wanted)
+    sums = [(rows * weight).sum() + 0 * z.sum() for rows in (negatives.embeddings, wanted)]  # wanted may be references
+    torch.testing.assert_close(*(torch.autograd.grad(total, z, retain_graph=True) for total in sums))
+
+
+def interpolated(z, y, coefficients, draws, strength, num_anchors):
+    """Negatives by the oracle of GCA-HNG, with references without gradient."""
+    rows = torch.cat([z[:num_anchors], z[num_anchors:].detach()])
+    return oracle.synthesize(rows, y, coefficients, draws, strength, num_anchors)

@@ -1,0 +1,127 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pml_gca import GlobalCorrelationGenerator
+from pml_gca.paper import changed_recipe, recipes
+from pml_gca.paper.recipe import GENERATOR_OPTIONS
+
+PAPER = recipes.RESNET50_CUB
+OPTIONS = {
+    "dropout": ("0.25", 0.25),
+    "edge_chunk_size": ("512", 512),
+    "collect_stats": ("true", True),
+    "coefficients": ("0.5", 0.5),
+    "channelwise": ("false", False),
+    "edge_messages": ("False", False),
+    "merging": ("hardest", "hardest"),
+    "classify_embeddings": ("false", False),
+}
+
+
+def test_fields_keep_their_types():
+    words = ["alpha=3", "epochs=20", "frozen=none", "orthogonal_head=true", "backbone=convnext_tiny", "lr_decay=1e-1"]
+    changed = changed_recipe(PAPER, [*words, "xavier_attention=false", "num_layers=0"])
+    assert changed == replace(
+        PAPER,
+        alpha=3.0,
+        epochs=20,
+        frozen=None,
+        orthogonal_head=True,
+        backbone="convnext_tiny",
+        lr_decay=0.1,
+        xavier_attention=False,
+        num_layers=0,
+    )
+    assert isinstance(changed.alpha, float)
+    assert changed_recipe(PAPER, []) == PAPER
+    assert changed_recipe(PAPER, ["alpha=1", "alpha=2"]).alpha == 2
+
+
+def test_spaces_around_a_value_do_not_count():
+    words = ["merging= hardest ", "coefficients= random", "backbone= resnet18", "alpha= 3 ", "channelwise= False "]
+    changed = changed_recipe(PAPER, words)
+    assert changed.generator_options == {"merging": "hardest", "coefficients": "random", "channelwise": False}
+    assert (changed.backbone, changed.alpha) == ("resnet18", 3)
+
+
+def test_every_option_of_the_generator_can_be_set():
+    assert set(OPTIONS) == set(GENERATOR_OPTIONS)
+    changed = changed_recipe(PAPER, ["embedding_size=8", *(f"{name}={text}" for name, (text, _) in OPTIONS.items())])
+    expected = {name: value for name, (_, value) in OPTIONS.items()}
+    assert changed.generator_options == expected
+    assert all(type(changed.generator_options[name]) is type(value) for name, value in expected.items())
+    generator = GlobalCorrelationGenerator(5, 8, num_layers=changed.num_layers, **changed.generator_settings)
+    assert (generator.coefficients, generator.merging, generator.channelwise) == (0.5, "hardest", False)
+    assert (generator.edge_chunk_size, generator.classify_embeddings, generator.collect_stats) == (512, False, True)
+    assert not generator.propagation.edge_messages
+    assert generator.propagation.layers[0].edge.dropout.p == 0.25
+    assert recipes.changes(changed) == {"embedding_size": 8, **expected}
+
+
+def test_options_that_are_the_generators_defaults_change_nothing():
+    usual = {name: option.default for name, option in GENERATOR_OPTIONS.items()}
+    words = [f"{name}={value}" for name, value in usual.items()]
+    changed = changed_recipe(PAPER, words)
+    assert changed.generator_options == usual
+    assert changed.settings() == PAPER.settings()
+    assert recipes.changes(changed) == {}
+
+
+def test_options_are_added_to_those_that_are_there():
+    first = changed_recipe(PAPER, ["coefficients=random", "merging=mean"])
+    second = changed_recipe(first, ["coefficients=1"])
+    assert second.generator_options == {"coefficients": 1.0, "merging": "mean"}
+
+
+@given(st.floats(0, 1e6))
+def test_numbers_are_read_exactly(value):
+    assert changed_recipe(PAPER, [f"alpha={value!r}"]).alpha == value
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["epoch=3"], r"--set takes FIELD=VALUE, with FIELD one of backbone, .*, merging.*; got 'epoch=3' \(did you m"),
+        (["mergin=mean"], r"got 'mergin=mean' \(did you mean merging\?\)"),
+        (["alpha"], "got 'alpha'"),
+        (["name=mine"], "got 'name=mine'"),
+        (["generator_options=1"], "got 'generator_options=1'"),
+        (["num_classes=3"], "got 'num_classes=3'"),
+        (["alpha=high"], "--set alpha takes a number, got 'high'"),
+        (["epochs=1.5"], "--set epochs takes a whole number, got '1.5'"),
+        (["channelwise=maybe"], "--set channelwise takes true or false, got 'maybe'"),
+        (["orthogonal_head=1"], "--set orthogonal_head takes true or false, got '1'"),
+        (["edge_chunk_size=all"], "--set edge_chunk_size takes a whole number or none, got 'all'"),
+        (["merging="], "--set merging takes text, got ''"),
+        (["backbone= "], "--set backbone takes text, got ' '"),
+        (["merging=worst"], "merging must be random, mean or hardest, got 'worst'"),
+        (["coefficients=2"], "coefficients must be at most 1, got 2"),
+        (["coefficients=nan"], "coefficients must be a finite number"),
+        (["coefficients=some"], r"coefficients must be learned, random or a number in \[0, 1\], got 'some'"),
+        (["dropout=1"], "dropout must be below 1, got 1"),
+        (["edge_chunk_size=0"], "edge_chunk_size must be at least 1, got 0"),
+        (["num_heads=3"], "embedding_size must be divisible by num_heads, got 512 channels for 3 heads"),
+        (["gradient_clip=0"], "gradient_clip must be above 0, or nothing learns"),
+        (["num_layers=-1"], "num_layers must be at least 0, got -1"),
+    ],
+)
+def test_bad_changes(words, message):
+    with pytest.raises(ValueError, match=message):
+        changed_recipe(PAPER, words)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mergin": "mean"}, ValueError, r"generator_options must be of dropout, .*, got 'mergin' \(did you mean merg"),
+        ({"alpha": 3}, ValueError, "got 'alpha'; what the recipe has a field for is set there"),
+        ({"channelwise": "false"}, TypeError, "channelwise must be a bool, got str"),
+        (None, TypeError, "generator_options must be a mapping, got NoneType"),
+    ],
+)
+def test_bad_options_in_python(options, error, message):
+    with pytest.raises(error, match=message):
+        replace(PAPER, generator_options=options)

@@ -1,0 +1,129 @@
+"""A whole training run of the authors' own trainer (float64, dropout 0, torch 1.8.1), followed to its end.
+
+Their code was switched to our documented differences: J_soft and J_sim average over negatives, the L2 term of J_syn is
+on anchors, gradients of the auxiliary classifier are clipped, levels are infinite in the first epoch, nothing is added
+inside norms. Of the first epoch, a warm-up, the file holds the image model and the auxiliary classifier alone.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from pml_gca.generators import global_correlation_generator as module
+from pml_gca.paper import Options, recipes
+from pml_gca.paper.backbones import set_warm_up
+from pml_gca.paper.parts import build_parts
+from pml_gca.paper.published_names import published_names
+
+FILE = Path(__file__).parents[1] / "data" / "training" / "trajectory.npz"
+# Relative to how far the run has moved a tensor.
+GENERATOR = 1e-11
+IMAGE_MODEL = 1e-9  # statistics of its batch normalisation follow a bias that moves by rounding
+ROUNDING = 1e-5  # what moves less has a gradient of rounding alone: shifts before a norm, keys' of a softmax over two
+
+
+def make_backbone(meta):
+    channels, features = meta.trunk_channels, meta.trunk_features
+    backbone = nn.Sequential(
+        nn.Conv2d(3, channels, 3, stride=2, padding=1),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Conv2d(channels, features, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    backbone.num_features = features
+    return backbone
+
+
+def make_recipe(meta):
+    same = ("embedding_size", "num_layers", "num_heads", "alpha", "beta", "epochs", "warmup_epochs", "lr_decay_epochs")
+    same += ("classification_weight", "similarity_weight", "diversity_weight", "generator_lr", "gradient_clip")
+    same += ("classes_per_batch", "samples_per_class", "classifier_lr")
+    return recipes.replace(
+        recipes.RESNET50_CUB, frozen=None, embedder_lr=meta.lr, **{name: getattr(meta, name) for name in same}
+    )
+
+
+class Run:
+    """The protocol's models and trainer, with the parameters, batches and draws of the file."""
+
+    def __init__(self, monkeypatch):
+        with np.load(FILE) as file:
+            data = {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}
+        self.data = data
+        self.meta = SimpleNamespace(**{k.removeprefix("meta."): v.item() for k, v in data.items() if "meta." in k})
+        self.recipe = make_recipe(self.meta)
+        options = Options(device="cpu")
+        self.parts = build_parts(self.recipe, options, self.meta.num_classes, make_backbone(self.meta))
+        self.generator = self.parts.generator
+        for dropout in (m for m in self.generator.modules() if isinstance(m, nn.Dropout)):
+            dropout.p = 0.0
+        names = {ours: theirs for ours, theirs in published_names(self.meta.num_layers).items() if "num_b" not in ours}
+        self.modules = {  # with our and their names
+            "trunk": (self.parts.models["trunk"], "feature_extractor.backbone.{}", None),
+            "embedder": (self.parts.models["embedder"], "feature_extractor.fc.{}", None),
+            "generator": (self.generator, "{}", names),
+        }
+        for part in (*self.parts.models.values(), *self.parts.loss_funcs.values()):
+            part.double()
+        for ours, value in self.state().items():
+            value.copy_(data[f"init.{ours}"])
+        self.trainer = self.parts.trainer(
+            self.recipe,
+            options,
+            dataset=TensorDataset(data["images"], data["labels"]),
+            sampler=data["batches"].flatten().tolist(),
+            iterations_per_epoch=self.meta.iterations_per_epoch,
+        )
+        draws, class_weights = iter(data["draws"]), module.class_weights
+        monkeypatch.setattr(
+            module, "class_weights", lambda merging, z, plan, _: class_weights(merging, z, plan, self.expand(draws))
+        )
+        self.batches = iter(data["batches"].flatten(0, 1).repeat_interleave(2, dim=0))
+
+    def state(self):
+        """Parameters and running values that the file has, under its names."""
+        found = {}
+        for part, pattern, names in self.modules.values():
+            state = {k: v for k, v in part.state_dict().items() if not k.endswith("num_batches_tracked")}
+            found |= {pattern.format(names[ours] if names else ours): value for ours, value in state.items()}
+        return found
+
+    def expand(self, draws):
+        """(M, M) draws, by the rank of a sample in its class, as (B, B)."""
+        labels = self.data["labels"][next(self.batches)]
+        rank = ((labels[:, None] == labels).tril(-1)).sum(dim=1)
+        return next(draws)[rank][:, rank]
+
+    def train(self, epoch):
+        set_warm_up(self.parts.models["trunk"], epoch <= self.recipe.warmup_epochs)
+        self.trainer.sampler = self.data["batches"][epoch - 1].flatten().tolist()
+        self.trainer.train(start_epoch=epoch, num_epochs=epoch)
+
+
+def test_a_training_run_of_the_authors(monkeypatch):
+    run = Run(monkeypatch)
+    before = {name: value.clone() for name, value in run.state().items()}
+    loss, levels, compared = run.parts.loss_funcs["metric_loss"], [], 0
+    for epoch in (1, 2):
+        run.train(epoch)
+        levels += [loss.metric_level.item(), loss.generator_level.item()]
+        state = run.state()
+        for name in (name for name in state if f"epoch{epoch}.{name}" in run.data):
+            expected = run.data[f"epoch{epoch}.{name}"]
+            moved, difference = (expected - before[name]).norm(), (state[name] - expected).norm()
+            if 0 < moved < ROUNDING:
+                assert (state[name] - before[name]).norm() < ROUNDING, name
+            else:
+                tolerance = IMAGE_MODEL if name.startswith("feature_extractor.") else GENERATOR
+                assert difference <= tolerance * moved, (epoch, name, difference, moved)
+                compared += 1
+    assert compared > 100
+    assert levels == pytest.approx(run.data["levels"].tolist(), rel=GENERATOR)
