@@ -13,9 +13,10 @@ from pml_gca.paper.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [*DOCS, ROOT / "README.md"]
+PAGES = [*DOCS, ROOT / "README.md", *sorted((ROOT / "examples").rglob("README.md"))]
 EACH_OF_DOCS, EACH_PAGE = (
-    pytest.mark.parametrize("page", pages, ids=[page.name for page in pages]) for pages in (DOCS, PAGES)
+    pytest.mark.parametrize("page", pages, ids=[str(page.relative_to(ROOT)) for page in pages])
+    for pages in (DOCS, PAGES)
 )
 
 
@@ -41,13 +42,38 @@ def test_there_are_pages_with_commands() -> None:
     assert {f"examples/{name}.py" for name in ("reproduce", "evaluate_checkpoint", "train_with_classifier")} <= found
 
 
-@EACH_OF_DOCS
+def anchors(page: Path) -> set[str]:
+    """Return what GitHub calls the headings of a page in links."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@EACH_PAGE
 def test_links_and_pictures_are_there(page: Path) -> None:
     targets = re.findall(r"\]\(([^)]+)\)", page.read_text())
-    assert targets
+    assert targets or page.parent != ROOT / "docs"
     for target in targets:
-        path = target.partition("#")[0]
-        assert target.startswith("https://") or (page.parent / path).exists(), target
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+
+
+@EACH_PAGE
+def test_rows_of_a_table_have_as_many_cells_as_its_head(page: Path) -> None:
+    head = None
+    for line in page.read_text().splitlines():
+        line = line.strip()
+        if not line.startswith("|"):
+            head = None
+            continue
+        size = len(re.findall(r"(?<!\\)\|", line))
+        head = head or size
+        assert line.endswith("|"), line
+        assert size == head, line
 
 
 @EACH_PAGE
@@ -105,24 +131,61 @@ def test_what_code_prints_is_what_stands_below_it(page: Path, capsys: pytest.Cap
         assert capsys.readouterr().out.partition("(activations")[0] == printed.partition("(activations")[0]
 
 
-def test_tables_of_evidence_are_those_of_the_result_files(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Every row that a ``--report`` of the page prints stands on the page, and no other row of a contender does."""
-    page = ROOT / "docs" / "evidence.md"
-    lines = page.read_text().splitlines()
-    reports = [command for command in commands(page) if "--report" in command]
-    assert reports
+def reported(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the rows of the tables that a `compare_generators.py ... --report` prints."""
+    importlib.import_module("compare_generators").main(words)
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+
+
+def cells(row: str) -> list[str]:
+    """Return the texts of a table's row."""
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+@pytest.fixture
+def titles(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Return what rows of the comparison are called, ready to print its reports."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+    return set(importlib.import_module("compare_generators").TITLES.values())
+
+
+def test_tables_of_evidence_are_those_of_the_result_files(titles: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The log has every row that a `--report` on its page prints, and no other row of a contender."""
+    page = ROOT / "docs" / "evidence_log.md"
+    lines = page.read_text().splitlines()
+    reports = [words for _, *words in commands(page) if "--report" in words]
+    assert len(reports) == 5
     printed = set()
-    for script, *words in reports:
-        importlib.import_module(Path(script).stem).main(words)
-        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    for words in reports:
+        rows = reported(words, capsys)
         assert len(rows) > 10
         assert [row for row in rows if row not in lines] == []
         printed |= set(rows)
-    titles = importlib.import_module("compare_generators").TITLES.values()
-    ours = [line for line in lines if "±" in line and line.startswith(tuple(f"| {title} |" for title in titles))]
+    ours = [line for line in lines if "±" in line and cells(line)[0] in titles]
     assert len(ours) > 50
     assert [row for row in ours if row not in printed] == []
+
+
+def test_summary_of_evidence_is_that_of_the_result_files(titles: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Each number in a cell of the summary's tables is in the row of that title which the column's report prints."""
+    log, summary = (ROOT / "docs" / name for name in ("evidence_log.md", "evidence.md"))
+    reports = [words for _, *words in commands(log) if "--report" in words]
+    columns: list[dict[str, list[str]]] = [{}]
+    for words in reports:
+        rows = [cells(row) for row in reported(words, capsys)]
+        second = [i for i, row in enumerate(rows) if row[0] == "---"][1]  # below the head of the second table
+        columns.append({row[0]: row for row in rows[2 : second - 1]})
+    results, conditions = re.findall(r"<!-- summary -->\n((?:\|.*\n)+)", summary.read_text())
+    checked = 0
+    for table, of in ((results, (1, 2, 3)), (conditions, (4, 5))):
+        for title, *shown in [cells(row) for row in table.splitlines()[2:]]:
+            assert title in titles
+            for number, text in zip(of, shown, strict=True):
+                values = re.findall(r"[+-]?\d+\.\d ± \d+\.\d|\d+\.\d\d ×", text)
+                assert set(values) <= set(columns[number].get(title, ())), (title, text)
+                assert bool(values) == (title in columns[number]), (title, text)
+                checked += len(values)
+    assert checked > 70
+    everywhere = [line for line in summary.read_text().splitlines() if "±" in line and cells(line)[0] in titles]
+    assert set(everywhere) <= set((results + conditions).splitlines())
