@@ -200,7 +200,14 @@ def test_results_outlive_the_version_that_made_them(tmp_path, capsys, monkeypatc
 
 
 def test_the_kept_results_outlive_their_version(capsys, monkeypatch):
-    arguments = ["--losses", "multi_similarity", "--seeds", "3", "--out", str(EXAMPLES.parents[1] / "docs" / "evidence")]
+    arguments = [
+        "--losses",
+        "multi_similarity",
+        "--seeds",
+        "3",
+        "--out",
+        str(EXAMPLES.parents[1] / "docs" / "evidence"),
+    ]
     reports = []
     for version in ("0.1.0", "9.9.9"):
         monkeypatch.setattr(pml_gca, "__version__", version)
