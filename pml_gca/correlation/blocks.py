@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..utils.dtypes import compute_dtype
 from ..utils.gradients_anew import gradients_anew
 from ..utils.norms import excess_of
 from ..utils.wide_buffers import WideBuffers
-from .edges import at_ends, compute_dtype, sum_over_neighbours
+from .edges import at_ends, sum_over_neighbours
 
 ATTENTION = ("query", "key", "value", "out")  # linear layers of a block's attention; that of edges has no last one
 

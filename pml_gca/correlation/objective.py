@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..utils.autocast import matmul_dtype
+from ..utils.dtypes import compute_dtype, matmul_dtype
 from ..utils.gradients_anew import differentiable_again
 from ..utils.norms import unit
 from ..utils.row_dots import norm_or_floor, row_dots
-from .edges import at_ends, compute_dtype, edge_multiplicity, edge_pairs, sum_over_neighbours
+from .edges import at_ends, edge_multiplicity, edge_pairs, sum_over_neighbours
 from .tiles import Tile, once, twice
 
 CLASSIFIED_VALUES = 2**22  # logits computed at a time

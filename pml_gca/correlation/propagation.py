@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..utils.autocast import matmul_dtype, uncached_without_gradient
+from ..utils.dtypes import compute_dtype, matmul_dtype, uncached_without_gradient
 from ..utils.recomputation import check_no_recomputation
 from .blocks import EdgeBlock, NodeBlock, ScaleBatchNorm, linear
 from .cost import Sizes, choose_memory, default_chunk_size
-from .edges import compute_dtype, correlation_edges, edge_multiplicity, edge_pairs, standardize, to_dense
+from .edges import correlation_edges, edge_multiplicity, edge_pairs, standardize, to_dense
 from .sweeps import EdgeCoefficients, EdgeMessages, EdgeUpdate, SweepPlan, Wanted, edge_statistics
 from .tiles import Tile, edge_tiles
 

@@ -9,7 +9,7 @@ import torch
 from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
 from torch import Tensor
 
-from ..correlation.edges import compute_dtype
+from ..utils.dtypes import compute_dtype
 from ..utils.host import HostCopy
 from ..utils.norms import length
 from ..utils.validation import (

@@ -11,7 +11,6 @@ from torch.func import functional_call
 
 from ..correlation.blocks import linear
 from ..correlation.cost import StepCost, choose_memory, step_bytes, step_multiply_adds
-from ..correlation.edges import compute_dtype
 from ..correlation.objective import (
     classification_loss,
     diversity_loss,
@@ -20,7 +19,7 @@ from ..correlation.objective import (
 )
 from ..correlation.propagation import CorrelationPropagation, Correlations
 from ..correlation.tiles import Tile
-from ..utils.autocast import matmul_dtype
+from ..utils.dtypes import compute_dtype, matmul_dtype
 from ..utils.host import HostCopy, to_device
 from ..utils.norms import scale_of
 from ..utils.records import hide_modules_from_records

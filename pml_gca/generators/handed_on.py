@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..correlation.edges import compute_dtype
 from ..correlation.propagation import Correlations
 from ..correlation.sweeps import Wanted
+from ..utils.dtypes import compute_dtype
 
 HALF_GRADIENT_SCALE = 1024.0  # lifts gradients that float16 would flush to zero
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..correlation.blocks import linear
-from ..correlation.edges import compute_dtype
 from ..correlation.objective import classification_loss, frozen_classification_loss
+from ..utils.dtypes import compute_dtype
 from ..utils.host import HostCopy, to_device
 from ..utils.norms import length
 from ..utils.records import hide_modules_from_records

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..correlation.edges import compute_dtype
+from ..utils.dtypes import compute_dtype
 from ..utils.host import to_device
 from ..utils.norms import length, unit
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..correlation.cost import default_chunk_size
-from ..correlation.edges import compute_dtype
 from ..correlation.tiles import edge_tiles
+from ..utils.dtypes import compute_dtype
 from ..utils.host import HostCopy
 from ..utils.validation import check_choice, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives

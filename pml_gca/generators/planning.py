@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..correlation.edges import compute_dtype
+from ..utils.dtypes import compute_dtype
 from ..utils.host import to_device
 from .interpolation import next_positive, plan_candidates
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..correlation.edges import compute_dtype, edge_pairs
+from ..correlation.edges import edge_pairs
 from ..correlation.tiles import Tile, once, twice
+from ..utils.dtypes import compute_dtype
 from ..utils.gradients_anew import differentiable_again
 from ..utils.norms import are_usual, length, scale_of
 from .interpolation import CandidatePlan, positive_distances, pull_ratio

@@ -8,8 +8,8 @@ import torch
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor, nn
 
-from ..correlation.edges import compute_dtype, join_references
 from ..generators.base_generator import BaseGenerator
+from ..utils.dtypes import compute_dtype
 from ..utils.recomputation import check_no_recomputation
 from ..utils.validation import FiniteCheck, check_learning_rates, check_number
 from ..utils.wide_buffers import restored_on_error
@@ -18,6 +18,7 @@ from .dependence import check_dependence
 from .families import SyntheticBatch, synthetic_loss
 from .level import FollowsLevels, LossLevels
 from .optimizer_watch import FrozenWatch, OptimizerWatch
+from .references import join_references
 from .wrapping_loss import WrappingLoss, already_reduced, as_scalar, without_regularizers
 
 SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")

@@ -6,7 +6,7 @@ import torch
 from pytorch_metric_learning.reducers import MultipleReducers
 from torch import Tensor
 
-from ..correlation.edges import compute_dtype
+from ..utils.dtypes import compute_dtype
 
 
 class TotalReducer(MultipleReducers):

@@ -8,8 +8,8 @@ import torch
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor, nn
 
-from ..correlation.edges import join_references
 from ..generators import GlobalCorrelationGenerator
+from ..losses.references import join_references
 from ..utils.validation import check_labels, check_pml_arguments, check_positive_int
 
 
