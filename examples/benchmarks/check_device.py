@@ -21,7 +21,7 @@ import pml_gca.generators
 from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
 from pml_gca.generators import BaseGenerator
 from pml_gca.losses.families import SyntheticBatch, synthetic_loss
-from pml_gca.losses.named import NAMED_LOSSES, n_pairs
+from pml_gca.losses.named_losses import NAMED_LOSSES, n_pairs
 from pml_gca.paper import load_published_generator
 from pml_gca.utils import RecallCalculator
 

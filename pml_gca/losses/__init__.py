@@ -1,10 +1,10 @@
 """Losses that learn from generated hard negatives."""
 
-from .accepted import check_loss
 from .families import SyntheticBatch, synthetic_loss
 from .hard_negative_generation_loss import HardNegativeGenerationLoss
-from .named import NAMED_LOSSES
+from .named_losses import NAMED_LOSSES
 from .pml_wrappers import CrossBatchMemory, SelfSupervisedLoss
+from .supported import check_supported_loss
 
 __all__ = [
     "NAMED_LOSSES",
@@ -12,6 +12,6 @@ __all__ = [
     "HardNegativeGenerationLoss",
     "SelfSupervisedLoss",
     "SyntheticBatch",
-    "check_loss",
+    "check_supported_loss",
     "synthetic_loss",
 ]

@@ -1,13 +1,13 @@
 """How each family of PML losses takes synthetic negatives: one function, dispatched on the loss's type.
 
-A loss of your own joins in three lines::
+Register a loss of your own in three lines:
 
     @synthetic_loss.register(MyPairLoss)
     def _(loss, batch):
         return loss(batch.embeddings, batch.labels, batch.pairs(), batch.references(), batch.reference_labels())
 
 If it takes no references, but pairs within one batch, the third line is
-``return loss(batch.references(), batch.reference_labels(), batch.pairs())``.
+`return loss(batch.references(), batch.reference_labels(), batch.pairs())`.
 """
 
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ from ..utils.dtypes import compute_dtype
 from ..utils.norms import excess_of
 from ..utils.row_dots import norm_or_floor, row_dots
 
-FORMS = (
-    "Return what the loss takes. Pairs with references: loss(batch.embeddings, batch.labels, batch.pairs(), "
-    "batch.references(), batch.reference_labels()). Pairs within one batch: loss(batch.references(), "
+CALL_FORMS = (
+    "Return the value of a call that uses them. Pairs with references: loss(batch.embeddings, batch.labels, "
+    "batch.pairs(), batch.references(), batch.reference_labels()). Pairs within one batch: loss(batch.references(), "
     "batch.reference_labels(), batch.pairs()). Labels alone: loss(torch.cat([batch.embeddings, "
     "batch.negatives.embeddings]), torch.cat([batch.labels, batch.negatives.labels]))."
 )
@@ -41,7 +41,7 @@ class SyntheticBatch:
     Attributes:
         embeddings: (B, D), the anchors, with gradient.
         labels: (B,) long.
-        nodes: (N, D), the batch followed by references, if any; the real positives come from here.
+        nodes: (N, D), the batch followed by references, if any. Real positives come from here.
         node_labels: (N,) long.
         negatives: S synthetic negatives; each belongs to its anchor alone.
     """
@@ -53,48 +53,52 @@ class SyntheticBatch:
     negatives: SyntheticNegatives
 
     def references(self) -> Tensor:
-        """(N + S, D): real nodes, then synthetic negatives."""
+        """Return (N + S, D): real nodes, then synthetic negatives."""
         return torch.cat([self.nodes, self.negatives.embeddings])
 
     def reference_labels(self) -> Tensor:
-        """(N + S,) long, labels of `references`."""
+        """Return the (N + S,) long labels of `references`."""
         return torch.cat([self.node_labels, self.negatives.labels])
 
     def positive_mask(self) -> Tensor:
-        """(B, N) bool: same class, and not the anchor itself."""
+        """Return a (B, N) bool mask: the node has the anchor's class and is not the anchor itself."""
         return (self.labels[:, None] == self.node_labels).fill_diagonal_(False)
 
     def pairs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """PML's pair tuple (a1, p, a2, n): real positives and own synthetic negatives, as rows of the references."""
+        """Return PML's pair tuple (a1, p, a2, n): real positives and own synthetic negatives, as reference rows."""
         anchors, positives = self.positive_mask().nonzero(as_tuple=True)
         synthetic = torch.arange(len(self.negatives), device=self.nodes.device) + len(self.nodes)
         return anchors, positives, self.negatives.anchors, synthetic
 
     def own_mask(self, anchors: Tensor) -> Tensor:
-        """(R, S) bool: which synthetic negatives belong to each of (R,) ``anchors``."""
+        """Return an (R, S) bool mask: the synthetic negative belongs to the anchor, for (R,) `anchors`."""
         return anchors[:, None] == self.negatives.anchors
 
 
 @singledispatch
 def synthetic_loss(loss: nn.Module, batch: SyntheticBatch) -> Tensor:
-    """J_syn: ``loss`` on anchors, their real positives and their own synthetic negatives; a scalar.
+    """Compute J_syn: `loss` on anchors, their real positives and their own synthetic negatives.
+
+    Returns:
+        A scalar.
 
     Raises:
-        TypeError: no way is registered for losses of this type.
+        TypeError: No function is registered for losses of this type.
     """
-    raise TypeError(unknown_loss(loss))
+    raise TypeError(unknown_loss_message(loss))
 
 
-def unknown_loss(loss: object) -> str:
+def unknown_loss_message(loss: object) -> str:
+    """Return the error message for a loss whose type has no registered function."""
     name = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
     return (
-        f"loss must be of a type that says how it takes synthetic negatives, got {name}. {_hint(loss)}For a loss of "
-        f"your own, register a function with pml_gca.losses.synthetic_loss.register(YourLoss). {FORMS}"
+        f"loss must be of a type that is registered with synthetic_loss, got {name}. {_hint(loss)}For a loss of "
+        f"your own, register a function with pml_gca.losses.synthetic_loss.register(YourLoss). {CALL_FORMS}"
     )
 
 
 def _hint(loss: object) -> str:
-    """What to do with something that is nearly a loss."""
+    """Return advice for an object that is nearly a loss; empty if there is none."""
     if isinstance(loss, type):
         return f"Make one: {loss.__name__}(...). "
     if hasattr(loss, "generator_level"):
@@ -107,61 +111,98 @@ def _hint(loss: object) -> str:
     return ""
 
 
-def reduce(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch, values: Tensor, **info: Any) -> Tensor:
-    """What PML does with the values a loss has computed: its regularizer, then its reducer."""
-    loss_dict = {"loss": {"losses": values, **info}}
-    loss.add_embedding_regularization_to_loss_dict(loss_dict, batch.embeddings)
-    reduced: Tensor = loss.reducer(loss_dict, batch.embeddings, batch.labels)
-    return reduced
-
-
 def tuple_synthetic_loss(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch) -> Tensor:
-    """For losses over explicit pairs or triplets with references."""
+    """Compute J_syn of a loss over explicit pairs or triplets that takes references."""
     value: Tensor = loss(batch.embeddings, batch.labels, batch.pairs(), batch.references(), batch.reference_labels())
     return value
 
 
 def triplet_synthetic_loss(loss: losses.TripletMarginLoss, batch: SyntheticBatch) -> Tensor:
-    """As for tuples; ``swap`` looks up distances from the positives, too, so that they have to be rows."""
+    """Compute J_syn of a triplet loss; with `swap`, positives must be rows, as distances from them are looked up."""
     rows = (batch.nodes, batch.node_labels) if loss.swap else (batch.embeddings, batch.labels)
     value: Tensor = loss(*rows, batch.pairs(), batch.references(), batch.reference_labels())
     return value
 
 
 def joint_tuple_synthetic_loss(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch) -> Tensor:
-    """For losses over explicit pairs that look both ends up in one batch."""
+    """Compute J_syn of a loss over explicit pairs that looks up both ends in one batch."""
     value: Tensor = loss(batch.references(), batch.reference_labels(), batch.pairs())
     return value
 
 
 def labelled_synthetic_loss(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch) -> Tensor:
-    """For proxy and classification losses: synthetic negatives are further samples of the class they imitate."""
+    """Compute J_syn of a proxy or classification loss: synthetic negatives are further samples of their class."""
     embeddings = torch.cat([batch.embeddings, batch.negatives.embeddings])
     value: Tensor = loss(embeddings, torch.cat([batch.labels, batch.negatives.labels]))
     return value
 
 
 def n_pairs_synthetic_loss(loss: losses.NPairsLoss, batch: SyntheticBatch) -> Tensor:
-    """For every anchor, the cross-entropy of its next positive against its own synthetic negatives."""
+    """Compute, for every anchor, the cross-entropy of its next positive against its own synthetic negatives."""
     positives, has_positive = next_positive(batch.node_labels, len(batch.labels))
     positive = similarity(loss, batch.embeddings, batch.nodes).gather(1, positives[:, None])[:, 0]
     negative, owner = own_similarity(loss, batch), batch.negatives.anchors
     dtype = compute_dtype(positive, negative)
     positive, negative = positive.to(dtype), negative.to(dtype)
-    # logsumexp over the positive and the negatives of an anchor, which need not be equally many.
+    # logsumexp over the positive and the negatives of each anchor; anchors differ in their number of negatives.
     largest = positive.detach().scatter_reduce(0, owner, negative.detach(), "amax")
     total = (positive - largest).exp().index_add(0, owner, (negative - largest[owner]).exp())
     values, anchors = total.log() + largest - positive, torch.arange(len(positive), device=positive.device)
-    if batch.negatives.num_skipped_anchors != 0:  # which rows have none can only be asked of the device
+    if batch.negatives.num_skipped_anchors != 0:  # only the device knows which anchors have no positive
         anchors = has_positive.nonzero()[:, 0]
         values = values[anchors]
-    return reduce(loss, batch, values, indices=anchors, reduction_type="element")
+    return reduced(loss, batch, values, indices=anchors, reduction_type="element")
+
+
+def nca_synthetic_loss(loss: losses.NCALoss, batch: SyntheticBatch) -> Tensor:
+    """Compute the NCA loss over real positives and own synthetic negatives, which labels alone cannot express."""
+    positive = batch.positive_mask()
+    rows = positive.any(dim=1).nonzero()[:, 0]
+    visible = torch.cat([positive[rows], batch.own_mask(rows)], dim=1)
+    scores = loss.softmax_scale * similarity(loss, batch.embeddings, batch.references())[rows]
+    log_probability = scores.masked_fill(~visible, float("-inf")).log_softmax(dim=1)[:, : positive.shape[1]]
+    values = -log_probability.masked_fill(~positive[rows], float("-inf")).logsumexp(dim=1)
+    return reduced(loss, batch, values, indices=rows, reduction_type="element")
+
+
+def angular_synthetic_loss(loss: losses.AngularLoss, batch: SyntheticBatch) -> Tensor:
+    """Compute PML's form of the angular loss with own synthetic negatives, which labels alone cannot express."""
+    anchors, positives, _, _ = batch.pairs()
+    rows = (within_range(loss, x) for x in (batch.embeddings[anchors], batch.nodes[positives]))
+    anchor, positive = (loss.distance.normalize(x) for x in rows)
+    tangent = torch.tan(loss.alpha).square().to(anchor.dtype).to(anchor.device)  # PML's is float64, on the host
+    exponent = 4 * tangent * (anchor + positive) @ batch.negatives.embeddings.t()
+    exponent = exponent - 2 * (1 + tangent) * (anchor * positive).sum(dim=1, keepdim=True)
+    values = lmu.logsumexp(exponent, keep_mask=batch.own_mask(anchors), add_one=True)
+    return reduced(loss, batch, values, indices=(anchors, positives), reduction_type="pos_pair")
+
+
+def multiple_synthetic_loss(loss: losses.MultipleLosses, batch: SyntheticBatch) -> Tensor:
+    """Compute the weighted sum of the member losses' J_syn."""
+    members = loss.losses.items() if loss.is_dict else enumerate(loss.losses)
+    terms = [loss.weights[key] * synthetic_loss(member, batch) for key, member in members]
+    return torch.stack(terms).sum()
+
+
+def reduced(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch, values: Tensor, **info: Any) -> Tensor:
+    """Apply the loss's regularizer and reducer to its computed values, as PML does."""
+    loss_dict = {"loss": {"losses": values, **info}}
+    loss.add_embedding_regularization_to_loss_dict(loss_dict, batch.embeddings)
+    value: Tensor = loss.reducer(loss_dict, batch.embeddings, batch.labels)
+    return value
+
+
+def similarity(loss: losses.BaseMetricLossFunction, queries: Tensor, references: Tensor) -> Tensor:
+    """Compute (Q, R) similarities of (Q, D) and (R, D) by the loss's own distance; larger is more alike."""
+    rows = within_range(loss, queries)
+    matrix: Tensor = loss.distance(rows, rows if references is queries else within_range(loss, references))
+    return matrix if loss.distance.is_inverted else -matrix
 
 
 def own_similarity(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch) -> Tensor:
-    """Similarity of each synthetic negative to its anchor: (S,)."""
+    """Compute the (S,) similarities of synthetic negatives to their own anchors."""
     negatives, distance = batch.negatives, loss.distance
-    # With other distances PML's pairwise values are not those of its matrix.
+    # For other distances PML's pairwise values differ from those of its matrix.
     if type(distance) in (CosineSimilarity, DotProductSimilarity):
         rows = negatives.embeddings.to(compute_dtype(negatives.embeddings))
         anchors = distance.maybe_normalize(within_range(loss, batch.embeddings)).to(rows.dtype)
@@ -173,44 +214,7 @@ def own_similarity(loss: losses.BaseMetricLossFunction, batch: SyntheticBatch) -
 
 
 def within_range(loss: losses.BaseMetricLossFunction, rows: Tensor) -> Tensor:
-    """(R, D) rows, so short that squares do not overflow where the loss's distance normalises them anyway."""
+    """Shorten (R, D) rows whose squares would overflow, where the loss's distance normalises them anyway."""
     if not loss.distance.normalize_embeddings:
         return rows
     return rows / excess_of(rows.to(compute_dtype(rows))).to(rows.dtype)
-
-
-def similarity(loss: losses.BaseMetricLossFunction, queries: Tensor, references: Tensor) -> Tensor:
-    """(Q, D) and (R, D) to (Q, R) by the loss's own distance, the larger the more alike."""
-    rows = within_range(loss, queries)
-    matrix: Tensor = loss.distance(rows, rows if references is queries else within_range(loss, references))
-    return matrix if loss.distance.is_inverted else -matrix
-
-
-def nca_synthetic_loss(loss: losses.NCALoss, batch: SyntheticBatch) -> Tensor:
-    """Neighbourhood components over real positives and own synthetic negatives, which labels alone cannot express."""
-    positive = batch.positive_mask()
-    rows = positive.any(dim=1).nonzero()[:, 0]
-    visible = torch.cat([positive[rows], batch.own_mask(rows)], dim=1)
-    scores = loss.softmax_scale * similarity(loss, batch.embeddings, batch.references())[rows]
-    log_probability = scores.masked_fill(~visible, float("-inf")).log_softmax(dim=1)[:, : positive.shape[1]]
-    values = -log_probability.masked_fill(~positive[rows], float("-inf")).logsumexp(dim=1)
-    return reduce(loss, batch, values, indices=rows, reduction_type="element")
-
-
-def angular_synthetic_loss(loss: losses.AngularLoss, batch: SyntheticBatch) -> Tensor:
-    """PML's form of the angular loss with each anchor's own synthetic negatives, which labels alone cannot express."""
-    anchors, positives, _, _ = batch.pairs()
-    rows = (within_range(loss, x) for x in (batch.embeddings[anchors], batch.nodes[positives]))
-    anchor, positive = (loss.distance.normalize(x) for x in rows)
-    tangent = torch.tan(loss.alpha).square().to(anchor.dtype).to(anchor.device)  # PML's is float64, on the host
-    exponent = 4 * tangent * (anchor + positive) @ batch.negatives.embeddings.t()
-    exponent = exponent - 2 * (1 + tangent) * (anchor * positive).sum(dim=1, keepdim=True)
-    values = lmu.logsumexp(exponent, keep_mask=batch.own_mask(anchors), add_one=True)
-    return reduce(loss, batch, values, indices=(anchors, positives), reduction_type="pos_pair")
-
-
-def multiple_synthetic_loss(loss: losses.MultipleLosses, batch: SyntheticBatch) -> Tensor:
-    """The weighted sum of what the member losses make of the batch."""
-    members = loss.losses.items() if loss.is_dict else enumerate(loss.losses)
-    terms = [loss.weights[key] * synthetic_loss(member, batch) for key, member in members]
-    return torch.stack(terms).sum()

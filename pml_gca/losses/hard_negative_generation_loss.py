@@ -13,12 +13,12 @@ from ..utils.dtypes import compute_dtype
 from ..utils.recomputation import check_no_recomputation
 from ..utils.validation import FiniteCheck, check_learning_rates, check_number
 from ..utils.wide_buffers import restored_on_error
-from .accepted import NO_LABELS, check_loss, check_references
-from .dependence import check_dependence
+from .custom_losses import check_uses_negatives
 from .families import SyntheticBatch, synthetic_loss
 from .level import FollowsLevels, LossLevels
 from .optimizer_watch import FrozenWatch, OptimizerWatch
 from .references import join_references
+from .supported import LABELS_REQUIRED, check_references, check_supported_loss
 from .wrapping_loss import WrappingLoss, already_reduced, as_scalar, without_regularizers
 
 SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")
@@ -86,7 +86,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         level_momentum: float | None = 0.99,
         **kwargs: Any,
     ) -> None:
-        check_loss(loss)
+        check_supported_loss(loss)
         if not isinstance(generator, BaseGenerator):
             raise TypeError(f"generator must be a pml_gca generator, got {type(generator).__name__}")
         check_number("beta", beta)
@@ -178,8 +178,8 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
             self.frozen_watch.begin_batch(embeddings, self.parameters())
             return self.evaluate(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if labels is None:
-            raise ValueError(NO_LABELS)
-        check_loss(self.loss)  # its reducer, or itself, may be another by now
+            raise ValueError(LABELS_REQUIRED)
+        check_supported_loss(self.loss)  # its reducer, or itself, may be another by now
         check = self.generator.start_check(embeddings, labels)
         references: tuple[Any, ...] = ()
         if ref_emb is not None and not (ref_emb is embeddings and ref_labels is labels):
@@ -246,6 +246,6 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         """J_syn; regularizers count once, in J_m."""
         with without_regularizers(self.loss):
             if self._known is not type(self.loss):
-                check_dependence(self.loss, batch)
+                check_uses_negatives(self.loss, batch)
                 self._known = type(self.loss)
             return as_scalar(synthetic_loss(self.loss, batch), self.loss)

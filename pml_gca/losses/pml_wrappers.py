@@ -1,4 +1,4 @@
-"""PML's losses around other losses. PML checks those by class name; here one with a generator passes, too."""
+"""PML's wrappers of losses, here also for losses with a generator; PML checks the inner loss by its class name."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .hard_negative_generation_loss import HardNegativeGenerationLoss
 
 
 class TakesGenerationLoss:
-    """Let a wrapper of PML take a ``HardNegativeGenerationLoss`` around each loss that it takes."""
+    """Let a PML wrapper take a `HardNegativeGenerationLoss` around each loss that it supports."""
 
     def __init__(self, loss: nn.Module, *args: Any, **kwargs: Any) -> None:
         if isinstance(loss, HardNegativeGenerationLoss):
@@ -20,36 +20,36 @@ class TakesGenerationLoss:
 
     @classmethod
     def check_loss_support(cls, loss_name: str) -> None:
-        """PML's check of a class's name.
+        """Check a class name, as PML does.
 
         Raises:
-            Exception: PML does not support it.
+            Exception: PML does not support the class.
         """
         if loss_name != HardNegativeGenerationLoss.__name__:
             super().check_loss_support(loss_name)  # type: ignore[misc]
 
 
 class SelfSupervisedLoss(TakesGenerationLoss, losses.SelfSupervisedLoss):
-    """PML's loss of two views, ``loss(embeddings, ref_emb)``, around a ``HardNegativeGenerationLoss``, too.
+    """PML's loss of two views, `loss(embeddings, ref_emb)`, also around a `HardNegativeGenerationLoss`.
 
-    Each sample and its view are a class, so that the generator's ``num_classes`` is the largest batch size.
+    Each sample and its view are a class. The generator's `num_classes` must therefore be the largest batch size.
 
     Raises:
         Exception: PML does not support the loss, or the one inside it.
     """
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
-        """As PML's.
+        """Compute PML's loss of (B, D) embeddings and their (B, D) views.
 
         Raises:
-            ValueError: in training, the batch is larger than the generator's ``num_classes``.
+            ValueError: In training, the batch is larger than the generator's `num_classes`.
         """
         if isinstance(self.loss, HardNegativeGenerationLoss) and self.loss.training and torch.is_grad_enabled():
             most = self.loss.generator.num_classes
             if len(embeddings) > most:
                 raise ValueError(
                     f"embeddings must be at most {most}, the generator's num_classes, as each sample and its view are "
-                    f"a class here; got {len(embeddings)}. Give the generator the largest batch size: "
+                    f"a class here; got {len(embeddings)}. Make the generator for the largest batch size: "
                     f"num_classes={len(embeddings)}"
                 )
         value: Tensor = super().forward(embeddings, ref_emb)
@@ -57,10 +57,10 @@ class SelfSupervisedLoss(TakesGenerationLoss, losses.SelfSupervisedLoss):
 
 
 class CrossBatchMemory(TakesGenerationLoss, losses.CrossBatchMemory):
-    """PML's memory of earlier batches, around a ``HardNegativeGenerationLoss``, too.
+    """PML's memory of earlier batches, also around a `HardNegativeGenerationLoss`.
 
-    What it remembers becomes nodes of the graph, which grows with the square of its nodes: take a ``memory_size`` of a
-    few hundred. A batch that is refused, and one without gradients (``torch.no_grad()``), is not remembered.
+    Remembered embeddings become nodes of the graph, which grows with the square of its nodes. Use a `memory_size` of
+    a few hundred. A batch that is refused, or has no gradients (`torch.no_grad()`), is not remembered.
 
     Raises:
         Exception: PML does not support the loss, or the one inside it.
@@ -78,7 +78,7 @@ class CrossBatchMemory(TakesGenerationLoss, losses.CrossBatchMemory):
         indices_tuple: tuple[Tensor, ...] | None = None,
         enqueue_mask: Tensor | None = None,
     ) -> Tensor:
-        """As PML's."""
+        """Compute PML's loss of the batch and the memory; arguments are PML's."""
         memory = self.embedding_memory.clone(), self.label_memory.clone(), self.queue_idx, self.has_been_filled
         remember = False
         try:

@@ -205,7 +205,7 @@ def test_bases_are_refused(base):
 
 @pytest.mark.parametrize("loss", [torch.nn.CrossEntropyLoss(), None, "ContrastiveLoss", losses.ContrastiveLoss])
 def test_what_is_no_pml_loss_is_refused(loss):
-    with pytest.raises(TypeError, match=r"^loss must be of a type that"):
+    with pytest.raises(TypeError, match=r"^loss must be of a type that is registered"):
         HardNegativeGenerationLoss(loss, generator_of())
 
 

@@ -11,8 +11,9 @@ from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import nn
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-from pml_gca.losses import dependence, synthetic_loss
-from pml_gca.losses.dependence import depends_on_negatives, own_losses
+from pml_gca.losses import custom_losses as module
+from pml_gca.losses import synthetic_loss
+from pml_gca.losses.custom_losses import custom_losses, uses_negatives
 
 NUM_CLASSES, SIZE = 12, 8
 LABELS = torch.tensor([3, 7, 3, 0, 11, 3, 7, 0])
@@ -158,7 +159,7 @@ def test_a_copy_for_another_device_is_the_same_batch(z):
     seen, loss = [], make_loss(losses.ContrastiveLoss())
     loss._synthetic_loss = lambda batch: seen.append(batch) or torch.zeros(())
     loss(z, LABELS, None, torch.randn(3, SIZE), LABELS[:3])
-    copied = dependence.to_cpu(seen[0])
+    copied = module.to_cpu(seen[0])
     for form in (with_references, within_one_batch):
         assert torch.equal(form(losses.ContrastiveLoss(), copied), form(losses.ContrastiveLoss(), seen[0]))
     assert not copied.references().requires_grad
@@ -185,12 +186,12 @@ def test_a_margin_that_every_negative_keeps_is_no_reason(z):
 @pytest.mark.parametrize("name", sorted(WORKS))
 def test_pmls_losses_are_not_asked_but_would_pass(name, z):
     wrapped = WORKS[name](NUM_CLASSES)
-    assert list(own_losses(wrapped)) == []
+    assert list(custom_losses(wrapped)) == []
     seen = []
     loss = make_loss(wrapped)
     loss._synthetic_loss = lambda batch: seen.append(batch) or torch.zeros(())
     loss(z, LABELS)
-    assert depends_on_negatives(copy.deepcopy(wrapped), seen[0])
+    assert uses_negatives(copy.deepcopy(wrapped), seen[0])
 
 
 def test_asking_draws_and_changes_nothing(z):
@@ -213,8 +214,8 @@ def test_asking_draws_and_changes_nothing(z):
 
 def test_it_is_asked_once(z, monkeypatch):
     asked = []
-    ask = dependence.depends_on_negatives
-    monkeypatch.setattr(dependence, "depends_on_negatives", lambda *args: asked.append(1) or ask(*args))
+    ask = module.uses_negatives
+    monkeypatch.setattr(module, "uses_negatives", lambda *args: asked.append(1) or ask(*args))
     loss = make_loss(register(Hinge, with_references)())
     loss(z[:1], LABELS[:1])  # no negatives
     assert asked == []

@@ -1,4 +1,4 @@
-"""Whether a loss of one's own uses the synthetic negatives, asked before the first batch that has some."""
+"""Check that a user-defined loss uses the synthetic negatives, at its first batch that has some."""
 
 import copy
 from collections.abc import Iterator
@@ -10,65 +10,69 @@ from pytorch_metric_learning.losses import MultipleLosses
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .families import FORMS, SyntheticBatch, synthetic_loss
+from .families import CALL_FORMS, SyntheticBatch, synthetic_loss
 
-TRUSTED = ("pytorch_metric_learning.", "pml_gca.")  # their losses are tested
+TESTED = ("pytorch_metric_learning.", "pml_gca.")  # packages whose losses are known to use the negatives
 
 
-def check_dependence(loss: nn.Module, batch: SyntheticBatch) -> None:
-    """Raise if a loss of one's own, or one in a ``MultipleLosses``, makes nothing of synthetic negatives.
+def check_uses_negatives(loss: nn.Module, batch: SyntheticBatch) -> None:
+    """Raise if a user-defined loss, or one inside a `MultipleLosses`, ignores the synthetic negatives.
 
-    A copy of the loss is called, with the same random numbers; on the CPU where the batch is on a GPU, which would
-    report a wrong index too late. A copy that fails otherwise says nothing: the loss itself will.
+    A copy of the loss is called, with the same random numbers. If the batch is on a GPU, the copy runs on the CPU,
+    because a GPU reports an index out of range too late. Other errors of the copy are ignored: the loss itself will
+    raise them.
 
     Raises:
-        ValueError: its value does not depend on the synthetic rows, or it looks for rows that it was not given.
+        ValueError: The value does not depend on the synthetic rows, or the loss looks up rows that it was not given.
     """
-    for member in own_losses(loss):
+    for member in custom_losses(loss):
         try:
-            uses_them = depends_on_negatives(copy.deepcopy(member), batch)
+            used = uses_negatives(copy.deepcopy(member), batch)
         except IndexError as error:
             raise ValueError(
                 f"loss {type(member).__name__} looks pairs up in a batch that is too small for them, as if it took "
-                f"no ref_emb ({error}). {FORMS}"
+                f"no ref_emb ({error}). {CALL_FORMS}"
             ) from error
-        except Exception:  # the loss itself will say it, or works where a copy does not
+        except Exception:  # the loss itself will raise it, or works although its copy does not
             continue
-        if not uses_them:
+        if not used:
             raise ValueError(
                 f"loss {type(member).__name__} cannot learn from synthetic negatives as it is registered: its value "
-                f"does not depend on the synthetic rows. {FORMS}"
+                f"does not depend on the synthetic rows. {CALL_FORMS}"
             )
 
 
-def own_losses(loss: nn.Module) -> Iterator[nn.Module]:
-    """The losses that are no exact type of PML or of this package."""
+def custom_losses(loss: nn.Module) -> Iterator[nn.Module]:
+    """Yield the losses whose exact type is defined outside PML and this package."""
     if isinstance(loss, MultipleLosses):
         for member in loss.losses.values() if loss.is_dict else loss.losses:
-            yield from own_losses(member)
-    elif not type(loss).__module__.startswith(TRUSTED):
+            yield from custom_losses(member)
+    elif not type(loss).__module__.startswith(TESTED):
         yield loss
 
 
-def depends_on_negatives(loss: nn.Module, batch: SyntheticBatch) -> bool:
-    """Whether anything is computed from the synthetic rows.
+def uses_negatives(loss: nn.Module, batch: SyntheticBatch) -> bool:
+    """Return whether the loss computes anything from the synthetic rows.
 
-    It is not the value that is asked, which says nothing where every negative keeps a margin.
+    The value alone would not tell: it does not depend on negatives that are all beyond a margin.
     """
     if batch.embeddings.is_cuda:
         loss, batch = loss.cpu(), to_cpu(batch)
     rows = batch.negatives.embeddings.detach().requires_grad_()  # nothing else has a gradient
     real = {name: getattr(batch, name).detach() for name in ("embeddings", "nodes")}
     batch = replace(batch, **real, negatives=replace(batch.negatives, embeddings=rows))
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), ReadsWithGradient() as reads:
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), GradientUse() as use:
         value = synthetic_loss(loss.requires_grad_(False), batch)
-    return reads.found or value.requires_grad
+    return use.found or value.requires_grad
 
 
-class ReadsWithGradient(TorchFunctionMode):
-    """Notices that a tensor with a gradient is computed with; to join it to others, or ask its shape, is not enough."""
+class GradientUse(TorchFunctionMode):
+    """Note whether a tensor with a gradient is used in a computation.
 
-    IDLE = frozenset(
+    Concatenating such a tensor with others, or reading its shape, does not count.
+    """
+
+    IGNORED = frozenset(
         {"__len__", "cat", "device", "dim", "dtype", "grad_fn", "is_complex", "is_cuda", "is_floating_point", "is_leaf"}
         | {"is_meta", "is_mps", "is_sparse", "layout", "ndim", "numel", "requires_grad", "shape", "size", "to", "type"}
     )
@@ -80,13 +84,13 @@ class ReadsWithGradient(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See torch."""
         name = getattr(func, "__name__", None)
-        if (func.__self__.__name__ if name == "__get__" else name) not in self.IDLE:
+        if (func.__self__.__name__ if name == "__get__" else name) not in self.IGNORED:
             self.found = self.found or has_gradient((args, kwargs))
         return func(*args, **(kwargs or {}))
 
 
 def has_gradient(x: object) -> bool:
-    """Whether a tensor, or one in a collection, requires a gradient."""
+    """Return whether `x`, or a tensor in this collection, requires a gradient."""
     if isinstance(x, (list, tuple)):
         return any(map(has_gradient, x))
     if isinstance(x, dict):
@@ -95,7 +99,7 @@ def has_gradient(x: object) -> bool:
 
 
 def to_cpu(batch: SyntheticBatch) -> SyntheticBatch:
-    """A detached copy on the CPU."""
+    """Return a detached copy on the CPU."""
     negatives = replace(
         batch.negatives,
         **{name: getattr(batch.negatives, name).detach().cpu() for name in ("embeddings", "labels", "anchors")},

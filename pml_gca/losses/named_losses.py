@@ -1,4 +1,4 @@
-"""Losses of PML as retrieval papers set them, by name."""
+"""PML losses with the settings of retrieval papers, by name."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def n_pairs(num_classes: int, embedding_size: int) -> losses.NPairsLoss:
-    """PML's N-pairs on embeddings of any length, kept short by the paper's penalty for two samples of a class."""
+    """Return PML's N-pairs on unnormalised embeddings, with the paper's length penalty for 2 per class."""
     return losses.NPairsLoss(
         distance=DotProductSimilarity(normalize_embeddings=False),
         embedding_regularizer=LpRegularizer(power=2),
@@ -27,4 +27,4 @@ NAMED_LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
     "proxy_anchor": lambda num_classes, size: losses.ProxyAnchorLoss(num_classes, size),
     "arcface": lambda num_classes, size: losses.ArcFaceLoss(num_classes, size),
 }
-"""Each takes ``num_classes`` and ``embedding_size``; PML's defaults where the paper says nothing."""
+"""Functions of `num_classes` and `embedding_size`; PML's defaults where the paper says nothing."""

@@ -1,0 +1,168 @@
+"""Which PML losses take synthetic negatives, and by which function; which are refused, why, and what to do instead."""
+
+from collections.abc import Callable
+
+from pytorch_metric_learning import losses
+from pytorch_metric_learning.reducers import DoNothingReducer, PerAnchorReducer
+from torch import Tensor, nn
+
+from ..generators.base_generator import BaseGenerator
+from ..utils.validation import check_embeddings
+from .families import (
+    SyntheticBatch,
+    angular_synthetic_loss,
+    joint_tuple_synthetic_loss,
+    labelled_synthetic_loss,
+    multiple_synthetic_loss,
+    n_pairs_synthetic_loss,
+    nca_synthetic_loss,
+    synthetic_loss,
+    triplet_synthetic_loss,
+    tuple_synthetic_loss,
+    unknown_loss_message,
+)
+
+SyntheticLoss = Callable[[nn.Module, SyntheticBatch], Tensor]
+
+SUPPORTED: dict[str, SyntheticLoss] = {
+    "AngularLoss": angular_synthetic_loss,
+    "GenericPairLoss": tuple_synthetic_loss,  # circle, contrastive, lifted, multi-similarity, NT-Xent, SupCon, ...
+    "HistogramLoss": joint_tuple_synthetic_loss,
+    "LargeMarginSoftmaxLoss": labelled_synthetic_loss,  # and ArcFace, CosFace, SphereFace, SubCenterArcFace
+    "MarginLoss": tuple_synthetic_loss,
+    "MultipleLosses": multiple_synthetic_loss,
+    "NCALoss": nca_synthetic_loss,
+    "NPairsLoss": n_pairs_synthetic_loss,
+    "NormalizedSoftmaxLoss": labelled_synthetic_loss,
+    "P2SGradLoss": labelled_synthetic_loss,
+    "ProxyAnchorLoss": labelled_synthetic_loss,
+    "ProxyNCALoss": labelled_synthetic_loss,
+    "SoftTripleLoss": labelled_synthetic_loss,
+    "ThresholdConsistentMarginLoss": joint_tuple_synthetic_loss,
+    "TripletMarginLoss": triplet_synthetic_loss,
+}
+WITHOUT_REFERENCES = (
+    joint_tuple_synthetic_loss,
+    labelled_synthetic_loss,
+    n_pairs_synthetic_loss,
+    multiple_synthetic_loss,
+)
+
+LISTWISE = (
+    "it ranks the whole batch by labels and takes no pairs. Each synthetic negative would be compared with every "
+    "anchor instead of its own alone. Combine it with a loss that takes pairs: losses.MultipleLosses({'ranking': "
+    "loss, 'pairs': HardNegativeGenerationLoss(losses.TripletMarginLoss(), generator)})"
+)
+UNLABELLED = (
+    "it uses no class labels, so it has no negatives. Add it to a loss that uses them: "
+    "HardNegativeGenerationLoss(losses.TripletMarginLoss(), generator)(embeddings, labels) + "
+)
+VIEWS = (
+    "it gets no class labels, but makes them itself: each sample and its views are a class. Wrap the loss inside "
+    "it: pml_gca.losses.SelfSupervisedLoss(HardNegativeGenerationLoss(loss.loss, generator)), or pass labels: "
+    "HardNegativeGenerationLoss(loss.loss, generator)(torch.cat([embeddings, views]), "
+    "torch.arange(len(embeddings)).repeat(2))"
+)
+MEMORY = (
+    "it keeps a memory of embeddings that the graph does not see. Wrap the loss inside it: "
+    "pml_gca.losses.CrossBatchMemory(HardNegativeGenerationLoss(loss.loss, generator), loss.embedding_size, "
+    "memory_size=256), or pass a small memory as ref_emb and ref_labels (the graph grows with the square of batch and "
+    "memory)"
+)
+BROKEN_HISTOGRAM = (
+    "its histogram keeps the graph of the previous batch, so in PML itself its second backward fails. Use another "
+    "loss: HardNegativeGenerationLoss(losses.TripletMarginLoss(), generator)"
+)
+
+LABELS_REQUIRED = (
+    "labels are required in training: the generator needs them to make negatives of other classes. If samples have no "
+    "labels, but views, let each sample be a class: loss(torch.cat([embeddings, views]), "
+    "torch.arange(len(embeddings)).repeat(2)). To compute the wrapped loss alone, call loss.loss(embeddings, ...), or "
+    "this one after loss.eval()."
+)
+
+REFUSED: dict[str, str] = {
+    "CrossBatchMemory": MEMORY,
+    "DynamicSoftMarginLoss": BROKEN_HISTOGRAM,
+    "FastAPLoss": LISTWISE,
+    "InstanceLoss": LISTWISE,
+    "ManifoldLoss": UNLABELLED + "loss(embeddings)",
+    "PNPLoss": LISTWISE,
+    "RankedListLoss": LISTWISE,
+    "SelfSupervisedLoss": VIEWS,
+    "SmoothAPLoss": LISTWISE,
+    "VICRegLoss": UNLABELLED + "loss(embeddings, ref_emb=views)",
+}
+
+
+def refusal(reason: str) -> SyntheticLoss:
+    """Return a function to register for a loss that cannot take synthetic negatives; it raises `reason`."""
+
+    def refuse(loss: nn.Module, batch: SyntheticBatch) -> Tensor:
+        raise ValueError(f"loss {type(loss).__name__} cannot take synthetic negatives: {reason}")
+
+    refuse.reason = reason  # type: ignore[attr-defined]
+    return refuse
+
+
+def register_pml_losses() -> None:
+    """Register the functions of both tables with `synthetic_loss`."""
+    functions = SUPPORTED | {name: refusal(reason) for name, reason in REFUSED.items()}
+    for name, function in functions.items():
+        if hasattr(losses, name):  # releases of PML differ
+            synthetic_loss.register(getattr(losses, name), function)
+
+
+register_pml_losses()
+
+
+def check_supported_loss(loss: object) -> None:
+    """Raise if `loss` cannot be trained with synthetic negatives; messages say what to do instead.
+
+    Raises:
+        TypeError: The type of the loss is not registered.
+        ValueError: The type is known, but refused; the message gives the reason.
+    """
+    function = synthetic_loss.dispatch(type(loss))
+    if function is synthetic_loss.dispatch(object):
+        raise TypeError(unknown_loss_message(loss))
+    name = type(loss).__name__
+    if reason := getattr(function, "reason", None):
+        if hasattr(getattr(loss, "loss", None), "generator_level"):
+            reason = "it has its generator already: use it as it is"
+        raise ValueError(f"loss {name} cannot take synthetic negatives: {reason}")
+    reducers = loss.reducer.modules() if isinstance(loss, losses.BaseMetricLossFunction) else ()
+    for reducer in reducers:
+        if isinstance(reducer, DoNothingReducer):
+            raise ValueError(
+                f"loss must reduce to a scalar, got {name} with a DoNothingReducer; give it another reducer: "
+                f"losses.{name}(reducer=reducers.MeanReducer())"
+            )
+        if isinstance(reducer, PerAnchorReducer) and function is tuple_synthetic_loss:
+            raise ValueError(
+                f"loss {name} cannot take synthetic negatives with a PerAnchorReducer, which cannot handle references "
+                f"outside the batch; give it another reducer: losses.{name}(reducer=reducers.MeanReducer())"
+            )
+    if isinstance(loss, losses.MultipleLosses):
+        for member in loss.losses.values() if loss.is_dict else loss.losses:
+            check_supported_loss(member)
+
+
+def check_references(
+    loss: nn.Module, generator: BaseGenerator, embeddings: Tensor, ref_emb: Tensor, ref_labels: Tensor | None
+) -> None:
+    """Raise if `loss` takes no references, or if they are not a valid batch; call it before anything changes.
+
+    Raises:
+        TypeError, ValueError: PML's implementation of the loss takes no `ref_emb`; or the references are not as
+            `BaseGenerator.forward` requires. Without `ref_labels` only the embeddings are checked.
+    """
+    if synthetic_loss.dispatch(type(loss)) in WITHOUT_REFERENCES:
+        raise ValueError(
+            f"ref_emb is not supported by the wrapped loss, {type(loss).__name__}; add the references to the batch: "
+            "loss(torch.cat([embeddings, ref_emb]), torch.cat([labels, ref_labels]))"
+        )
+    if ref_labels is not None:
+        generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
+    elif ref_emb is not embeddings:
+        check_embeddings(ref_emb, generator.embedding_size, "ref_emb").finish()
