@@ -9,8 +9,9 @@ from pml_gca.datasets import load_benchmark
 from pml_gca.paper import Options, evaluate
 from pml_gca.paper.checkpoints import load_published_checkpoint
 from pml_gca.paper.recipes import RECIPES, find_recipe
-from pml_gca.paper.report import metrics_table, percent
+from pml_gca.paper.report import percent
 from pml_gca.utils.runs import write_json
+from pml_gca.utils.tables import metrics_table
 
 
 def build_parser() -> argparse.ArgumentParser:

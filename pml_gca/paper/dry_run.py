@@ -14,10 +14,11 @@ from torch.utils.data import Subset
 from ..correlation.cost import StepCost
 from ..datasets import Benchmark
 from ..utils import runs
+from ..utils.records import build_hooks
 from .backbones import set_warm_up
 from .checks import check_classes
 from .evaluation import build_tester, quiet, run_tester
-from .experiment import build_hooks, build_sampler
+from .experiment import build_sampler
 from .options import Options
 from .parts import Parts, build_parts
 from .recipes import Recipe

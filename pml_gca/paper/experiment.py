@@ -1,11 +1,9 @@
 """One training run of a recipe, in a folder of its own, that goes on where it was stopped."""
 
 import hashlib
-import json
 import math
 import os
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,8 @@ from torch import nn
 
 from ..datasets import Benchmark
 from ..utils import runs
+from ..utils.records import build_hooks
+from ..utils.training_run import TrainingRun
 from .backbones import set_warm_up
 from .checks import check_classes
 from .evaluation import build_tester, quiet, run_tester
@@ -56,7 +56,8 @@ class Experiment:
         self.backbone = backbone
         self.name = f"{recipe.name} seed {options.seed}"
         self.iterations = max(len(benchmark.train) // recipe.batch_size, 1)
-        self.identity = {**identity(recipe, benchmark, options), "seed": options.seed}
+        settings = {**identity(recipe, benchmark, options), "seed": options.seed}
+        self.run = TrainingRun(self.folder, self.name, seed=options.seed, identity=settings)
         self.history: dict[str, list[float]] = {"epochs": [], "iterations": [], "seconds": [], "recall_at_1": []}
         self.seconds = 0.0
         self.best_epoch, self.best_recall = 0, math.nan
@@ -68,35 +69,28 @@ class Experiment:
             ImportError: what keeps the records is missing.
             ValueError: the folder holds a run of another recipe, data set or option.
         """
-        result_file = self.folder / "result.json"
-        if result_file.exists():
-            result: dict[str, Any] = json.loads(result_file.read_text())
-            self.check_identity(result["identity"], result_file)
-            print(f"{self.name}: finished before")
+        result = self.run.read_result()
+        if result is not None:
             return result
         self.build()
-        first = self.load_checkpoint() + 1
-        if first > 1:
-            print(f"{self.name}: going on after epoch {first - 1}")
-        for epoch in range(first, self.recipe.epochs + 1):
-            print(f"{self.name}: epoch {epoch} of {self.recipe.epochs}")
+        self.load_checkpoint()
+        for epoch in self.run.epochs(self.recipe.epochs):
             self.train_epoch(epoch)
             if epoch % self.options.evaluate_every == 0 or epoch == self.recipe.epochs:
                 self.choose(epoch)
-            self.save_checkpoint(epoch)
+            self.save_checkpoint()
         print(f"{self.name}: unseen classes, model of epoch {self.best_epoch}")
         runs.load_state(self.best_file(self.best_epoch), self.parts.models)
         self.tester.end_of_testing_hook = quiet  # what was recorded are epochs, and this is none
-        result = {
-            "identity": self.identity,
-            "epoch": self.best_epoch,
-            "metrics": self.evaluate("test", self.best_epoch),
-            "seconds_per_iteration": self.seconds / (self.iterations * self.recipe.epochs),
-            "history": self.history,
-            "left_out": list(self.benchmark.left_out),
-        }
-        runs.write_json(result_file, result)
-        return result
+        return self.run.finish(
+            {
+                "epoch": self.best_epoch,
+                "metrics": self.evaluate("test", self.best_epoch),
+                "seconds_per_iteration": self.seconds / (self.iterations * self.recipe.epochs),
+                "history": self.history,
+                "left_out": list(self.benchmark.left_out),
+            }
+        )
 
     def build(self) -> None:
         """Models, trainer and tester."""
@@ -128,7 +122,6 @@ class Experiment:
         """One epoch of PML's trainer."""
         set_warm_up(self.parts.models["trunk"], epoch <= self.recipe.warmup_epochs)
         # A sampler of each epoch's own, too, if it is PML's: that shuffles its classes from where it left them.
-        runs.set_seed(runs.seed_of_epoch(self.options.seed, epoch))
         if self.options.sampler == "random":
             self.sampler = build_sampler(self.recipe, self.options, self.benchmark, self.iterations)
         self.trainer.sampler = self.sampler
@@ -159,14 +152,11 @@ class Experiment:
         """Where the image model is kept, if this epoch is the best. A killed run may leave that of a later one, too."""
         return self.folder / f"best-{epoch}.pt"
 
-    def save_checkpoint(self, epoch: int) -> None:
-        """Everything that the next epoch needs."""
-        runs.save_state(
-            self.folder / "checkpoint.pt",
+    def save_checkpoint(self) -> None:
+        """Save everything that the next epoch needs, and delete the image models that were the best before."""
+        self.run.save(
             self.stateful,
-            identity=json.dumps(self.identity),
             machine=self.machine(),
-            epoch=epoch,
             history=self.history,
             seconds=self.seconds,
             best=(self.best_epoch, self.best_recall),
@@ -175,31 +165,22 @@ class Experiment:
             if file != self.best_file(self.best_epoch):
                 file.unlink()
 
-    def load_checkpoint(self) -> int:
-        """Restore the last whole epoch and return its number; 0 if there is none."""
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            return 0
-        self.check_identity(json.loads(runs.read_content(path)["identity"]), path)
-        content = runs.load_state(path, self.stateful)
+    def load_checkpoint(self) -> None:
+        """Restore the last complete epoch, if there is one."""
+        content = self.run.restore(self.stateful)
+        if not content:
+            return
         if content["machine"] != self.machine():
             print(
                 f"{self.name}: began with {content['machine']}, goes on with {self.machine()}: random draws will differ"
             )
         self.history, self.seconds = content["history"], content["seconds"]
         self.best_epoch, self.best_recall = content["best"]
-        return int(content["epoch"])
 
     def machine(self) -> str:
         """What random draws depend on, beside the seed."""
         loading = "processes that load" if self.options.workers else "no processes that load"
         return f"{self.options.torch_device.type}, {self.options.workers or ''} {loading}".replace("  ", " ")
-
-    def check_identity(self, found: dict[str, Any], file: Path) -> None:
-        """Raise ValueError if a file is of another run."""
-        changed = runs.differences(found, self.identity)
-        if changed:
-            raise ValueError(f"{file} is of another run ({changed}); choose another folder")
 
 
 def identity(recipe: Recipe, benchmark: Benchmark, options: Options) -> dict[str, Any]:
@@ -219,22 +200,3 @@ def build_sampler(
     if options.sampler == "random":
         return samplers.MPerClassSampler(labels, recipe.samples_per_class, size, iterations * size)
     return MPerClassCoveringSampler(labels, recipe.samples_per_class, size, iterations * size, options.seed)
-
-
-def build_hooks(folder: Path) -> Any:
-    """PML's hooks, with record-keeper and TensorBoard.
-
-    Raises:
-        ImportError: one of them is missing.
-    """
-    from pytorch_metric_learning.utils import logging_presets
-
-    for module in ("record_keeper", "torch.utils.tensorboard"):  # without them PML records nothing, and does not tell
-        try:
-            import_module(module)
-        except ImportError as error:
-            raise ImportError(
-                f"records of the run need {module}, which fails to load ({error}): pip install 'pml-gca[examples]'"
-            ) from error
-    records, _, _ = logging_presets.get_record_keeper(str(folder / "logs"), str(folder / "tensorboard"))
-    return logging_presets.get_hook_container(records, primary_metric="recall_at_1")

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..datasets import Benchmark
+from ..utils.tables import metrics_table
 from .evaluation import metric_names
 from .options import Options
 from .recipes import PUBLISHED_RECALL_AT_1, Recipe, changes
 
-TITLES = {"mean_average_precision_at_r": "MAP@R", "r_precision": "R-precision"}
 CHOSEN = {
     "val": "The epoch was chosen on held-out training classes.",
     "test": "The epoch was chosen on the test classes themselves, as the published code does: figures flatter.",
@@ -17,23 +17,11 @@ CHOSEN = {
 }
 
 
-def title(metric: str) -> str:
-    """What a metric is called in a table."""
-    return TITLES.get(metric) or metric.replace("recall_at_", "Recall@")
-
-
 def percent(values: list[float]) -> str:
     """Mean and, of several, standard deviation, of shares."""
     scaled = [100 * value for value in values]
     spread = f" ± {statistics.stdev(scaled):.1f}" if len(scaled) > 1 else ""
     return f"{statistics.mean(scaled):.1f}{spread}"
-
-
-def metrics_table(rows: Mapping[str, Mapping[str, str]], metrics: list[str]) -> str:
-    """Markdown, a line for each of ``rows``; blank where one lacks a metric."""
-    lines = [["", *map(title, metrics)], ["---", *("---:" for _ in metrics)]]
-    lines += [[name, *(cells.get(metric, "") for metric in metrics)] for name, cells in rows.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def seeds_table(

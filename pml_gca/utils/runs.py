@@ -1,4 +1,4 @@
-"""Training runs that can be killed at any time, go on to the same end, and are never mixed up."""
+"""What resumable training runs share: seeds, atomic files, state, and folders that never mix settings."""
 
 import json
 import os
@@ -15,46 +15,51 @@ MAX_SHOWN = 8  # differences in an error message
 
 
 def set_seed(seed: int) -> None:
-    """Seed torch, Python, and NumPy's global generator, from which PML's samplers draw."""
+    """Seed torch, Python, and NumPy's global generator, which PML's samplers draw from."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - see above
 
 
 def seed_of_epoch(seed: int, epoch: int) -> int:
-    """A seed of each epoch's own: what a resumed run draws is what an unbroken one draws."""
+    """Return the seed of one epoch. A resumed run sets it, too, and draws what an unbroken run draws."""
     return 1_000_003 * seed + epoch
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """A run that is killed leaves the file as it was before, or whole."""
+    """Write a file so that a killed process leaves either the old file or the whole new one.
+
+    Args:
+        path: of the file.
+        write: writes the new content to the path that it is called with.
+    """
     temporary = path.with_name(path.name + ".part")
     write(temporary)
     os.replace(temporary, path)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write atomically, readably."""
+    """Write ``content`` atomically, as indented JSON."""
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
 
 
 def save_state(path: Path, parts: Mapping[str, Any], **content: Any) -> None:
-    """State dicts of ``parts``, and further content that ``torch.load(weights_only=True)`` can read."""
+    """Save the state dicts of ``parts``, and further content that ``torch.load(weights_only=True)`` can read."""
     state = {name: part.state_dict() for name, part in parts.items()}
     write_atomically(path, lambda temporary: torch.save({**content, "state": state}, temporary))
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote, state and all."""
+    """Return everything that `save_state` wrote: the further content, and all state dicts under ``"state"``."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return content
 
 
 def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Restore what `save_state` wrote into ``parts``; returns the further content.
+    """Load the state dicts that `save_state` wrote into ``parts``, and return the further content.
 
     Raises:
-        ValueError: the file lacks one of the parts, or holds another's state under its name.
+        ValueError: the file lacks one of the parts, or holds a state under its name that does not fit.
     """
     content = read_content(path)
     state = content.pop("state")
@@ -70,7 +75,7 @@ def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """What is not as expected, in words; empty if everything is. Values are compared as JSON has them."""
+    """Say how ``found`` differs from ``expected``. Return "" if they are equal as JSON."""
     found, expected = (json.loads(json.dumps(settings, default=str)) for settings in (found, expected))
     names = [*expected, *(name for name in found if name not in expected)]
     changed = [f"{n} is {expected.get(n)}, was {found.get(n)}" for n in names if expected.get(n) != found.get(n)]
@@ -86,19 +91,19 @@ def claim_folder(
     overwrite: bool = False,
     runs: Sequence[str] = ("*",),
 ) -> None:
-    """Make ``folder`` one for runs of these settings, or find that it is.
+    """Create ``folder`` for runs of these settings, or check that its runs have the same settings.
 
     Args:
-        folder: created if it is not there.
-        settings: compared with those that the folder was made for, kept in ``settings.json``.
-        resume: go on with the runs that it holds.
-        overwrite: delete them.
-        runs: what the subfolders of runs are called, as patterns.
+        folder: created if it does not exist.
+        settings: kept in ``settings.json``, and compared with the settings found there.
+        resume: continue the runs in the folder.
+        overwrite: delete the runs in the folder.
+        runs: patterns that match the names of the runs' subfolders.
 
     Raises:
-        ValueError: the folder holds runs of other or unknown settings, or runs though neither ``resume`` nor
-            ``overwrite``.
-        OSError: it cannot be made, or its runs not be deleted.
+        ValueError: the folder holds runs of other or unknown settings, or it holds runs while neither ``resume``
+            nor ``overwrite`` is given.
+        OSError: the folder cannot be created, or its runs cannot be deleted.
     """
     file = folder / "settings.json"
     held = [path for pattern in runs for path in folder.glob(pattern) if path.is_dir()]
@@ -108,15 +113,15 @@ def claim_folder(
         held = []
     if held:
         if not file.exists():
-            raise ValueError(f"{folder} holds {held[0].name}, of unknown settings; choose another --out")
+            raise ValueError(f"{folder} holds {held[0].name}, a run of unknown settings; choose another --out")
         changed = differences(json.loads(file.read_text()), settings)
         if changed:
             raise ValueError(f"{folder} holds runs of other settings ({changed}); choose another --out")
         if not resume:
             raise ValueError(
-                f"{folder} holds runs already; give --resume to go on with them, or --overwrite or another --out"
+                f"{folder} holds runs already; give --resume to continue them, or --overwrite or another --out"
             )
     elif resume:
-        print(f"Nothing to go on with in {folder}: starting anew")
+        print(f"Nothing to resume in {folder}: starting from the beginning")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(file, json.loads(json.dumps(settings, default=str)))

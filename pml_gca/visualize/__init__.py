@@ -7,6 +7,7 @@ Save one with ``figure.savefig("curves.png", dpi=200)``.
 
 from .bars import plot_gains
 from .curves import Run, plot_curves
+from .dataset_retrieval import choose_queries, plot_dataset_retrieval
 from .embedding_map import EmbeddingPanel, plot_synthetic_negatives
 from .hardness_bands import hardness, plot_hardness
 from .retrieval import OTHER_CLASS, SAME_CLASS, nearest_neighbours, plot_retrieval
@@ -17,9 +18,11 @@ __all__ = [
     "SAME_CLASS",
     "EmbeddingPanel",
     "Run",
+    "choose_queries",
     "hardness",
     "nearest_neighbours",
     "plot_curves",
+    "plot_dataset_retrieval",
     "plot_gains",
     "plot_hardness",
     "plot_retrieval",

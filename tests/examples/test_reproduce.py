@@ -72,7 +72,7 @@ def test_a_killed_run_resumes_to_the_same_result(loss, roots, tmp_path, monkeypa
         capsys.readouterr()
         reproduce_cub(roots, out, *more, "--resume")
         assert (
-            f"going on after epoch {1 if name == 'choose' else 3 if name == 'evaluate' else 2}"
+            f"resuming after epoch {1 if name == 'choose' else 3 if name == 'evaluate' else 2}"
             in capsys.readouterr().out
         )
         assert_same(results(out), results(tmp_path / "unbroken"))

@@ -42,7 +42,7 @@ def test_a_folder_is_for_runs_of_one_setting(tmp_path, capsys):
     runs.claim_folder(folder, {"a": 7}, runs=["seed*"])
     runs.claim_folder(folder, {"a": 1, "b": None}, runs=["seed*"])  # nothing came of the first
     runs.claim_folder(folder, {"a": 1, "b": None}, runs=["seed*"], resume=True)
-    assert "Nothing to go on with" in capsys.readouterr().out
+    assert "Nothing to resume in" in capsys.readouterr().out
     for name in ("seed0", "seed1", "kept"):
         (folder / name).mkdir()
     with pytest.raises(ValueError, match="holds runs already; give --resume"):
@@ -56,7 +56,7 @@ def test_a_folder_is_for_runs_of_one_setting(tmp_path, capsys):
     (folder / "seed0").mkdir()
     (folder / "settings.json").unlink()
     for how in ({"resume": True}, {"overwrite": True}):
-        with pytest.raises(ValueError, match="holds seed0, of unknown settings"):
+        with pytest.raises(ValueError, match="holds seed0, a run of unknown settings"):
             runs.claim_folder(folder, {"a": 2}, runs=["seed*"], **how)
 
 

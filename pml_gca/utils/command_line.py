@@ -1,0 +1,31 @@
+"""Options that several scripts share."""
+
+import argparse
+from pathlib import Path
+
+
+def check_minimums(parser: argparse.ArgumentParser, args: argparse.Namespace, **minimums: int) -> None:
+    """Exit with a message if a number on the command line is too small.
+
+    Args:
+        parser: prints the message.
+        args: as parsed. An option that takes several numbers is checked number by number; None passes.
+        minimums: smallest allowed number of each option, by its name in ``args``.
+    """
+    for name, minimum in minimums.items():
+        given = getattr(args, name)
+        for number in given if isinstance(given, list) else [given]:
+            if number is not None and number < minimum:
+                parser.error(f"--{name.replace('_', '-')} must be at least {minimum}, got {number}")
+
+
+def add_folder_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--out``, ``--resume`` and ``--overwrite``, the options of `claim_folder`.
+
+    Args:
+        parser: gets them.
+        default: describes the folder that is used without ``--out``.
+    """
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for results (default: {default})")
+    parser.add_argument("--resume", action="store_true", help="continue the runs in --out; the result is the same")
+    parser.add_argument("--overwrite", action="store_true", help="delete the runs in --out and start again")

@@ -1,0 +1,51 @@
+"""Markdown tables of metrics."""
+
+from collections.abc import Mapping, Sequence
+
+TITLES = {"mean_average_precision_at_r": "MAP@R", "r_precision": "R-precision"}
+
+
+def metric_title(metric: str) -> str:
+    """Return the title of a metric, such as "Recall@1" for ``recall_at_1``."""
+    return TITLES.get(metric) or metric.replace("recall_at_", "Recall@")
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, padded: bool = False) -> str:
+    """Return a Markdown table.
+
+    Args:
+        head: titles of the columns.
+        rows: cells of each row, as many as there are titles.
+        left: how many of the first columns are aligned to the left. The others are aligned to the right.
+        padded: fill cells with spaces, so that the columns line up in a terminal, too.
+
+    Raises:
+        ValueError: a row has more or fewer cells than there are titles.
+
+    >>> print(markdown_table(["", "Recall@1"], [["loss alone", "51.5"], ["GCA-HNG", "58.5"]], padded=True))
+    |            | Recall@1 |
+    | ---------- | -------: |
+    | loss alone |     51.5 |
+    | GCA-HNG    |     58.5 |
+    """
+    for row in rows:
+        if len(row) != len(head):
+            raise ValueError(f"rows holds {list(row)}, {len(row)} cells; expected {len(head)}, one for each title")
+    rule = ["---" if column < left else "---:" for column in range(len(head))]
+    lines = [list(head), *map(list, rows)]
+    if padded:
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rule = ["-" * width if k < left else "-" * (width - 1) + ":" for k, width in enumerate(widths)]
+        lines = [
+            [cell.ljust(width) if k < left else cell.rjust(width) for k, (cell, width) in enumerate(sized)]
+            for sized in (zip(line, widths, strict=True) for line in lines)
+        ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+
+def metrics_table(rows: Mapping[str, Mapping[str, str]], metrics: Sequence[str]) -> str:
+    """Return a Markdown table with one column for each of ``metrics``; a missing metric stays blank."""
+    head = ["", *map(metric_title, metrics)]
+    return markdown_table(
+        head, [[name, *(cells.get(metric, "") for metric in metrics)] for name, cells in rows.items()]
+    )

@@ -1,0 +1,68 @@
+"""Queries of a data set and what models retrieve for them."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from .retrieval import plot_retrieval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class ImageDataset(Protocol):
+    """The parts of a data set that are used here: (N,) labels from 0, a name for each label, (image, label) items."""
+
+    labels: torch.Tensor
+    classes: Sequence[str]
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def choose_queries(dataset: ImageDataset, count: int, seed: int = 0) -> torch.Tensor:
+    """Return the first image of each of ``count`` classes, chosen at random; of all classes if there are fewer.
+
+    Args:
+        dataset: to choose from.
+        count: how many classes.
+        seed: of the choice. The global random state is neither read nor changed.
+
+    Returns:
+        int64 tensor of shape (Q,): indices into ``dataset``.
+    """
+    source = torch.Generator().manual_seed(seed)
+    classes = torch.randperm(len(dataset.classes), generator=source)[:count]
+    return torch.stack([(dataset.labels == label).nonzero()[0, 0] for label in classes])
+
+
+def plot_dataset_retrieval(
+    dataset: ImageDataset,
+    queries: torch.Tensor,
+    neighbours: Mapping[str, torch.Tensor],
+    *,
+    title: str | None = None,
+) -> "Figure":
+    """Show queries of a data set and their nearest images, as `plot_retrieval` does. Read only the images shown.
+
+    Args:
+        dataset: images of shape (C, H, W) in [0, 1], C = 1 (grey) or 3 (RGB), with their labels and class names.
+        queries: indices into ``dataset``, shape (Q,).
+        neighbours: for each model's name, indices into ``dataset`` of shape (Q, k), nearest first. All are shown.
+        title: title of the figure.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: an argument is not as described.
+    """
+    found = torch.stack(list(neighbours.values()))  # (models, Q, k)
+    shown, place = torch.cat([queries, found.flatten()]).unique(return_inverse=True)
+    return plot_retrieval(
+        torch.stack([dataset[index][0] for index in shown.tolist()]),
+        dataset.labels[shown],
+        place[: len(queries)],
+        dict(zip(neighbours, place[len(queries) :].view_as(found), strict=True)),
+        top=found.shape[2],
+        class_names=dataset.classes,
+        title=title,
+    )
