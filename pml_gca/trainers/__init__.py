@@ -1,4 +1,4 @@
-"""Trainers of PML with what the paper's protocol needs beyond them."""
+"""PML trainers extended for the protocol of the paper."""
 
 from .alternating_trainer import AlternatingTrainer
 from .autocast_trainer import AutocastTrainer

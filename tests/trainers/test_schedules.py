@@ -144,9 +144,9 @@ def test_the_second_step_moves_the_propagation_alone():
     states = []
 
     class Watched(AlternatingTrainer):
-        def step_generator(self):
+        def step_generator(self, calls):
             states.append(state_of(self))
-            super().step_generator()
+            super().step_generator(calls)
             states.append(state_of(self))
 
     def state_of(trainer):

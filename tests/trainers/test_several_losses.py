@@ -316,5 +316,5 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path):
 def test_no_generating_loss_in_several(trainer_class):
     embedder, _, _, images = make(as_list)
     plain = losses.MultipleLosses([losses.ContrastiveLoss(), losses.ProxyAnchorLoss(3, 8)])
-    with pytest.raises(TypeError, match=r"must be a HardNegativeGenerationLoss.*or hold one, got MultipleLosses"):
+    with pytest.raises(TypeError, match=r"must be a HardNegativeGenerationLoss.*or contain one, got MultipleLosses"):
         train(trainer_class, embedder, plain, images)
