@@ -1,0 +1,102 @@
+"""A pretrained backbone that all contenders fine-tune, in place of the small network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pml_gca.paper.backbones import build_backbone, build_head
+from pml_gca.utils.optional import import_timm
+
+TRUNK_LR_FACTOR = 0.15
+"""Learning rate of the backbone in units of the head's."""
+
+
+class FineTuned(nn.Module):
+    """A backbone of timm with frozen BatchNorm, and the paper's head: BatchNorm and a linear layer.
+
+    Args:
+        name: one of timm's models.
+        weights: file of its pretrained weights; None downloads timm's.
+        embedding_size: channels D of the embeddings.
+
+    Takes (B, 3, S, S) images in [0, 1], returns (B, D).
+
+    Raises:
+        ValueError: there is no such model, or the file holds the weights of another one.
+        ConnectionError: the weights cannot be downloaded.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, weights: Path | None, embedding_size: int) -> None:
+        super().__init__()
+        trunk: Any = build_backbone(name, pretrained=weights is None, frozen="batch_norm")
+        if weights is not None:
+            load_weights(trunk, weights, import_timm().create_model(name))
+        config = trunk.pretrained_cfg
+        for statistic in ("mean", "std"):
+            self.register_buffer(statistic, torch.tensor(config[statistic]).view(1, 3, 1, 1))
+        self.trunk = trunk
+        self.head = build_head(trunk.num_features, embedding_size)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the backbone's pooled features: (B, num_features)."""
+        pooled: Tensor = self.trunk((images - self.mean) / self.std)
+        return pooled
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (B, D) embeddings."""
+        embeddings: Tensor = self.head(self.features(images))
+        return embeddings
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return optimizer groups: the head at ``lr``, the backbone at `TRUNK_LR_FACTOR` of it."""
+        trunk = [p for p in self.trunk.parameters() if p.requires_grad]
+        return [{"params": trunk, "lr": lr * TRUNK_LR_FACTOR}, {"params": list(self.head.parameters()), "lr": lr}]
+
+
+def load_weights(trunk: nn.Module, file: Path, whole: nn.Module) -> None:
+    """Load the tensors of a file into a backbone, in order: other packages give the same layers other names.
+
+    Args:
+        trunk: without classification layer.
+        file: of ``torch.save``: a state dict of the same architecture, its classification layer at the end or absent.
+        whole: the same architecture with its classification layer, whose tensors the file may hold, too.
+
+    Raises:
+        ValueError: the file cannot be read, or a tensor is missing, left over or of another shape; the message names
+            the first.
+    """
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = {str(name): torch.as_tensor(value) for name, value in found.items()}
+    except OSError:
+        raise
+    except Exception as error:  # unpickling raises errors of any type
+        raise ValueError(f"{file} is no state dict written by torch.save ({type(error).__name__}: {error})") from error
+    tensors = without_counters(tensors)
+    own, complete = without_counters(trunk.state_dict()), without_counters(whole.state_dict())
+    wanted = own if len(tensors) == len(own) else complete
+    for (name, tensor), (other, value) in zip(wanted.items(), tensors.items(), strict=False):
+        if tensor.shape != value.shape:
+            raise ValueError(
+                f"{file} holds the weights of another network: {other} has shape {tuple(value.shape)} where {name} has "
+                f"{tuple(tensor.shape)}"
+            )
+    if len(wanted) != len(tensors):
+        names = list(wanted if len(wanted) > len(tensors) else tensors)
+        odd = f"it lacks {names[len(tensors)]}" if len(wanted) > len(tensors) else f"it also has {names[len(wanted)]}"
+        raise ValueError(f"{file} holds the weights of another network: {odd}")
+    renamed = dict(zip(wanted, tensors.values(), strict=True))
+    trunk.load_state_dict({name: renamed[name] for name in own}, strict=False)
+
+
+def without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict without BatchNorm's batch counters, which some packages leave out."""
+    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
