@@ -25,9 +25,10 @@ def told(module, *names):
 
 
 def test_what_is_shown_is_what_is_measured(monkeypatch):
-    """The first code has the loss, the generator and the optimizers of the command whose results stand below it."""
+    """The trainer's code has the loss, the generator and the optimizers of the command whose results stand below it."""
     shown = {}
-    exec(compile(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0], "README.md", "exec"), shown)
+    [block] = [code for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "trainers." in code]
+    exec(compile(block, "README.md", "exec"), shown)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     example = importlib.import_module("train_with_classifier")
     args = example.parse_arguments([])
