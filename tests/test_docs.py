@@ -1,4 +1,4 @@
-"""What the pages in docs name is there, and their commands, and the README's, are such as the scripts take."""
+"""Pages name what exists, show commands that the scripts accept, and agree with the result files."""
 
 import importlib
 import re
@@ -21,13 +21,13 @@ EACH_OF_DOCS, EACH_PAGE = (
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Each ``python examples/...`` of a page, as the shell's words from the script on."""
+    """Return each `python examples/...` of a page, as the shell's words from the script on."""
     text = page.read_text().replace("\\\n", " ")
     return [shlex.split(line, comments=True) for line in re.findall(r"\bpython (examples/[^\n`&|;]*)", text)]
 
 
 def options_of(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> set[str]:
-    """The options that a script's help lists."""
+    """Return the options that a script's help lists."""
     path = ROOT / script
     monkeypatch.syspath_prepend(str(path.parent))
     with pytest.raises(SystemExit) as stopped:
@@ -43,14 +43,14 @@ def test_there_are_pages_with_commands() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Return what GitHub calls the headings of a page in links."""
+    """Return the anchors that GitHub gives the headings of a page."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.*)", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @EACH_PAGE
-def test_links_and_pictures_are_there(page: Path) -> None:
+def test_links_anchors_and_pictures_exist(page: Path) -> None:
     targets = re.findall(r"\]\(([^)]+)\)", page.read_text())
     assert targets or page.parent != ROOT / "docs"
     for target in targets:
@@ -77,7 +77,7 @@ def test_rows_of_a_table_have_as_many_cells_as_its_head(page: Path) -> None:
 
 
 @EACH_PAGE
-def test_commands_are_such_as_the_scripts_take(
+def test_scripts_accept_the_commands(
     page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for script, *words in commands(page):
@@ -89,7 +89,7 @@ def test_commands_are_such_as_the_scripts_take(
 
 
 @EACH_PAGE
-def test_options_in_the_text_are_some_scripts(
+def test_scripts_have_the_options_named_in_the_text(
     page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scripts = {command[0] for command in commands(page)}
@@ -100,7 +100,7 @@ def test_options_in_the_text_are_some_scripts(
 
 
 @EACH_PAGE
-def test_recipes_and_losses_in_commands(page: Path) -> None:
+def test_recipes_and_losses_in_commands_exist(page: Path) -> None:
     text = page.read_text()
     recipes = set(re.findall(r"--recipe (\w+)", text))
     assert recipes <= set(RECIPES)
@@ -111,7 +111,7 @@ def test_recipes_and_losses_in_commands(page: Path) -> None:
 
 
 @EACH_OF_DOCS
-def test_extras_are_there(page: Path) -> None:
+def test_extras_exist(page: Path) -> None:
     extras = metadata("pml-gca").get_all("Provides-Extra")
     for found in re.findall(r"pip install .*?\[([\w,-]+)\]", page.read_text()):
         assert set(found.split(",")) <= set(extras), found
@@ -124,8 +124,8 @@ def test_python_compiles(page: Path) -> None:
 
 
 @EACH_OF_DOCS
-def test_what_code_prints_is_what_stands_below_it(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """But for what depends on the memory that is free."""
+def test_code_prints_the_output_shown_below_it(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory is left out: it depends on how much is free."""
     for code, printed in re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", page.read_text(), flags=re.DOTALL):
         exec(compile(code, page.name, "exec"), {})
         assert capsys.readouterr().out.partition("(activations")[0] == printed.partition("(activations")[0]
@@ -144,7 +144,7 @@ def cells(row: str) -> list[str]:
 
 @pytest.fixture
 def titles(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Return what rows of the comparison are called, ready to print its reports."""
+    """Return the titles of all contenders, and get ready to print reports."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
     return set(importlib.import_module("compare_generators").TITLES.values())
@@ -168,7 +168,7 @@ def test_tables_of_evidence_are_those_of_the_result_files(titles: set[str], caps
 
 
 def test_summary_of_evidence_is_that_of_the_result_files(titles: set[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Each number in a cell of the summary's tables is in the row of that title which the column's report prints."""
+    """Every number of the summary is in the row of the same title that the column's report prints."""
     log, summary = (ROOT / "docs" / name for name in ("evidence_log.md", "evidence.md"))
     reports = [words for _, *words in commands(log) if "--report" in words]
     columns: list[dict[str, list[str]]] = [{}]

@@ -1,4 +1,4 @@
-"""What the README says is run."""
+"""Run the code of the README and check what it says."""
 
 import importlib
 import re
@@ -19,13 +19,13 @@ def test_code_runs():
         exec(compile(block, "README.md", "exec"), {})
 
 
-def told(module, *names):
-    """What a module says of itself, and further attributes."""
+def settings_of(module, *names):
+    """Return the type of a module and the named attributes."""
     return type(module), {name: getattr(module, name) for name in names}
 
 
-def test_what_is_shown_is_what_is_measured(monkeypatch):
-    """The trainer's code has the loss, the generator and the optimizers of the command whose results stand below it."""
+def test_code_shown_has_the_settings_of_the_measured_command(monkeypatch):
+    """The trainer's code has the loss, generator and optimizers of the command whose results follow."""
     shown = {}
     [block] = [code for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "trainers." in code]
     exec(compile(block, "README.md", "exec"), shown)
@@ -34,10 +34,12 @@ def test_what_is_shown_is_what_is_measured(monkeypatch):
     args = example.parse_arguments([])
     measured = NAMED_LOSSES[args.loss](20, 128)
     loss, generator = shown["loss"].loss, shown["generator"]
-    assert told(loss, "embedding_reg_weight") == told(measured, "embedding_reg_weight")
+    assert settings_of(loss, "embedding_reg_weight") == settings_of(measured, "embedding_reg_weight")
     distance = ("normalize_embeddings", "p", "power", "is_inverted")
-    assert told(loss.distance, *distance) == told(measured.distance, *distance)
-    assert told(loss.embedding_regularizer, "p", "power") == told(measured.embedding_regularizer, "p", "power")
+    assert settings_of(loss.distance, *distance) == settings_of(measured.distance, *distance)
+    assert settings_of(loss.embedding_regularizer, "p", "power") == settings_of(
+        measured.embedding_regularizer, "p", "power"
+    )
     layers = generator.propagation.layers
     assert (len(layers), layers[0].node.num_heads) == (args.layers, example.NUM_HEADS)
     assert generator.embedding_size == args.embedding_size
@@ -47,7 +49,7 @@ def test_what_is_shown_is_what_is_measured(monkeypatch):
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-3]
 
 
-def test_commands_name_what_is_there():
+def test_commands_name_extras_and_files_that_exist():
     extras = metadata("pml-gca").get_all("Provides-Extra")
     commands = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
     assert len(commands) == 2
@@ -56,7 +58,7 @@ def test_commands_name_what_is_there():
     assert (ROOT / re.search(r"python (examples/\S+)", commands[0]).group(1)).exists()
 
 
-def test_gains_are_those_of_the_log_of_evidence():
+def test_gains_are_in_the_log_of_evidence():
     table = re.search(r"<!-- gains -->\n(.*?)\n\n", README, flags=re.DOTALL).group(1)
     page = (ROOT / "docs" / "evidence_log.md").read_text()
     found = re.findall(r"[+-]\d+\.\d ± \d\.\d|\d\.\d\d ×", table)
