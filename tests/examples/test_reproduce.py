@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import layouts
-from helpers.sameness import assert_same
+from helpers.states import assert_bitwise_equal
 
 from pml_gca.paper import Experiment
 from pml_gca.paper.recipes import RECIPES
@@ -75,7 +75,7 @@ def test_a_killed_run_resumes_to_the_same_result(loss, roots, tmp_path, monkeypa
             f"resuming after epoch {1 if name == 'choose' else 3 if name == 'evaluate' else 2}"
             in capsys.readouterr().out
         )
-        assert_same(results(out), results(tmp_path / "unbroken"))
+        assert_bitwise_equal(results(out), results(tmp_path / "unbroken"))
 
 
 def die_after(monkeypatch, name, nth):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.sameness import assert_same
+from helpers.states import assert_bitwise_equal
 from PIL import Image
 
 from pml_gca import HardNegativeGenerationLoss
@@ -69,7 +69,7 @@ def test_a_killed_run_resumes_to_the_same_result(pictures, tmp_path, capsys, mon
     train_with_classifier.main([*common, "--out", str(tmp_path / "broken"), "--resume"])
     assert "n-pairs: finished before" in capsys.readouterr().out
 
-    assert_same(results(tmp_path / "unbroken"), results(tmp_path / "broken"))
+    assert_bitwise_equal(results(tmp_path / "unbroken"), results(tmp_path / "broken"))
     for name in ("curves.png", "retrieval.png", "table.md"):
         assert (tmp_path / "broken" / name).stat().st_size > 0
     assert (tmp_path / "broken" / "gca" / "logs" / "logs.db").exists()

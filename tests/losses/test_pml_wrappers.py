@@ -102,12 +102,12 @@ def test_a_memory_with_a_miner_and_a_mask():
     assert memory.queue_idx == plain.queue_idx == 9
 
 
-def state(memory):
+def memory_state(memory):
     return copy.deepcopy((memory.state_dict(), memory.queue_idx, memory.has_been_filled))
 
 
-def assert_same(memory, before):
-    now = state(memory)
+def assert_memory_unchanged(memory, before):
+    now = memory_state(memory)
     assert now[1:] == before[1:]
     assert all(torch.equal(value, before[0][name]) for name, value in now[0].items())
 
@@ -116,7 +116,7 @@ def assert_same(memory, before):
 def test_a_refused_batch_is_not_remembered(bad):
     memory = CrossBatchMemory(make_loss(), SIZE, memory_size=15)
     memory(batch(1), LABELS)
-    before = state(memory)
+    before = memory_state(memory)
     broken, labels = batch(2, requires_grad=False), LABELS.clone()
     if bad == "nan":
         broken[2, 3] = float("nan")
@@ -124,17 +124,17 @@ def test_a_refused_batch_is_not_remembered(bad):
         labels[1] = NUM_CLASSES
     with pytest.raises(ValueError, match="finite" if bad == "nan" else "num_classes"):
         memory(broken, labels)
-    assert_same(memory, before)
+    assert_memory_unchanged(memory, before)
     assert memory(batch(3), LABELS).isfinite()
 
 
 def test_without_gradients_nothing_is_remembered():
     memory = CrossBatchMemory(make_loss(), SIZE, memory_size=15)
     memory(batch(1), LABELS)
-    before = state(memory)
+    before = memory_state(memory)
     with torch.no_grad():
         memory(batch(2), LABELS)
-    assert_same(memory, before)
+    assert_memory_unchanged(memory, before)
 
 
 @pytest.mark.parametrize("kind", [SelfSupervisedLoss, lambda loss: CrossBatchMemory(loss, SIZE)])

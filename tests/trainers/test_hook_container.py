@@ -6,6 +6,7 @@ import sqlite3
 import numpy as np
 import pytest
 import torch
+from helpers.states import assert_bitwise_equal
 from pytorch_metric_learning import losses, samplers, testers, trainers
 from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import logging_presets
@@ -122,22 +123,6 @@ class Run:
         return parts
 
 
-def assert_same(a, b, path=""):
-    assert type(a) is type(b), path
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert list(a) == list(b), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}[{i}]")
-    else:
-        assert a == b, path
-
-
 @pytest.fixture
 def pml_collects_stats():
     before, c_f.COLLECT_STATS = c_f.COLLECT_STATS, True
@@ -247,13 +232,13 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, wrapped, level_momentum
 
     start = second.hooks.load_latest_saved_models(second.trainer, second.models_folder, device=torch.device("cpu"))
     assert start == 2
-    assert_same(second.state(), first.state())
+    assert_bitwise_equal(second.state(), first.state())
     assert second.loss.metric_level.isfinite()
     assert second.loss.generator.propagation.edge_norm.num_batches_tracked == ITERATIONS
     assert second.trainer.optimizers["metric_loss_optimizer"].state
 
     second.train(epochs=2, start=start)
-    assert_same(second.state(), whole.state())
+    assert_bitwise_equal(second.state(), whole.state())
 
 
 def test_loading_the_best_models(tmp_path):

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers.states import assert_unchanged, copied_state
 from pytorch_metric_learning import losses, samplers, trainers
 from pytorch_metric_learning.utils.common_functions import EmbeddingDataset
 from torch import nn
@@ -66,15 +67,6 @@ def seeded_training(trainer, num_epochs=1, seed=3):
     trainer.train(num_epochs=num_epochs)
 
 
-def copied_state(module):
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def assert_same_state(module, before):
-    for name, value in module.state_dict().items():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
-
-
 @pytest.mark.parametrize("wrapped", WRAPPED)
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_everything_trains(trainer, wrapped):
@@ -133,8 +125,8 @@ def test_a_frozen_loss_is_the_wrapped_loss_alone():
     assert sum("freeze_these" in str(w.message) for w in caught) == 1
     seeded_training(plain, num_epochs=2)
     assert frozen.history == plain.history
-    assert_same_state(frozen.models["trunk"], plain.models["trunk"].state_dict())
-    assert_same_state(loss, before)
+    assert_unchanged(frozen.models["trunk"], plain.models["trunk"].state_dict())
+    assert_unchanged(loss, before)
     assert not any(module.training for module in loss.modules())
 
 
@@ -170,7 +162,7 @@ def test_labels_that_nobody_renumbers(kwargs):
     made = make_trainer(loss, dataset=make_dataset(LABELS), **kwargs)
     with pytest.raises(ValueError, match=r"labels must lie in .* \[0, 5\).*dataset_labels.*set_min_label_to_zero=True"):
         seeded_training(made)
-    assert_same_state(loss, before)
+    assert_unchanged(loss, before)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
@@ -233,7 +225,7 @@ def test_miner_with_a_plain_loss(wrapped, output):
     made = make_trainer(wrapped(), mining_funcs={"tuple_miner": GlobalCorrelationMiner(generator, 2, output)})
     seeded_training(made, num_epochs=3)
     assert torch.tensor(made.history[-6:]).mean() < torch.tensor(made.history[:6]).mean()
-    assert_same_state(generator, before)
+    assert_unchanged(generator, before)
     assert all(p.grad is None for p in generator.parameters())
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from helpers.states import assert_unchanged, copied_state
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pml_gca import GlobalCorrelationGenerator
@@ -103,14 +104,6 @@ def make(chunk=None, dropout=0.0):
     return GlobalCorrelationGenerator(3, SIZE, num_layers=2, num_heads=2, dropout=dropout, edge_chunk_size=chunk)
 
 
-def state(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def assert_unchanged(module, before):
-    assert [name for name, value in module.state_dict().items() if not torch.equal(value, before[name])] == []
-
-
 @pytest.mark.parametrize("chunk", [None, 7])
 def test_norms_in_evaluation_use_their_running_statistics_in_training(chunk):
     generator, z = make(chunk), torch.randn(9, SIZE)
@@ -118,7 +111,7 @@ def test_norms_in_evaluation_use_their_running_statistics_in_training(chunk):
     propagation(torch.randn(9, SIZE), LABELS)
     propagation.edge_norm.eval()
     propagation.node_norm.eval()
-    before, plain = state(propagation), copy.deepcopy(propagation)
+    before, plain = copied_state(propagation), copy.deepcopy(propagation)
     found, expected = propagation(z, LABELS), plain.forward_plain(z, LABELS)
     torch.testing.assert_close(found.coefficients, expected.coefficients)
     torch.testing.assert_close(found.node_logits, expected.node_logits)
@@ -153,7 +146,7 @@ def test_dropout_follows_its_own_mode(layer_trains):
 def test_without_gradients_nothing_moves(off, chunk):
     generator, z = make(chunk), torch.randn(9, SIZE)
     generator(z.clone().requires_grad_(), LABELS)
-    before = state(generator)
+    before = copied_state(generator)
     assert before["propagation.edge_norm.num_batches_tracked"] == 1
     with off():
         generator(z, LABELS)
@@ -164,7 +157,7 @@ def test_without_gradients_nothing_moves(off, chunk):
 
 def test_what_fails_gives_buffers_back_their_values():
     norm = ScaleBatchNorm(4)
-    before = state(norm)
+    before = copied_state(norm)
     with pytest.raises(RuntimeError), restored_on_error(norm.buffers()):
         norm(norm(torch.randn(6, 4)) @ torch.ones(3, 3))
     assert_unchanged(norm, before)
@@ -181,7 +174,7 @@ def test_a_generator_that_is_refused_late_has_changed_nothing(monkeypatch):
         lambda *args: (_ for _ in ()).throw(ValueError("late")),
     )
     generator = make()
-    before = state(generator)
+    before = copied_state(generator)
     with pytest.raises(ValueError, match="late"):
         generator(torch.randn(9, SIZE), LABELS)
     assert_unchanged(generator, before)

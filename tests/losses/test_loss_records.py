@@ -1,0 +1,111 @@
+"""What PML's hooks and record-keeper record of a wrapped loss."""
+
+import itertools
+
+import pytest
+import torch
+from pytorch_metric_learning import losses
+from pytorch_metric_learning.utils import common_functions as c_f
+from torch import nn
+
+from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+
+NUM_CLASSES, SIZE = 9, 8
+LABELS = torch.tensor([3, 7, 3, 0, 5, 3, 7, 0])
+
+
+def generator_of(**kwargs):
+    torch.manual_seed(0)
+    return GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2, dropout=0.0, **kwargs)
+
+
+def make_loss(wrapped=None, **kwargs):
+    return HardNegativeGenerationLoss(wrapped or losses.ContrastiveLoss(), generator_of(), **kwargs)
+
+
+@pytest.fixture
+def z():
+    torch.manual_seed(1)
+    return torch.randn(len(LABELS), SIZE, requires_grad=True)
+
+
+@pytest.fixture
+def global_flag():
+    before = c_f.COLLECT_STATS
+    yield
+    c_f.COLLECT_STATS = before
+
+
+@pytest.mark.usefixtures("global_flag")
+@pytest.mark.parametrize("flag", [True, False])
+def test_pmls_global_flag(flag, z):
+    c_f.COLLECT_STATS = flag
+    loss = make_loss(losses.TripletMarginLoss())
+    for part in (loss, loss.loss, loss.distance, loss.reducer, loss.generator):
+        assert part.collect_stats == flag
+    loss(z, LABELS)
+    assert hasattr(loss, "metric_loss") == hasattr(loss.generator, "num_negatives") == flag
+    assert loss._record_these == ["beta", "metric_level", "generator_level"]  # as settings of any loss
+
+
+@pytest.mark.usefixtures("global_flag")
+@pytest.mark.parametrize(("flag", "own"), list(itertools.product([True, False], repeat=2)))
+def test_what_the_wrapped_loss_collects_decides(flag, own):
+    c_f.COLLECT_STATS = flag
+    assert make_loss(losses.TripletMarginLoss(collect_stats=own)).collect_stats == own
+    assert make_loss(losses.TripletMarginLoss(collect_stats=own), collect_stats=not own).collect_stats == (not own)
+    assert make_loss(losses.MultipleLosses([losses.TripletMarginLoss()])).collect_stats == flag
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_stats_switched_at_any_time(start, z):
+    loss = make_loss(collect_stats=start)
+    loss.collect_stats = not start
+    with loss.phase("generation"):
+        loss(z, LABELS)
+    loss(z, LABELS)
+    assert hasattr(loss, "synthetic_weight")
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    """Columns of each table that record-keeper would write, once for each time."""
+    record_keeper = pytest.importorskip("record_keeper")
+    monkeypatch.setattr(c_f, "COLLECT_STATS", True)
+
+    def of(loss):
+        found = {}
+        keeper = record_keeper.RecordKeeper(attributes_to_search_for=c_f.list_of_recordable_attributes_list_names())
+        keeper.append_data = lambda table, column, value, iteration: found.setdefault(table, []).append(column)
+        loss(torch.randn(len(LABELS), SIZE), LABELS)
+        keeper.update_records({"metric_loss": loss}, 0, recursive_types=[nn.Module, dict])
+        return found
+
+    return of
+
+
+def test_records_name_the_distance_that_is_used_and_nothing_that_is_not(tables):
+    names = set(tables(make_loss(losses.NTXentLoss())))
+    assert {name for name in names if "distance" in name} == {"loss_NTXentLoss__modules_distance_CosineSimilarity"}
+    assert {name for name in names if "educer" in name} == {"loss_NTXentLoss__modules_reducer_MeanReducer"}
+
+
+def test_two_wrapped_losses_of_one_type_share_no_more_tables_than_two_of_pmls_wrappers(tables):
+    """record-keeper leaves the outer name out of what is two levels further in: of PML's losses, and so here."""
+
+    def shared(make):
+        found = tables(losses.MultipleLosses({"a": make(), "b": make()}))
+        return {name for name, columns in found.items() if len(set(columns)) < len(columns)}, found
+
+    ours, found = shared(lambda: make_loss(losses.NTXentLoss()))
+    for name in "ab":
+        wrapper = f"{name}_HardNegativeGenerationLoss"
+        assert "metric_loss" in found[f"losses__modules_{wrapper}"]
+        assert "hardness" in found[f"{wrapper}__modules_generator_GlobalCorrelationGenerator"]
+        assert found[f"{wrapper}__modules_loss_NTXentLoss"] == ["temperature"]
+    theirs, _ = shared(lambda: losses.CrossBatchMemory(losses.NTXentLoss(), SIZE, memory_size=20))
+    assert (
+        ours
+        == theirs
+        == {f"loss_NTXentLoss__modules_{x}" for x in ("distance_CosineSimilarity", "reducer_MeanReducer")}
+    )

@@ -1,0 +1,160 @@
+"""Batches without gradients, labels or valid references, and errors of the wrapped loss: nothing changes."""
+
+import math
+
+import pytest
+import torch
+from helpers.states import assert_unchanged, copied_state
+from losses.test_every_pml_loss import WORKS
+from pytorch_metric_learning import losses, miners
+
+from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+
+NUM_CLASSES, SIZE = 9, 8
+LABELS = torch.tensor([3, 7, 3, 0, 5, 3, 7, 0])
+
+
+def generator_of(**kwargs):
+    torch.manual_seed(0)
+    return GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2, dropout=0.0, **kwargs)
+
+
+def make_loss(wrapped=None, **kwargs):
+    return HardNegativeGenerationLoss(wrapped or losses.ContrastiveLoss(), generator_of(), **kwargs)
+
+
+@pytest.fixture
+def z():
+    torch.manual_seed(1)
+    return torch.randn(len(LABELS), SIZE, requires_grad=True)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode, lambda: torch.set_grad_enabled(False)])
+@pytest.mark.parametrize("name", ["ContrastiveLoss", "NPairsLoss", "ProxyAnchorLoss", "MultipleLosses"])
+def test_a_validation_loop_without_gradients_is_the_wrapped_loss_and_changes_nothing(name, off, z):
+    wrapped = WORKS[name](2 * NUM_CLASSES)
+    loss = make_loss(wrapped, level_momentum=None)
+    loss(z, LABELS)
+    before, watch = copied_state(loss), vars(loss.optimizer_watch).copy()
+    with off():
+        for labels in (LABELS, LABELS + NUM_CLASSES):  # held-out classes, too
+            torch.manual_seed(5)
+            expected = wrapped(z, labels)
+            torch.manual_seed(5)
+            assert torch.equal(loss(z, labels), expected)
+    assert_unchanged(loss, before)
+    assert vars(loss.optimizer_watch) == watch
+    assert loss.training
+    assert loss(z, LABELS).requires_grad
+
+
+def test_held_out_classes_in_training_mode_are_told_of_eval(z):
+    with pytest.raises(ValueError, match=r"loss\.eval\(\)"):
+        make_loss()(z, LABELS + NUM_CLASSES)
+
+
+PAIRS = (torch.tensor([0, 1]), torch.tensor([2, 6]), torch.tensor([0, 1]), torch.tensor([1, 0]))
+
+
+@pytest.mark.parametrize("reference", [None, "batch", "others"])
+@pytest.mark.parametrize("indices", [None, PAIRS], ids=["all", "pairs"])
+@pytest.mark.parametrize("ref_labels", [None, LABELS, LABELS.clone()], ids=["none", "same", "equal"])
+@pytest.mark.parametrize("labels", [LABELS, None], ids=["labels", "no labels"])
+@pytest.mark.parametrize("name", ["ContrastiveLoss", "TripletMarginLoss", "NPairsLoss", "ProxyAnchorLoss"])
+def test_labels_and_references_in_every_combination(name, labels, ref_labels, indices, reference, z):
+    """In evaluation all is as in PML. In training labels are required; else PML decides, and J_m is its value."""
+    wrapped = WORKS[name](NUM_CLASSES)
+    loss = make_loss(wrapped, collect_stats=True)
+    ref_emb = {None: None, "batch": z, "others": torch.randn(len(LABELS), SIZE)}[reference]
+    arguments = (z, labels, indices, ref_emb, ref_labels)
+    try:
+        expected = wrapped(*arguments)
+    except (ValueError, TypeError) as error:
+        expected = error
+    before = copied_state(loss)
+    if labels is None:
+        with pytest.raises(ValueError, match=r"^labels are required in training.*torch\.cat"):
+            loss(*arguments)
+        assert_unchanged(loss, before)
+    elif isinstance(expected, Exception):
+        with pytest.raises(type(expected), match="not supported"):
+            loss(*arguments)
+        assert_unchanged(loss, before)
+    else:
+        loss(*arguments).backward()
+        assert loss.metric_loss == pytest.approx(expected.item(), rel=1e-6)
+        assert loss.generator.num_negatives >= 7 * 3
+        assert z.grad.isfinite().all()
+    if isinstance(expected, Exception):
+        with pytest.raises(type(expected)):
+            loss.eval()(*arguments)
+    else:
+        assert torch.equal(loss.eval()(*arguments), expected)
+
+
+def test_several_losses_without_labels_fail_as_in_pml(z):
+    wrapped = losses.MultipleLosses([losses.NPairsLoss()])
+    with pytest.raises(ValueError, match="labels are required"):
+        wrapped(z, None)
+    with pytest.raises(ValueError, match="labels are required"):
+        make_loss(wrapped).eval()(z, None)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_references_without_labels_are_checked_all_the_same(bad, z):
+    others = torch.randn(4, SIZE)
+    others[1, 2] = bad
+    with pytest.raises(ValueError, match="ref_emb must be finite"):
+        make_loss()(z, LABELS, PAIRS, others)
+
+
+REFUSED_LATE = {
+    "n-pairs, labels that are another object": (losses.NPairsLoss(), lambda z: (None, z, LABELS.clone())),
+    "n-pairs, no labels of references": (losses.NPairsLoss(), lambda z: (None, z)),
+    "p2s-grad, indices": (losses.P2SGradLoss(SIZE, NUM_CLASSES), lambda z: (PAIRS,)),
+    "multiple, references": (losses.MultipleLosses([losses.ContrastiveLoss()]), lambda z: (None, z, LABELS.clone())),
+    "multiple, miners and indices": (
+        losses.MultipleLosses([losses.ContrastiveLoss()], miners=[miners.MultiSimilarityMiner()]),
+        lambda z: (PAIRS,),
+    ),
+    "contrastive, indices out of range": (losses.ContrastiveLoss(), lambda z: ((PAIRS[0] + 99, *PAIRS[1:]),)),
+}
+
+
+class Counts(losses.ContrastiveLoss):
+    """A loss with a running statistic; its ``limit``-th call fails."""
+
+    limit = math.inf
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.tensor(0))
+
+    def compute_loss(self, *args):
+        self.calls += 1
+        if self.calls >= self.limit:
+            raise ArithmeticError("enough")
+        return super().compute_loss(*args)
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_loss_that_fails_half_way_leaves_its_own_statistics_as_they_were(call, z):
+    loss = make_loss(Counts())
+    loss(z, LABELS)
+    before, loss.limit = copied_state(loss), int(loss.calls) + call
+    with pytest.raises(ArithmeticError, match="enough"):
+        loss(z, LABELS)
+    assert_unchanged(loss, before)
+
+
+@pytest.mark.parametrize("case", sorted(REFUSED_LATE))
+def test_whoever_refuses_a_batch_nothing_has_changed(case, z):
+    wrapped, arguments = REFUSED_LATE[case]
+    loss = make_loss(wrapped)
+    loss(z, LABELS)
+    before = copied_state(loss.generator) | {f"levels.{k}": v for k, v in copied_state(loss.levels).items()}
+    with pytest.raises((ValueError, AssertionError, IndexError)):
+        loss(z, LABELS, *arguments(z))
+    after = copied_state(loss.generator) | {f"levels.{k}": v for k, v in copied_state(loss.levels).items()}
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert loss(z, LABELS).isfinite()
