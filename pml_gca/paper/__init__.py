@@ -1,28 +1,41 @@
-"""The paper's experiments: a recipe, a data set and a loss go in, a trained and evaluated model comes out."""
+"""The paper's experiments: a recipe, a data set and a loss go in, a trained and evaluated model comes out.
 
-from .changes import changed_recipe
-from .checkpoints import load_published_checkpoint, load_published_generator
+Nothing else in the package imports this folder.
+"""
+
+from .backbones import build_backbone, build_head
+from .checkpoints import load_published_checkpoint, load_published_generator, published_state_dict
 from .dry_run import DryRun, dry_run
 from .evaluation import evaluate, metric_names
 from .experiment import Experiment, identity
 from .m_per_class_covering_sampler import MPerClassCoveringSampler
 from .options import Options
-from .parts import Parts, build_parts
 from .published_n_pairs_loss import PublishedNPairsLoss
+from .recipe import Recipe, changed_recipe
+from .recipes import RECIPES, find_recipe
+from .report import seeds_table
+from .training_setup import TrainingSetup, build_training_setup
 
 __all__ = [
+    "RECIPES",
     "DryRun",
     "Experiment",
     "MPerClassCoveringSampler",
     "Options",
-    "Parts",
     "PublishedNPairsLoss",
-    "build_parts",
+    "Recipe",
+    "TrainingSetup",
+    "build_backbone",
+    "build_head",
+    "build_training_setup",
     "changed_recipe",
     "dry_run",
     "evaluate",
+    "find_recipe",
     "identity",
     "load_published_checkpoint",
     "load_published_generator",
     "metric_names",
+    "published_state_dict",
+    "seeds_table",
 ]

@@ -9,23 +9,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..utils.optional import import_timm, import_torchvision
 from ..utils.text import suggestion
 from ..utils.validation import check_flag, check_positive_int, check_string
-from .recipes import BATCH_NORM, PATCH_EMBEDDING
 
 RESNET50, GOOGLENET, DINO_VITS16 = "resnet50", "googlenet", "dino_vits16"
 BACKBONES = (RESNET50, GOOGLENET, DINO_VITS16)
 TIMM_NAMES = {DINO_VITS16: "vit_small_patch16_224.dino"}
-CLASSIFICATION_LAYERS = ("fc.", "aux1.", "aux2.")  # of torchvision's models, unused here
+BATCH_NORM, PATCH_EMBEDDING = "batch_norm", "patch_embedding"
+CLASSIFICATION_LAYERS = ("fc.", "aux1.", "aux2.")  # of torchvision's models, not used here
 
 
 class AverageAndMaxPool(nn.Module):
-    """(B, C, H, W) to (B, C, 1, 1): average pooling plus max pooling."""
+    """Average pooling plus max pooling, (B, C, H, W) to (B, C, 1, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(x, 1) + F.adaptive_max_pool2d(x, 1)
 
 
 class _StayInEvaluation:
-    """Takes the place of a module's ``train``; an object, so that copies and pickles of the module keep their own."""
+    """Replacement for a module's ``train`` that keeps it in evaluation mode.
+
+    It is an object, not a closure: copies and pickles of the module then refer to themselves.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -37,7 +40,7 @@ class _StayInEvaluation:
 def build_backbone(
     name: str, *, pretrained: bool = True, frozen: str | None = None, image_size: int = 224
 ) -> nn.Module:
-    """An image model without classification layer: (B, 3, H, W) to (B, ``num_features``).
+    """Build an image model without classification layer, (B, 3, H, W) to (B, ``num_features``).
 
     ============= ================================================================ ============
     name          model                                                            num_features
@@ -53,14 +56,14 @@ def build_backbone(
     Args:
         name: see above.
         pretrained: with ImageNet's weights, downloaded once; else with random ones.
-        frozen: what never learns, also after `set_warm_up`. ``"batch_norm"``: all batch normalisation keeps its
-            scale, shift and statistics, in training too. ``"patch_embedding"``: that of a vision transformer.
-        image_size: side of the images in pixels, for models that work at one size only, as vision transformers do.
+        frozen: the part that never learns, also after `set_warm_up`. ``"batch_norm"``: all batch normalisation keeps
+            its scale, shift and statistics, in training too. ``"patch_embedding"``: that of a vision transformer.
+        image_size: side of the images in pixels, for models with one fixed size, such as vision transformers.
 
     Raises:
         ImportError: torchvision or timm is not installed.
         TypeError: an argument is not as above.
-        ValueError: no model has that name, or it has nothing of what is to be frozen.
+        ValueError: no model has that name, or it lacks the part to freeze.
         ConnectionError: the weights could not be downloaded.
 
     Example:
@@ -71,8 +74,7 @@ def build_backbone(
     check_string("name", name)
     check_flag("pretrained", pretrained)
     check_positive_int("image_size", image_size)
-    if frozen not in (BATCH_NORM, PATCH_EMBEDDING, None):
-        raise ValueError(f"frozen must be {BATCH_NORM!r}, {PATCH_EMBEDDING!r} or None, got {frozen!r}")
+    check_frozen(frozen)
     backbone: Any
     if name in (RESNET50, GOOGLENET):
         backbone = _from_torchvision(name, pretrained)
@@ -83,13 +85,13 @@ def build_backbone(
     return built
 
 
-def build_head(num_features: int, embedding_size: int, orthogonal: bool = False) -> nn.Sequential:
-    """The paper's head, batch normalisation and a linear layer: (B, ``num_features``) to (B, ``embedding_size``).
+def build_head(num_features: int, embedding_size: int, *, orthogonal: bool = False) -> nn.Sequential:
+    """Build the paper's head, batch normalisation and a linear layer: (B, ``num_features``) to (B, ``embedding_size``).
 
-    With ``orthogonal`` the linear layer begins with orthogonal weights and a bias of 0, else as PyTorch's do.
+    With ``orthogonal``, the linear layer starts with orthogonal weights and a bias of 0, else as PyTorch's do.
 
     Raises:
-        TypeError, ValueError: a size is no positive integer; ``orthogonal`` is neither True nor False.
+        TypeError, ValueError: a size is not a positive integer, or ``orthogonal`` is not a bool.
     """
     check_positive_int("num_features", num_features)
     check_positive_int("embedding_size", embedding_size)
@@ -102,14 +104,14 @@ def build_head(num_features: int, embedding_size: int, orthogonal: bool = False)
 
 
 def set_warm_up(backbone: nn.Module, warming_up: bool) -> None:
-    """Keep all parameters of a backbone from learning, or let those learn again that did before.
+    """Stop all parameters of a backbone from learning, or let those that learned before learn again.
 
-    Statistics of batch normalisation that is not frozen go on following the batches. Parameters without a gradient
-    are left alone by optimizers, so one may be given all of them from the start.
+    The statistics of batch normalisation still follow the batches, unless frozen. An optimizer may hold all
+    parameters from the start: it skips those without a gradient.
 
     Args:
-        backbone: of `build_backbone`, or any module.
-        warming_up: whether only the head is to learn.
+        backbone: from `build_backbone`, or any module.
+        warming_up: whether only the head should learn.
     """
     holder: Any = backbone
     resting = getattr(holder, "resting_parameters", None)
@@ -129,8 +131,8 @@ def _from_torchvision(name: str, pretrained: bool) -> Any:
         weights, model = models.ResNet50_Weights.IMAGENET1K_V1, models.resnet50()
         model.avgpool = AverageAndMaxPool()
     else:
-        # torchvision scales the input for ImageNet's weights, from which published checkpoints were trained on; so it
-        # is scaled for random weights too, into whose place those are read.
+        # torchvision rescales the input only for ImageNet's weights, from which the published checkpoints started.
+        # Always rescale: a checkpoint may be loaded into random weights.
         weights = models.GoogLeNet_Weights.IMAGENET1K_V1
         model = models.googlenet(transform_input=True, aux_logits=False, init_weights=False)
         model.dropout = nn.Identity()
@@ -150,12 +152,12 @@ def _from_timm(name: str, pretrained: bool, image_size: int) -> Any:
     timm_name = TIMM_NAMES.get(name, name)
     try:
         config = timm.get_pretrained_cfg(timm_name) if timm.is_model(timm_name) else None
-    except RuntimeError:  # a model of timm's, but no such weights
+    except RuntimeError:  # timm has the model, but not these weights
         config = None
     if config is None:
         meant = suggestion(name, [*BACKBONES, *timm.list_models(), *timm.list_pretrained()])
         raise ValueError(
-            f"no backbone is called {name!r}{meant}; there are {', '.join(BACKBONES)}, and timm's models by their name"
+            f"no backbone is called {name!r}{meant}; there are {', '.join(BACKBONES)}, and timm's models by name"
         )
     options: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
     try:
@@ -164,29 +166,36 @@ def _from_timm(name: str, pretrained: bool, image_size: int) -> Any:
         if not pretrained:
             raise
         raise _no_weights(f"{timm_name} of timm", error) from error
-    if hasattr(model, "head_hidden_size"):  # more than num_features, where layers follow the pooling
+    if hasattr(model, "head_hidden_size"):  # differs from num_features if layers follow the pooling
         model.num_features = model.head_hidden_size
     return model
 
 
 def _no_weights(weights: str, error: Exception) -> ConnectionError:
     return ConnectionError(
-        f"could not download the weights {weights}; pretrained=False (in the examples --random-weights) builds the "
-        f"model without them. What failed: {error}"
+        f"could not download the weights {weights}; pretrained=False (--random-weights in the examples) builds the "
+        f"model without them. The error was: {error}"
     )
 
 
+def check_frozen(frozen: object) -> None:
+    """Raise ValueError unless ``frozen`` names a part that can be frozen, or is None."""
+    if frozen not in (BATCH_NORM, PATCH_EMBEDDING, None):
+        raise ValueError(f"frozen must be {BATCH_NORM!r}, {PATCH_EMBEDDING!r} or None, got {frozen!r}")
+
+
 def freeze(backbone: nn.Module, frozen: str | None) -> None:
-    """Keep part of a backbone from learning, for good.
+    """Stop part of a backbone from learning, for good.
 
     Args:
         backbone: any module.
         frozen: see `build_backbone`.
 
     Raises:
-        ValueError: it names nothing that there is, or that the backbone has.
+        ValueError: ``frozen`` is not known, or the backbone has no such part.
     """
     found: list[nn.Module]
+    check_frozen(frozen)
     if frozen is None:
         return
     if frozen == BATCH_NORM:
@@ -194,10 +203,8 @@ def freeze(backbone: nn.Module, frozen: str | None) -> None:
         for module in found:
             module.train = _StayInEvaluation(module)  # type: ignore[method-assign]
             module.train()
-    elif frozen == PATCH_EMBEDDING:
-        found = [module for name, module in backbone.named_children() if name == "patch_embed"]
     else:
-        raise ValueError(f"frozen must be {BATCH_NORM!r}, {PATCH_EMBEDDING!r} or None, got {frozen!r}")
+        found = [module for name, module in backbone.named_children() if name == "patch_embed"]
     if not found:
         raise ValueError(f"frozen is {frozen!r}, but {type(backbone).__name__} has none; None freezes nothing")
     for module in found:

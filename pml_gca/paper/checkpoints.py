@@ -1,12 +1,12 @@
-"""The authors' published checkpoints, image model and generator, to and from PML's trunk and embedder.
+"""Conversion of the authors' published checkpoints, image model and generator, to and from our modules.
 
 Their files hold ``feature_extractor.backbone.*``, ``feature_extractor.fc.*`` (the head), ``gnn.*`` and
-``softmax_classifier.*``. In some, the backbone has classification layers that are in no computation.
+``softmax_classifier.*``. In some, the backbone has unused classification layers.
 """
 
 from collections.abc import Mapping
 from math import isqrt
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any
 
 import torch
@@ -16,13 +16,15 @@ from ..generators import GlobalCorrelationGenerator
 from ..utils.text import first_of
 from ..utils.validation import check_positive_int
 from .backbones import CLASSIFICATION_LAYERS, DINO_VITS16, RESNET50, build_backbone, build_head
-from .published_names import count_layers, read_checkpoint, read_state_dict, translate, translate_back
-from .recipes import Recipe, find_recipe
+from .published_names import count_layers, translate, translate_back
+from .recipe import Recipe
+from .recipes import find_recipe
 
 BACKBONE, HEAD, CLASSIFIER = "feature_extractor.backbone.", "feature_extractor.fc.", "softmax_classifier.weight"
 PARTS = ("feature_extractor.", "gnn.", "softmax_classifier.")
-INNER = "model."  # the authors' ResNet-50 is a module within one
-SHOWN = 4  # names of each kind, in an error
+INNER = "model."  # the authors' ResNet-50 is a module inside another
+WRAPPER = "module."  # prefix of all names in torch's data-parallel modules
+SHOWN = 4  # names of each kind in an error message
 
 
 def load_published_checkpoint(
@@ -31,31 +33,31 @@ def load_published_checkpoint(
     *,
     image_size: int | None = None,
 ) -> tuple[nn.Module, nn.Sequential, GlobalCorrelationGenerator]:
-    """Trunk, embedder and generator of one of the authors' checkpoints, in evaluation mode.
+    """Load trunk, embedder and generator from one of the authors' checkpoints, in evaluation mode.
 
-    ResNet-50 and GoogLeNet are read as three published files name them. No file of a DINO vision transformer was
-    seen: its parameters are expected under the names of the original and of timm, which are the same, with or without
-    ``model.`` in front.
+    The names for ResNet-50 and GoogLeNet are those of three published files. No file of a DINO vision transformer was
+    available: its parameters are expected under the names that DINO and timm share, with or without the prefix
+    ``model.``.
 
     Args:
         state_dict_or_path: a state dict, or the path of one, which is read with ``weights_only=True``. It may lie
-            under the key ``"state_dict"``, and its names may all begin with ``"module."``.
-        recipe: what the checkpoint was trained by, or its name. It tells backbone and sizes, and what no parameter
-            tells: heads, α, and the weights of the objective.
-        image_size: side of the images in pixels. A vision transformer works at one size only, which None takes from
-            the checkpoint; for another its position embeddings are interpolated.
+            under the key ``"state_dict"``, and its names may all start with ``"module."``.
+        recipe: the recipe that the checkpoint was trained by, or its name. It gives backbone and sizes, and settings
+            that no parameter shows: heads, α, and the weights of the objective.
+        image_size: side of the images in pixels. A vision transformer has one fixed size. None keeps that of the
+            checkpoint; for another size the position embeddings are interpolated.
 
     Returns:
         trunk: (B, 3, H, W) to (B, ``trunk.num_features``), with ``recipe.frozen``.
         embedder: (B, ``trunk.num_features``) to (B, ``recipe.embedding_size``).
-        generator: of as many classes as the checkpoint has.
+        generator: with the classes of the checkpoint.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: torchvision or timm is not installed.
-        TypeError: it is no mapping; ``recipe`` is neither a recipe nor a name.
-        ValueError: there is no such recipe, or it is no checkpoint of it; the message names what is missing,
-            unexpected or of another shape.
+        TypeError: ``state_dict_or_path`` is not a mapping, or ``recipe`` is neither a recipe nor a name.
+        ValueError: there is no such recipe, or the checkpoint does not fit it. The message names the parameters that
+            are missing, unexpected or of another shape.
     """
     recipe = _recipe(recipe)
     if image_size is not None:
@@ -79,14 +81,51 @@ def load_published_checkpoint(
     return trunk.eval(), embedder.eval(), generator.eval()
 
 
+def load_published_generator(
+    state_dict_or_path: Mapping[str, Tensor] | str | PathLike[str], *, num_heads: int, **kwargs: Any
+) -> GlobalCorrelationGenerator:
+    """Load the generator alone from one of the authors' checkpoints.
+
+    Classes, channels, layers and dtype are read off the parameters.
+
+    Args:
+        state_dict_or_path: a state dict, or the path of one, with the published names ``gnn.*`` and
+            ``softmax_classifier.*``. Other keys are ignored. Files are read with ``weights_only=True``.
+            `load_published_checkpoint` loads the image model, too.
+        num_heads: H, which no parameter shows: 4 for CUB and Cars196, 2 for SOP and InShop.
+        **kwargs: ``alpha``, ``dropout`` and weights, as in the constructor of `GlobalCorrelationGenerator`.
+
+    Raises:
+        TypeError: ``state_dict_or_path`` is not a mapping of tensors.
+        ValueError: the file cannot be read, or parameters are missing or have another shape. The message names them.
+    """
+    state = {
+        name: torch.as_tensor(value, device="cpu")
+        for name, value in read_checkpoint(state_dict_or_path).items()
+        if name.startswith(("gnn.", "softmax_"))
+    }
+    try:
+        num_classes, embedding_size = state["softmax_classifier.weight"].shape
+    except (KeyError, ValueError):
+        raise ValueError(
+            "state_dict_or_path is not a published checkpoint; missing or not 2-D: softmax_classifier.weight"
+        ) from None
+    generator = GlobalCorrelationGenerator(
+        num_classes, embedding_size, num_layers=max(count_layers(state), 1), num_heads=num_heads, **kwargs
+    )
+    generator.to(state["softmax_classifier.weight"].dtype)
+    generator.load_state_dict(translate(state, generator.state_dict()))
+    return generator
+
+
 def published_state_dict(
     trunk: nn.Module, embedder: nn.Module, generator: GlobalCorrelationGenerator, recipe: Recipe | str
 ) -> dict[str, Tensor]:
-    """A state dict under the authors' names, without the parameters that are in no computation.
+    """Return a state dict under the authors' names, without their unused parameters.
 
     Args:
-        trunk, embedder, generator: of the recipe's kinds, such as `load_published_checkpoint` returns.
-        recipe: tells how the authors name the backbone.
+        trunk, embedder, generator: modules of the recipe, such as `load_published_checkpoint` returns.
+        recipe: the recipe, or its name. The authors' names of the backbone depend on it.
 
     Raises:
         TypeError: ``recipe`` is neither a recipe nor a name.
@@ -100,8 +139,41 @@ def published_state_dict(
     }
 
 
+def read_checkpoint(state_dict_or_path: Mapping[str, Any] | str | PathLike[str]) -> dict[str, Any]:
+    """Return a checkpoint by name. Files are read to the CPU, with ``weights_only=True``.
+
+    A state dict may lie under the key ``"state_dict"``, and its names may all start with ``"module."``.
+
+    Raises:
+        TypeError: it is neither a mapping of names to tensors nor a path to one.
+        ValueError: the file cannot be read.
+    """
+    state = state_dict_or_path
+    if isinstance(state, (str, PathLike)):
+        path = fspath(state)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # a file that is no pickle can fail in any way
+            raise ValueError(
+                f"{path} is not a complete file of torch.save, or holds more than tensors; it is read with "
+                "weights_only=True"
+            ) from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            "state_dict_or_path must be a mapping of parameter names to tensors, or the path of a file holding one, "
+            f"got {type(state).__name__}"
+        )
+    named = {str(name): value for name, value in state.items()}
+    prefix = WRAPPER if all(name.startswith(WRAPPER) for name in named) else ""
+    return {name.removeprefix(prefix): value for name, value in named.items()}
+
+
 def _recipe(recipe: object) -> Recipe:
-    """A recipe, of its name too."""
+    """Return the recipe, looked up if it is a name."""
     if isinstance(recipe, str):
         return find_recipe(recipe)
     if not isinstance(recipe, Recipe):
@@ -110,7 +182,7 @@ def _recipe(recipe: object) -> Recipe:
 
 
 def _prefix(recipe: Recipe) -> str:
-    """What the authors put in front of the backbone's names."""
+    """Return the authors' prefix of the backbone's names."""
     return BACKBONE + INNER if recipe.backbone == RESNET50 else BACKBONE
 
 
@@ -119,7 +191,7 @@ def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _canonical(state: Mapping[str, Any], recipe: Recipe) -> dict[str, Tensor]:
-    """What a checkpoint has of our parts, but for classification layers, and without ``model.`` if it is a DINO's."""
+    """Return the tensors of our parts, without classification layers, and without ``model.`` for DINO."""
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor) and k.startswith(PARTS)}
     backbone = _under(BACKBONE, tensors)
     if recipe.backbone == DINO_VITS16 and all(name.startswith(INNER) for name in backbone):
@@ -130,11 +202,11 @@ def _canonical(state: Mapping[str, Any], recipe: Recipe) -> dict[str, Tensor]:
 
 
 def _image_size(state: Mapping[str, Tensor]) -> int:
-    """Side of the images that a vision transformer is for; any for other backbones."""
+    """Return the image size of a vision transformer in the checkpoint, 224 for other backbones."""
     positions, patches = state.get(f"{BACKBONE}pos_embed"), state.get(f"{BACKBONE}patch_embed.proj.weight")
     if positions is None or patches is None or positions.ndim != 3 or patches.ndim != 4:
         return 224
-    return isqrt(positions.shape[1]) * patches.shape[-1]  # one position more, that of the class token, is no side more
+    return isqrt(positions.shape[1]) * patches.shape[-1]  # isqrt drops the class token's position
 
 
 def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], recipe: Recipe) -> None:
@@ -151,38 +223,4 @@ def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], recipe: 
     }
     if any(found.values()):
         problems = "; ".join(f"{kind}: {first_of(names, SHOWN)}" for kind, names in found.items() if names)
-        raise ValueError(f"this is no published checkpoint of the recipe {recipe.name}; {problems}")
-
-
-def load_published_generator(
-    state_dict_or_path: Mapping[str, Tensor] | str | PathLike[str], *, num_heads: int, **kwargs: Any
-) -> GlobalCorrelationGenerator:
-    """A generator with the parameters of one of the authors' checkpoints.
-
-    Classes, channels and layers are read off the parameters, and so is the dtype.
-
-    Args:
-        state_dict_or_path: a state dict, or the path of one, with the published names ``gnn.*`` and
-            ``softmax_classifier.*``; other keys are ignored. Files are read with ``weights_only=True``.
-            `load_published_checkpoint` loads the image model, too.
-        num_heads: H, which no parameter tells: 4 for CUB and Cars196, 2 for SOP and InShop.
-        **kwargs: ``alpha``, ``dropout`` and weights, as in the constructor.
-
-    Raises:
-        TypeError: not a mapping of tensors.
-        ValueError: parameters are missing or of another shape, and the message names them; or the file cannot be
-            read.
-    """
-    state = read_state_dict(state_dict_or_path)
-    try:
-        num_classes, embedding_size = state["softmax_classifier.weight"].shape
-    except (KeyError, ValueError):
-        raise ValueError(
-            "state_dict_or_path is no published checkpoint; missing or not 2-D: softmax_classifier.weight"
-        ) from None
-    generator = GlobalCorrelationGenerator(
-        num_classes, embedding_size, num_layers=max(count_layers(state), 1), num_heads=num_heads, **kwargs
-    )
-    generator.to(state["softmax_classifier.weight"].dtype)
-    generator.load_state_dict(translate(state, generator.state_dict()))
-    return generator
+        raise ValueError(f"this is not a published checkpoint of the recipe {recipe.name}; {problems}")

@@ -1,4 +1,4 @@
-"""One batch of everything, and what the whole will take."""
+"""One batch of everything, and a prediction of the time and memory of a whole run."""
 
 import sys
 import time
@@ -16,31 +16,29 @@ from ..datasets import Benchmark
 from ..utils import runs
 from ..utils.records import build_hooks
 from .backbones import set_warm_up
-from .checks import check_classes
 from .evaluation import build_tester, quiet, run_tester
-from .experiment import build_sampler
 from .options import Options
-from .parts import Parts, build_parts
-from .recipes import Recipe
+from .recipe import Recipe
+from .training_setup import TrainingSetup, build_sampler, build_training_setup, check_feasible
 
-SEARCHED = 512  # queries, to time the search
-BYTES_OF_A_NEIGHBOUR = 40  # its distance, index and label, and what they are copied and compared to
+TIMED_QUERIES = 512  # for the time of a search
+BYTES_PER_NEIGHBOUR = 40  # its distance, index and label, with their copies and comparisons
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run was seen to need, and will.
+    """The measured cost of one batch, and the predicted cost of a run.
 
     Attributes:
-        load_seconds: to load a training batch, by one process.
-        step_seconds: of a training iteration, the loading not counted.
-        embed_seconds: per image, to load and embed it in evaluation.
-        search_seconds: of one search for the neighbours of all test images.
-        iterations: of an epoch.
-        hours: of all epochs and evaluations, of one seed.
-        peak_bytes: most memory in use for a training batch; of the GPU, if there is one, else of the process.
-        search_bytes: that the search for neighbours takes in main memory, estimated.
-        step_cost: of the generator, if there is one.
+        load_seconds: time to load a training batch in one process.
+        step_seconds: time of a training iteration, without loading.
+        embed_seconds: time to load and embed an image in evaluation.
+        search_seconds: time to search the neighbours of all test images once.
+        iterations: iterations per epoch.
+        hours: time of all epochs and evaluations of one seed.
+        peak_bytes: peak memory of a training step, of the GPU if there is one, else of the process.
+        search_bytes: main memory of the search for neighbours, estimated.
+        step_cost: cost of the generator, if there is one.
     """
 
     load_seconds: float
@@ -54,49 +52,48 @@ class DryRun:
     step_cost: StepCost | None
 
     def __str__(self) -> str:
-        peak = f"{self.peak_bytes / 1e9:.1f} GB" if self.peak_bytes else "not known here"
+        peak = f"{self.peak_bytes / 1e9:.1f} GB" if self.peak_bytes else "unknown"
         lines = [
-            f"an iteration: {self.step_seconds:.2f} s, and {self.load_seconds:.2f} s to load its images in one process",
-            f"an epoch: {self.iterations} iterations",
-            f"evaluation: {1000 * self.embed_seconds:.0f} ms an image, and {self.search_seconds:.0f} s of search",
-            f"all epochs and evaluations of one seed: about {self.hours:.1f} hours",
-            f"peak memory: {peak} in training, {self.search_bytes / 1e9:.1f} GB for the search in the test set",
+            f"iteration: {self.step_seconds:.2f} s, plus {self.load_seconds:.2f} s to load its images in one process",
+            f"epoch: {self.iterations} iterations",
+            f"evaluation: {1000 * self.embed_seconds:.0f} ms per image, plus {self.search_seconds:.0f} s of search",
+            f"one seed, all epochs and evaluations: about {self.hours:.1f} hours",
+            f"peak memory: {peak} in training, {self.search_bytes / 1e9:.1f} GB to search the test set",
         ]
         if self.step_cost is not None:
-            lines.append(f"of which the generator, {self.step_cost}")
+            lines.append(f"the generator's share: {self.step_cost}")
         return "\n".join(lines)
 
 
-def dry_run(recipe: Recipe, benchmark: Benchmark, options: Options, backbone: nn.Module | None = None) -> DryRun:
-    """Load, train on, and evaluate one batch, and predict what the whole takes; nothing is kept.
+def dry_run(recipe: Recipe, benchmark: Benchmark, options: Options, *, backbone: nn.Module | None = None) -> DryRun:
+    """Load, train on and evaluate one batch, and predict the cost of the whole run. Nothing is kept.
 
-    The prediction is for a machine that is idle. Where processes load images, they are taken to have cores of their
-    own.
+    The prediction assumes an idle machine, and a core of its own for each loading process.
 
     Raises:
         ImportError, ValueError: as for `Experiment`.
     """
-    check_classes(recipe, benchmark, options)
+    check_feasible(recipe, benchmark, options)
     with TemporaryDirectory() as folder:
         build_hooks(Path(folder))
     runs.set_seed(options.seed)
     device = options.torch_device
-    parts = build_parts(recipe, options, benchmark.train.num_classes, backbone)
+    setup = build_training_setup(recipe, options, benchmark.train.num_classes, backbone=backbone)
     iterations = max(len(benchmark.train) // recipe.batch_size, 1)
 
     rows = list(build_sampler(recipe, options, benchmark, 1))
     began = time.perf_counter()
     batch = [benchmark.train[row] for row in rows]
     load_seconds = time.perf_counter() - began
-    trainer = parts.trainer(recipe, options, dataset=batch, iterations_per_epoch=1)
+    trainer = setup.trainer(recipe, options, dataset=batch, iterations_per_epoch=1)
     trainer.dataloader_num_workers = 0
     step_cost = None
-    if parts.generator is not None:
+    if setup.generator is not None:
         with trainer.autocast():
-            step_cost = parts.generator.cost(recipe.batch_size, recipe.samples_per_class)
-    # On a GPU the first step in either state also loads and chooses kernels.
+            step_cost = setup.generator.cost(recipe.batch_size, recipe.samples_per_class)
+    # On a GPU the first step in either state also loads and selects kernels.
     for warming_up in (True, False, False) if device.type == "cuda" else (True, False):
-        set_warm_up(parts.models["trunk"], warming_up)
+        set_warm_up(setup.models["trunk"], warming_up)
         wait_for(device)
         began = time.perf_counter()
         trainer.train(start_epoch=1, num_epochs=1)
@@ -104,7 +101,7 @@ def dry_run(recipe: Recipe, benchmark: Benchmark, options: Options, backbone: nn
         step_seconds = time.perf_counter() - began
     peak = peak_bytes(device)
 
-    embed_seconds = time_embedding(parts, benchmark, options)
+    embed_seconds = time_embedding(setup, benchmark, options)
     queries, *others = (len(dataset) for dataset in benchmark.test.values())
     references = sum(others) or queries
     neighbours = min(max(benchmark.recall_at), references)
@@ -124,29 +121,29 @@ def dry_run(recipe: Recipe, benchmark: Benchmark, options: Options, backbone: nn
         iterations=iterations,
         hours=seconds / 3600,
         peak_bytes=peak,
-        search_bytes=queries * neighbours * BYTES_OF_A_NEIGHBOUR,
+        search_bytes=queries * neighbours * BYTES_PER_NEIGHBOUR,
         step_cost=step_cost,
     )
 
 
-def time_embedding(parts: Parts, benchmark: Benchmark, options: Options) -> float:
-    """Seconds per image to evaluate some of each split, their search included."""
+def time_embedding(setup: TrainingSetup, benchmark: Benchmark, options: Options) -> float:
+    """Return the seconds per image to evaluate one batch of each test split, search included."""
     device, size = options.torch_device, options.eval_batch_size
     tester = build_tester(benchmark, batch_size=size, workers=0, device=device, end_of_testing_hook=quiet)
-    trunk, embedder = parts.models["trunk"], parts.models["embedder"]
+    trunk, embedder = setup.models["trunk"], setup.models["embedder"]
     some = {name: Subset(test, range(min(size, len(test)))) for name, test in benchmark.test.items()}
     began = time.perf_counter()
     run_tester(tester, benchmark, "test", trunk, embedder, datasets=some)
     seconds = time.perf_counter() - began
-    if benchmark.val is not None:  # only to see that it runs
+    if benchmark.val is not None:  # not timed, only to check that it runs
         val = {"val": Subset(benchmark.val, range(min(8, len(benchmark.val))))}
         run_tester(tester, benchmark, "val", trunk, embedder, datasets=val)
     return seconds / sum(len(part) for part in some.values())
 
 
 def time_search(queries: int, references: int, size: int, neighbours: int) -> float:
-    """Seconds to find the neighbours of all queries, from a search for some in as many references of random values."""
-    some = min(queries, SEARCHED)
+    """Estimate the seconds to find the neighbours of all queries: time a few queries against random references."""
+    some = min(queries, TIMED_QUERIES)
     found = torch.randn(references, size, device="cpu")
     began = time.perf_counter()
     FaissKNN()(found[:some], neighbours, found, False)
@@ -154,16 +151,16 @@ def time_search(queries: int, references: int, size: int, neighbours: int) -> fl
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory used so far: allocated on the GPU, or resident of this process; 0 where it is not known."""
+    """Return the peak memory so far, allocated on the GPU or resident in this process; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:  # of this process alone, where Linux's rusage has the peak of the one that started it, too
+    try:  # Linux's rusage may also report the peak of the parent process; this file does not
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
     except (OSError, IndexError, ValueError):

@@ -1,4 +1,4 @@
-"""Retrieval as the paper reports it, by PML's tester."""
+"""Retrieval metrics as the paper reports them, computed by PML's tester."""
 
 import warnings
 from collections.abc import Mapping
@@ -15,21 +15,22 @@ from ..utils.validation import check_device, check_positive_int
 
 
 def metric_names(benchmark: Benchmark) -> list[str]:
-    """What is evaluated: ``recall_at_K`` for the K of the data set, MAP@R and R-precision."""
+    """Return the metrics' names: ``recall_at_K`` for each K of the data set, then MAP@R and R-precision."""
     return [*(f"recall_at_{k}" for k in benchmark.recall_at), "mean_average_precision_at_r", "r_precision"]
 
 
 def same_label(a: Tensor, b: Tensor) -> Tensor:
-    """Whether labels agree. Given a function PML counts class by class; of its own accord, all classes times images."""
+    """Return where labels agree. With such a function PML counts class by class, not in a classes x images table."""
     return a == b
 
 
 def build_tester(
     benchmark: Benchmark, *, batch_size: int, workers: int, device: torch.device, **kwargs: Any
 ) -> GlobalEmbeddingSpaceTester:
-    """PML's tester on L2-normalised embeddings.
+    """Return PML's tester, which evaluates L2-normalised embeddings.
 
-    For N images it holds N · K neighbours, K being the largest of ``recall_at`` and of the classes' sizes, never N².
+    It holds N · K neighbours of N images, never N² distances. K is the largest number in ``recall_at``, or the size
+    of the largest class if that is larger.
     """
     # PML's own metrics need no more neighbours than the largest class has members.
     calculator = RecallCalculator(
@@ -54,10 +55,11 @@ def run_tester(
     split: str,
     trunk: nn.Module,
     embedder: nn.Module,
+    *,
     epoch: int = 0,
     datasets: Mapping[str, Dataset[Any]] | None = None,
 ) -> dict[str, float]:
-    """As `evaluate`, by a tester that is at hand; ``datasets`` may take the place of the split's own."""
+    """Evaluate like `evaluate`, with a given tester. ``datasets``, if given, replaces the data sets of the split."""
     splits = None if split == "val" else benchmark.splits_to_eval
     if datasets is None:
         datasets = benchmark.test
@@ -70,10 +72,10 @@ def run_tester(
 
 
 def check_split(benchmark: Benchmark, split: str) -> None:
-    """Warn of images of ``"val"`` or ``"test"`` that do not count, before it is evaluated.
+    """Warn about images of ``"val"`` or ``"test"`` that evaluation cannot count.
 
     Raises:
-        ValueError: there are no validation classes, or nothing to find in the split.
+        ValueError: there are no validation classes, or no image of the split has another of its class to find.
     """
     if split == "val" and benchmark.val is None:
         raise ValueError("split is 'val', but the benchmark has no validation classes: val_fraction was 0")
@@ -93,24 +95,24 @@ def evaluate(
     workers: int = 0,
     device: torch.device | str | None = None,
 ) -> dict[str, float]:
-    """Recall@K, MAP@R and R-precision of a model on classes it has not seen.
+    """Return Recall@K, MAP@R and R-precision of a model on unseen classes.
 
-    Queries search the whole split but themselves; those of In-shop search the gallery.
+    Queries search all other images of the split; those of In-shop search the gallery.
 
     Args:
         trunk: images to features.
         embedder: features to embeddings, which are L2-normalised here.
-        benchmark: of `load_benchmark`.
+        benchmark: from `load_benchmark`.
         split: ``"val"`` or ``"test"``.
-        batch_size: images at a time.
-        workers: processes that load images.
-        device: None for a GPU if there is one.
+        batch_size: images per batch.
+        workers: number of processes that load images.
+        device: where to compute; None for a GPU if there is one.
 
     Returns:
-        Value in [0, 1] of each of `metric_names`.
+        The value in [0, 1] of each of `metric_names`.
 
     Raises:
-        TypeError: ``batch_size`` or ``workers`` is no integer, or ``device`` is no device.
+        TypeError: ``batch_size`` or ``workers`` is not an integer, or ``device`` is not a device.
         ValueError: one of them is out of range; ``split`` is neither; there are no validation classes; or no image
             has another of its class to find.
     """
@@ -126,4 +128,4 @@ def evaluate(
 
 
 def quiet(tester: Any) -> None:
-    """In place of PML's hook, which logs."""
+    """Do nothing: replaces PML's end-of-testing hook, which logs."""

@@ -1,4 +1,4 @@
-"""One training run of a recipe, in a folder of its own, that goes on where it was stopped."""
+"""One training run of a recipe in its own folder. A run that was stopped can be resumed."""
 
 import hashlib
 import math
@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pytorch_metric_learning import samplers
 from torch import nn
 
 from ..datasets import Benchmark
@@ -15,32 +14,33 @@ from ..utils import runs
 from ..utils.records import build_hooks
 from ..utils.training_run import TrainingRun
 from .backbones import set_warm_up
-from .checks import check_classes
 from .evaluation import build_tester, quiet, run_tester
-from .m_per_class_covering_sampler import MPerClassCoveringSampler
 from .options import Options
-from .parts import build_parts
-from .recipes import Recipe
+from .recipe import Recipe
+from .training_setup import build_sampler, build_training_setup, check_feasible
 
 
 class Experiment:
     """Train by a recipe, choose an epoch, and evaluate it on unseen classes.
 
-    After every epoch everything that has a state is in ``folder/checkpoint.pt``: a run that was killed goes on from
-    there, on a CPU to the very same end, on a GPU to the same but for its rounding. ``folder`` also gets records of
-    PML's hooks (``logs``, ``tensorboard``), the image model of the best epoch so far (``best-12.pt``, if that is epoch
-    12) and, in the end, ``result.json``.
+    ``folder`` holds:
+
+    - ``checkpoint.pt``: all state after the last whole epoch. A killed run resumes from it. On a CPU it ends exactly
+      as an unbroken run does, on a GPU up to rounding.
+    - ``best-12.pt``: the image model of the best epoch so far, here epoch 12.
+    - ``logs`` and ``tensorboard``: records of PML's hooks.
+    - ``result.json``: the result, at the end.
 
     Args:
         recipe: the paper's settings, or yours.
-        benchmark: of `load_benchmark`.
-        options: what the recipe leaves open.
-        folder: where everything is kept.
-        backbone: an image model of your own, in place of the recipe's, with an attribute ``num_features``.
+        benchmark: from `load_benchmark`.
+        options: the choices that the recipe leaves open.
+        folder: folder of the run.
+        backbone: an image model of your own instead of the recipe's, with an attribute ``num_features``.
 
     Raises:
-        ValueError: the training set has fewer classes than a batch; validation classes are to choose the epoch, but
-            there are none; no image that is evaluated has another of its class to find.
+        ValueError: the training set has fewer classes than a batch; the epoch is chosen on validation classes, but
+            there are none; or no evaluated image has another image of its class to find.
     """
 
     def __init__(
@@ -49,9 +49,10 @@ class Experiment:
         benchmark: Benchmark,
         options: Options,
         folder: str | os.PathLike[str],
+        *,
         backbone: nn.Module | None = None,
     ) -> None:
-        check_classes(recipe, benchmark, options)
+        check_feasible(recipe, benchmark, options)
         self.recipe, self.benchmark, self.options, self.folder = recipe, benchmark, options, Path(folder)
         self.backbone = backbone
         self.name = f"{recipe.name} seed {options.seed}"
@@ -63,10 +64,10 @@ class Experiment:
         self.best_epoch, self.best_recall = 0, math.nan
 
     def train(self) -> dict[str, Any]:
-        """Train to the last epoch, evaluate the chosen one, and return (and keep) the result.
+        """Train to the last epoch, evaluate the chosen one, save the result and return it.
 
         Raises:
-            ImportError: what keeps the records is missing.
+            ImportError: record-keeper or TensorBoard is missing.
             ValueError: the folder holds a run of another recipe, data set or option.
         """
         result = self.run.read_result()
@@ -79,9 +80,9 @@ class Experiment:
             if epoch % self.options.evaluate_every == 0 or epoch == self.recipe.epochs:
                 self.choose(epoch)
             self.save_checkpoint()
-        print(f"{self.name}: unseen classes, model of epoch {self.best_epoch}")
-        runs.load_state(self.best_file(self.best_epoch), self.parts.models)
-        self.tester.end_of_testing_hook = quiet  # what was recorded are epochs, and this is none
+        print(f"{self.name}: evaluating epoch {self.best_epoch} on unseen classes")
+        runs.load_state(self.best_file(self.best_epoch), self.setup.models)
+        self.tester.end_of_testing_hook = quiet  # records are per epoch; this evaluation is not one
         return self.run.finish(
             {
                 "epoch": self.best_epoch,
@@ -93,12 +94,12 @@ class Experiment:
         )
 
     def build(self) -> None:
-        """Models, trainer and tester."""
+        """Build models, trainer and tester."""
         recipe, options, benchmark = self.recipe, self.options, self.benchmark
         runs.set_seed(options.seed)
-        self.parts = build_parts(recipe, options, benchmark.train.num_classes, self.backbone)
+        self.setup = build_training_setup(recipe, options, benchmark.train.num_classes, backbone=self.backbone)
         self.sampler = build_sampler(recipe, options, benchmark, self.iterations)
-        self.stateful = self.parts.with_state()  # all that a checkpoint must hold
+        self.stateful = self.setup.with_state()  # everything that a checkpoint must hold
         if options.sampler == "covering":
             self.stateful["sampler"] = self.sampler
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ class Experiment:
             device=options.torch_device,
             end_of_testing_hook=hooks.end_of_testing_hook,
         )
-        self.trainer = self.parts.trainer(
+        self.trainer = self.setup.trainer(
             recipe,
             options,
             dataset=benchmark.train,
@@ -119,37 +120,38 @@ class Experiment:
         )
 
     def train_epoch(self, epoch: int) -> None:
-        """One epoch of PML's trainer."""
-        set_warm_up(self.parts.models["trunk"], epoch <= self.recipe.warmup_epochs)
-        # A sampler of each epoch's own, too, if it is PML's: that shuffles its classes from where it left them.
+        """Run one epoch of PML's trainer."""
+        set_warm_up(self.setup.models["trunk"], epoch <= self.recipe.warmup_epochs)
+        # PML's sampler shuffles its classes in place, from their last order. Make a new one for each epoch: an epoch
+        # then depends on its seed alone, and a resumed run draws the same batches.
         if self.options.sampler == "random":
             self.sampler = build_sampler(self.recipe, self.options, self.benchmark, self.iterations)
         self.trainer.sampler = self.sampler
         began = time.perf_counter()
         self.trainer.train(start_epoch=epoch, num_epochs=epoch)
         self.seconds += time.perf_counter() - began
-        self.trainer.dataloader_iter = None  # ends its processes, before those of the evaluation start
+        self.trainer.dataloader_iter = None  # stop the loading processes before those of the evaluation start
 
     def choose(self, epoch: int) -> None:
-        """Evaluate, and keep the image model if it is the best yet."""
+        """Evaluate, and save the image model if it is the best so far."""
         select_on = self.options.select_on
-        recall = float(epoch)  # of "last": the later the better
+        recall = float(epoch)  # for "last": the later the better
         if select_on != "last":
             recall = self.evaluate(select_on, epoch)["recall_at_1"]
             print(f"{self.name}: {select_on} Recall@1 {100 * recall:.1f}%")
             for key, value in zip(self.history, (epoch, epoch * self.iterations, self.seconds, recall), strict=True):
                 self.history[key].append(value)
-        if not recall <= self.best_recall:  # of nan, which nothing is compared with, the latest
+        if not recall <= self.best_recall:  # also true if one of them is NaN: then keep the later epoch
             self.best_epoch, self.best_recall = epoch, recall
-            runs.save_state(self.best_file(epoch), self.parts.models, epoch=epoch)
+            runs.save_state(self.best_file(epoch), self.setup.models, epoch=epoch)
 
     def evaluate(self, split: str, epoch: int) -> dict[str, float]:
-        """The image model as it is, on a split."""
-        models = self.parts.models
-        return run_tester(self.tester, self.benchmark, split, models["trunk"], models["embedder"], epoch)
+        """Return the metrics of the current image model on a split."""
+        models = self.setup.models
+        return run_tester(self.tester, self.benchmark, split, models["trunk"], models["embedder"], epoch=epoch)
 
     def best_file(self, epoch: int) -> Path:
-        """Where the image model is kept, if this epoch is the best. A killed run may leave that of a later one, too."""
+        """Return the file of the image model if this epoch is the best. A killed run may leave a later file, too."""
         return self.folder / f"best-{epoch}.pt"
 
     def save_checkpoint(self) -> None:
@@ -172,31 +174,21 @@ class Experiment:
             return
         if content["machine"] != self.machine():
             print(
-                f"{self.name}: began with {content['machine']}, goes on with {self.machine()}: random draws will differ"
+                f"{self.name}: started with {content['machine']}, resumed with {self.machine()}: random draws will "
+                "differ"
             )
         self.history, self.seconds = content["history"], content["seconds"]
         self.best_epoch, self.best_recall = content["best"]
 
     def machine(self) -> str:
-        """What random draws depend on, beside the seed."""
-        loading = "processes that load" if self.options.workers else "no processes that load"
-        return f"{self.options.torch_device.type}, {self.options.workers or ''} {loading}".replace("  ", " ")
+        """Describe the device and loading processes, on which random draws depend besides the seed."""
+        return f"{self.options.torch_device.type} and {self.options.workers} loading processes"
 
 
 def identity(recipe: Recipe, benchmark: Benchmark, options: Options) -> dict[str, Any]:
-    """What tells apart runs that do not belong in one table: settings, and the images, by their last names."""
+    """Return what must agree for runs to share a table: settings, and the images by folder and file name."""
     parts = {"train": benchmark.train, "val": benchmark.val, **benchmark.test}
     names = ["/".join(Path(file).parts[-2:]) for part in parts.values() if part is not None for file in part.files]
     counts = {name: len(part) for name, part in parts.items() if part is not None}
     digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return {**recipe.settings(), **options.identity(), "images": f"{counts}, {digest}"}
-
-
-def build_sampler(
-    recipe: Recipe, options: Options, benchmark: Benchmark, iterations: int
-) -> MPerClassCoveringSampler | samplers.MPerClassSampler:
-    """So many classes a batch, so many samples of each; repeated where a class has fewer."""
-    labels, size = benchmark.train.labels, recipe.batch_size
-    if options.sampler == "random":
-        return samplers.MPerClassSampler(labels, recipe.samples_per_class, size, iterations * size)
-    return MPerClassCoveringSampler(labels, recipe.samples_per_class, size, iterations * size, options.seed)

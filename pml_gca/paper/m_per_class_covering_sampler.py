@@ -1,4 +1,4 @@
-"""Batches of M samples a class, as those of PML's ``MPerClassSampler``, that leave out fewer samples."""
+"""Batches of M samples per class, like those of PML's ``MPerClassSampler``, that leave out fewer samples."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,24 +12,24 @@ from ..utils.validation import check_positive_int
 
 
 class MPerClassCoveringSampler(Sampler[int]):
-    """Take M samples of each class of a batch, and every sample of a class once before any of it again.
+    """Draw batches of M samples per class, and use every sample of a class once before any repeats.
 
-    PML's ``MPerClassSampler`` draws the samples of every batch anew, so that an epoch misses many and repeats others.
-    Here every class has its samples in an order of its own. Batches use it up, over one epoch and the next, and only
-    then is a new one drawn. A batch holds a sample twice only where its class has fewer than M. Classes are drawn anew
-    for each batch, all equally likely, as in PML, so that an epoch still misses some samples.
+    PML's ``MPerClassSampler`` draws the samples of each batch independently: an epoch misses many and repeats others.
+    Here each class has its samples in a random order. Batches work through that order, across epochs, and then a new
+    one is drawn. A batch repeats a sample only if its class has fewer than M. Each batch draws its classes uniformly,
+    as in PML, and an epoch therefore still misses some samples.
 
     Args:
-        labels: (N,), of the data set; numbers of any type, or names.
+        labels: labels of the data set, shape (N,); numbers of any type, or names.
         m: samples M of each class in a batch.
-        batch_size: of which M is a divisor.
+        batch_size: samples in a batch, a multiple of M.
         length_before_new_iter: samples of an epoch. The last batch is dropped if it is not full.
-        seed: of all draws, which depend on nothing else.
+        seed: seed of all draws. Nothing else influences them.
 
     Raises:
         TypeError, ValueError: ``labels`` are not 1-D, or of several kinds; ``m``, ``batch_size`` or
-            ``length_before_new_iter`` is no positive integer, or ``seed`` no integer from 0 on; ``batch_size`` is no
-            multiple of ``m``, or larger than M of every class or than an epoch.
+            ``length_before_new_iter`` is not a positive integer, or ``seed`` not an integer of at least 0;
+            ``batch_size`` is not a multiple of ``m``, or exceeds M samples of every class, or an epoch.
 
     Example:
         >>> sampler = MPerClassCoveringSampler([0, 0, 0, 0, 7, 7, 7, 7], m=2, batch_size=4, length_before_new_iter=8)
@@ -43,6 +43,7 @@ class MPerClassCoveringSampler(Sampler[int]):
         m: int,
         batch_size: int,
         length_before_new_iter: int,
+        *,
         seed: int = 0,
     ) -> None:
         for name, value in (
@@ -59,7 +60,7 @@ class MPerClassCoveringSampler(Sampler[int]):
             raise ValueError(f"labels must be 1-D, one of each sample, got {values.ndim}-D, shape {values.shape}")
         try:
             _, classes, sizes = np.unique(values, return_inverse=True, return_counts=True)
-        except TypeError as error:  # such as of None among numbers
+        except TypeError as error:  # such as None among numbers
             raise TypeError(f"labels must be numbers or names, all of one kind: {error}") from None
         order = classes.argsort(kind="stable")
         self.members = [rows.tolist() for rows in np.split(order, sizes.cumsum())[:-1]]
@@ -81,7 +82,7 @@ class MPerClassCoveringSampler(Sampler[int]):
         return self.num_batches * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        """The samples of an epoch, all drawn now: what a loader fetches ahead does not matter."""
+        """Draw all samples of an epoch at once: then it does not matter how many a loader fetches ahead."""
         rows: list[int] = []
         for _ in range(self.num_batches):
             for label in self._permutation(len(self.members))[: self.batch_size // self.m]:
@@ -89,13 +90,15 @@ class MPerClassCoveringSampler(Sampler[int]):
         return iter(rows)
 
     def _take(self, label: int) -> list[int]:
-        """The next M samples of a class."""
+        """Return the next M samples of a class."""
         taken: list[int] = []
         while len(taken) < self.m:
             if not self.waiting[label]:
                 rows = self.members[label]
                 new_order = [rows[i] for i in self._permutation(len(rows))]
-                self.waiting[label] = sorted(new_order, key=taken.__contains__)  # those of this batch come last
+                self.waiting[label] = sorted(
+                    new_order, key=taken.__contains__
+                )  # samples already in this batch come last
             missing = self.m - len(taken)
             taken += self.waiting[label][:missing]
             self.waiting[label] = self.waiting[label][missing:]
@@ -106,7 +109,7 @@ class MPerClassCoveringSampler(Sampler[int]):
         return drawn
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next epoch depends on."""
+        """Return the state that the next epoch depends on."""
         return {
             "generator": self.generator.get_state(),
             "waiting": torch.tensor([row for rows in self.waiting for row in rows], dtype=torch.long, device="cpu"),
@@ -114,16 +117,16 @@ class MPerClassCoveringSampler(Sampler[int]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a sampler of the same labels was.
+        """Continue where a sampler of the same labels stopped.
 
         Raises:
-            KeyError: it is no such state.
-            ValueError: it is that of other labels.
+            KeyError: ``state`` does not come from `state_dict`.
+            ValueError: it belongs to other labels.
         """
         waiting = [rows.tolist() for rows in state["waiting"].split(state["sizes"].tolist())]
         if len(waiting) != len(self.members) or any(
             not set(rows) <= set(own) for rows, own in zip(waiting, self.members, strict=True)
         ):
-            raise ValueError("the state is that of a sampler of other labels; give the labels that it was made with")
+            raise ValueError("the state belongs to a sampler of other labels; pass the labels that one was made with")
         self.generator.set_state(state["generator"])
         self.waiting = waiting

@@ -1,4 +1,4 @@
-"""What a recipe leaves open."""
+"""The choices that a recipe leaves open."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -16,33 +16,33 @@ GENERATORS = ("gca", "none")
 SCHEDULES = ("alternating", "one_backward")
 SELECTIONS = ("val", "test", "last")
 SAMPLERS = ("covering", "random")
-OF_THE_MACHINE = ("seed", "device", "workers", "eval_batch_size")  # or of one run; the rest is what an experiment is
+OF_THE_MACHINE = ("seed", "device", "workers", "eval_batch_size")  # or of one run; the rest identifies an experiment
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a recipe leaves open.
+    """The choices that a recipe leaves open.
 
     Attributes:
-        loss: a name in ``pml_gca.losses.NAMED_LOSSES``, of which ``"n_pairs"`` is the published one here, or a function
-            of ``(num_classes, embedding_size)``.
+        loss: a name in ``pml_gca.losses.NAMED_LOSSES``, or a function of ``(num_classes, embedding_size)``. Here
+            ``"n_pairs"`` means `PublishedNPairsLoss`.
         generator: ``"gca"``, or ``"none"`` for the loss alone.
         schedule: ``"alternating"`` as published, or ``"one_backward"``, which is faster.
-        select_on: the epoch that is reported is the best on ``"val"``, held-out training classes; on ``"test"``, as in
-            the published code, which flatters; or the ``"last"``.
-        sampler: ``"covering"``: batches take every image of a class once before any again, as published; or
-            ``"random"``: they draw them anew, as PML's sampler does, which leaves more of them out.
-        seed: of weights, batches and crops.
+        select_on: which epoch is reported. ``"val"``: the best on held-out training classes. ``"test"``: the best on
+            the test classes, as in the published code, which flatters. ``"last"``: the last.
+        sampler: ``"covering"``: batches use every image of a class once before any repeats, as published.
+            ``"random"``: each batch draws its images at random, as PML's sampler does, and more are left out.
+        seed: seed of weights, batches and crops.
         amp: bfloat16 autocast in training.
         device: where to train; None for a GPU if there is one.
-        workers: processes that load images.
+        workers: number of processes that load images.
         pretrained: start from ImageNet's weights.
         image_size: side of the crops, in pixels.
-        evaluate_every: epochs from one evaluation to the next.
-        eval_batch_size: images at a time in evaluation.
+        evaluate_every: epochs between evaluations.
+        eval_batch_size: batch size in evaluation.
 
     Raises:
-        TypeError, ValueError: a value is not one of those named above, or out of range.
+        TypeError, ValueError: a value is none of the above, or out of range.
     """
 
     loss: str | Callable[[int, int], nn.Module] = "n_pairs"
@@ -66,8 +66,7 @@ class Options:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not isinstance(self.loss, str) and not callable(self.loss):
             raise TypeError(
-                "loss must be a name, or a function of the numbers of classes and channels, got "
-                f"{type(self.loss).__name__}"
+                f"loss must be a name or a function of (num_classes, embedding_size), got {type(self.loss).__name__}"
             )
         if isinstance(self.loss, str) and self.loss not in NAMED_LOSSES:
             raise ValueError(
@@ -94,19 +93,22 @@ class Options:
 
     @property
     def loss_name(self) -> str:
-        """The name of the loss, or of the function that makes it."""
+        """Name of the loss, or of the function that makes it."""
         if isinstance(self.loss, str):
             return self.loss
         made_by = self.loss if hasattr(self.loss, "__qualname__") else type(self.loss)  # such as a partial
         return f"{made_by.__module__}:{made_by.__qualname__}"
 
     def identity(self) -> dict[str, Any]:
-        """What tells apart runs that do not belong in one table."""
+        """Return the options that must agree for runs to share a table."""
         told = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in OF_THE_MACHINE}
         return {**told, "loss": self.loss_name}
 
     def unlike_the_paper(self) -> dict[str, Any]:
-        """What makes figures incomparable with the paper's, whatever loss, generator and choice of epoch."""
+        """Return the options that make results incomparable with the paper's.
+
+        Loss, generator and choice of epoch are left out: tables name them anyway.
+        """
         paper = {
             "schedule": "alternating",
             "sampler": "covering",
@@ -117,7 +119,7 @@ class Options:
         return {name: getattr(self, name) for name, value in paper.items() if getattr(self, name) != value}
 
     def build_loss(self, num_classes: int, embedding_size: int, samples_per_class: int) -> nn.Module:
-        """The metric loss, without a generator."""
+        """Return the metric loss, without a generator."""
         if self.loss == "n_pairs":
             return PublishedNPairsLoss(samples_per_class)
         make = NAMED_LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
@@ -131,7 +133,7 @@ def check_device(device: torch.device) -> None:
         if found == 0:
             raise ValueError(f"device is '{device}', but torch finds no GPU")
         if device.index is not None and device.index >= found:
-            raise ValueError(f"device is '{device}', but torch finds {found} GPU(s), counted from 0")
+            raise ValueError(f"device is '{device}', but torch finds {found} GPU(s), numbered from 0")
     elif device.type == "meta":
         raise ValueError("device is 'meta', which computes nothing")
     elif device.type == "mps" and not torch.backends.mps.is_available():

@@ -1,4 +1,4 @@
-"""N-pairs as the authors of GCA-HNG compute it; PML's takes two samples of each class, whatever there are."""
+"""N-pairs as the authors of GCA-HNG compute it. PML's version uses only two samples of each class."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ from torch import Tensor
 
 from ..utils.validation import check_positive_int
 
-PENALTY = 0.25 * 3e-3  # of squared lengths, for each sample of a class
+PENALTY = 0.25 * 3e-3  # weight of squared lengths, per sample of a class
 
 
 class PublishedNPairsLoss(losses.NPairsLoss):
-    """N-pairs whose anchors, the first sample of each class, meet every other sample of it in turn.
+    """N-pairs that compares the first sample of each class, the anchor, with every other sample of it in turn.
 
-    The m-th loss is the cross-entropy of each anchor's similarity to the m-th sample of its class, against those to the
-    m-th samples of the others; they are averaged. Similarities are dot products of embeddings of any length, which a
-    penalty keeps short.
+    The m-th term is a cross-entropy for each anchor: its similarity to the m-th sample of its class, against those to
+    the m-th samples of the other classes. All terms are averaged. Similarities are dot products of embeddings of any
+    length. A penalty on squared lengths keeps embeddings short.
 
     Args:
-        samples_per_class: M of a batch, on which the published penalty depends. Classes may have other numbers.
+        samples_per_class: M, which scales the published penalty. A batch may hold other numbers of a class.
 
     Raises:
-        TypeError, ValueError: ``samples_per_class`` is no positive integer.
+        TypeError, ValueError: ``samples_per_class`` is not a positive integer.
     """
 
     penalizes_synthetic = True  # as published; PML's regularizers count once
@@ -41,7 +41,7 @@ class PublishedNPairsLoss(losses.NPairsLoss):
     def compute_loss(
         self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor
     ) -> dict[str, Any]:
-        """PML's interface; pairs that a miner gives are taken as PML takes them."""
+        """Implement PML's interface. Pairs from a miner are handled as in PML."""
         if indices_tuple is not None or len(labels) == 0:
             found: dict[str, Any] = super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
             return found

@@ -1,22 +1,22 @@
-"""What one of the paper's experiments is made of."""
+"""The settings of one experiment of the paper, and how to change them by words such as those of a command line."""
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from types import NoneType
+from typing import Any, get_args
 
 import torch
 
 from ..generators import GlobalCorrelationGenerator
 from ..utils.text import suggestion
 from ..utils.validation import check_flag, check_number, check_positive_int, check_string, make_plain
+from .backbones import check_frozen
 
-BATCH_NORM, PATCH_EMBEDDING = "batch_norm", "patch_embedding"
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What one of the paper's experiments is made of.
+    """The settings of one experiment of the paper.
 
     Attributes:
         name: e.g. ``"resnet50_cub"``.
@@ -25,29 +25,28 @@ class Recipe:
         embedding_size: channels D.
         num_layers: K rounds of propagation.
         num_heads: H of the node attention.
-        alpha: α in e^{-α/L}, which pulls negatives in as the metric level L falls.
-        beta: β in 1 - e^{-β/G}, which weights them as the generator level G falls.
+        alpha: α in e^{-α/L}. It pulls the negatives in as the metric level L falls.
+        beta: β in 1 - e^{-β/G}. It weights the negatives as the generator level G falls.
         classification_weight, similarity_weight, diversity_weight: w_c, w_s, w_d of the generator's objective.
         embedder_lr: learning rate of backbone and head.
-        generator_lr: of the generator's propagation; falls to 0 along a cosine.
-        classes_per_batch, samples_per_class: of a training batch.
+        generator_lr: learning rate of the generator's propagation. It falls to 0 along a cosine.
+        classes_per_batch, samples_per_class: the composition of a training batch.
         epochs: passes over as many images as the training set has.
         lr_decay_epochs: ``embedder_lr`` is multiplied by ``lr_decay`` every so many epochs.
-        warmup_epochs: first epochs, in which of the image model only the head learns.
-        frozen: what of the backbone never learns: ``"batch_norm"``, ``"patch_embedding"`` or None.
+        warmup_epochs: first epochs, in which only the head of the image model learns.
+        frozen: the part of the backbone that never learns: ``"batch_norm"``, ``"patch_embedding"`` or None.
         lr_decay: see ``lr_decay_epochs``.
         classifier_lr, classifier_weight_decay: of the generator's auxiliary classifier.
         proxy_lr_factor: learning rate of a loss's own parameters, such as proxies, in units of ``embedder_lr``.
         weight_decay: of everything else.
-        orthogonal_head: whether the head's linear layer begins with orthogonal weights, and no bias.
-        gradient_clip: gradients are clipped to plus or minus this, value by value; above 0.
-        xavier_attention: whether the generator's attention starts as published, see
-            `initialize_attention`, or as PyTorch's linear layers do.
-        generator_options: further keywords of `GlobalCorrelationGenerator`, such as
-            ``{"coefficients": 1.0, "merging": "hardest"}``, that take the method apart.
+        orthogonal_head: whether the head's linear layer starts with orthogonal weights and a bias of 0.
+        gradient_clip: each value of a gradient is clipped to plus or minus this. Above 0.
+        xavier_attention: whether the generator's attention starts as published (see `initialize_attention`) or as
+            PyTorch's linear layers do.
+        generator_options: further keywords of `GlobalCorrelationGenerator`, such as ``{"merging": "mean"}``.
 
     Raises:
-        TypeError, ValueError: a field is of the wrong type, or out of range, or the generator does not take it.
+        TypeError, ValueError: a field has the wrong type or is out of range, or the generator refuses it.
     """
 
     name: str
@@ -94,21 +93,18 @@ class Recipe:
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, or no batch has both positives and negatives, got 1")
         if self.gradient_clip == 0:
-            raise ValueError(
-                "gradient_clip must be above 0, or nothing learns; a large one, such as 1e9, clips nothing"
-            )
-        if self.frozen not in (BATCH_NORM, PATCH_EMBEDDING, None):
-            raise ValueError(f"frozen must be {BATCH_NORM!r}, {PATCH_EMBEDDING!r} or None, got {self.frozen!r}")
+            raise ValueError("gradient_clip must be above 0, or nothing learns; to clip nothing, set it to 1e9 or so")
+        check_frozen(self.frozen)
         if not isinstance(self.generator_options, Mapping):
             raise TypeError(f"generator_options must be a mapping, got {type(self.generator_options).__name__}")
         for name in self.generator_options:
             if name not in GENERATOR_OPTIONS:
                 raise ValueError(
-                    f"generator_options must be of {', '.join(GENERATOR_OPTIONS)}, got {name!r}"
-                    f"{suggestion(name, GENERATOR_OPTIONS)}; what the recipe has a field for is set there"
+                    f"generator_options takes {', '.join(GENERATOR_OPTIONS)}, got {name!r}"
+                    f"{suggestion(name, GENERATOR_OPTIONS)}; settings that are fields of the recipe belong there"
                 )
         make_plain(self)
-        with torch.device("meta"):  # checks the rest, and takes no memory
+        with torch.device("meta"):  # checks the rest without taking memory
             GlobalCorrelationGenerator(2, self.embedding_size, num_layers=0, **self.generator_settings)
 
     @property
@@ -118,12 +114,12 @@ class Recipe:
 
     @property
     def generator_settings(self) -> dict[str, Any]:
-        """Keywords of ``GlobalCorrelationGenerator`` that no parameter tells; ``num_layers`` is the one that does."""
+        """Keywords of `GlobalCorrelationGenerator`, without ``num_layers``: a checkpoint's parameters tell that one."""
         names = ("num_heads", "alpha", "classification_weight", "similarity_weight", "diversity_weight")
         return {**{name: getattr(self, name) for name in names}, **self.generator_options}
 
     def settings(self) -> dict[str, Any]:
-        """All fields, and in the place of ``generator_options`` those that are not the generator's defaults."""
+        """Return all fields, with the generator's options in one flat dict. Options at their default are left out."""
         values = {own.name: getattr(self, own.name) for own in fields(self)}
         options = values.pop("generator_options")
         return values | {k: v for k, v in options.items() if v != GENERATOR_OPTIONS[k].default}
@@ -134,4 +130,55 @@ GENERATOR_OPTIONS = {
     for name, option in inspect.signature(GlobalCorrelationGenerator).parameters.items()
     if option.kind is option.KEYWORD_ONLY and name not in Recipe.__dataclass_fields__
 }
-"""What ``generator_options`` may hold: by name, with type and default."""
+"""The keywords that ``generator_options`` may hold, by name, with type and default."""
+
+WORDS = {"true": True, "false": False}
+EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "none", str: "text"}
+
+
+def changed_recipe(recipe: Recipe, changes: Sequence[str]) -> Recipe:
+    """Return the recipe with some fields, or options of its generator, changed.
+
+    Args:
+        recipe: the recipe to start from.
+        changes: each ``"FIELD=VALUE"``, such as ``"alpha=3"``, ``"frozen=none"`` or ``"merging=mean"``. If a field
+            comes more than once, the last value counts.
+
+    Raises:
+        TypeError, ValueError: a word is not of this form, or as for `Recipe`.
+    """
+    kinds = {f.name: f.type for f in fields(recipe) if f.name not in ("name", "generator_options")}
+    kinds |= {name: option.annotation for name, option in GENERATOR_OPTIONS.items()}
+    values: dict[str, Any] = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals or name not in kinds:
+            meant = suggestion(name, kinds)
+            raise ValueError(f"--set takes FIELD=VALUE, with FIELD one of {', '.join(kinds)}; got {change!r}{meant}")
+        values[name] = read_value(name, text, kinds[name])
+    options = {name: values.pop(name) for name in GENERATOR_OPTIONS if name in values}
+    return replace(recipe, **values, generator_options={**recipe.generator_options, **options})
+
+
+def read_value(name: str, text: str, kind: Any) -> Any:
+    """Return a word as a value of the type ``kind``, or of one of its types if it is a union.
+
+    Raises:
+        ValueError: the word fits no type. The message says what ``name`` takes.
+    """
+    kinds = get_args(kind) or (kind,)
+    word = text.strip()
+    if NoneType in kinds and word.lower() == "none":
+        return None
+    if bool in kinds and word.lower() in WORDS:
+        return WORDS[word.lower()]
+    for number in (int, float):
+        if number in kinds:
+            try:
+                return number(word)
+            except ValueError:
+                pass
+    if str in kinds and word:
+        return word
+    expected = " or ".join(words for known, words in EXPECTED.items() if known in kinds)
+    raise ValueError(f"--set {name} takes {expected}, got {text!r}")

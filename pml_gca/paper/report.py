@@ -1,4 +1,4 @@
-"""A table over seeds, beside the paper's figures."""
+"""Tables of results over seeds, beside the paper's numbers."""
 
 import statistics
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from .recipes import PUBLISHED_RECALL_AT_1, Recipe, changes
 
 CHOSEN = {
     "val": "The epoch was chosen on held-out training classes.",
-    "test": "The epoch was chosen on the test classes themselves, as the published code does: figures flatter.",
-    "last": "Figures are those of the last epoch.",
+    "test": "The epoch was chosen on the test classes themselves, as in the published code: these numbers flatter.",
+    "last": "Results of the last epoch.",
 }
 
 
 def percent(values: list[float]) -> str:
-    """Mean and, of several, standard deviation, of shares."""
+    """Return the mean of shares in percent, with the standard deviation if there are several."""
     scaled = [100 * value for value in values]
     spread = f" ± {statistics.stdev(scaled):.1f}" if len(scaled) > 1 else ""
     return f"{statistics.mean(scaled):.1f}{spread}"
@@ -27,7 +27,7 @@ def percent(values: list[float]) -> str:
 def seeds_table(
     results: Mapping[int, Mapping[str, Any]], recipe: Recipe, options: Options, benchmark: Benchmark
 ) -> str:
-    """Results of `Experiment.train`, seed by seed and together, in percent, as Markdown."""
+    """Return results of `Experiment.train` in percent as Markdown, for each seed and over all."""
     metrics = metric_names(benchmark)
     rows: dict[str, dict[str, str]] = {
         f"seed {seed}, epoch {result['epoch']}": {m: percent([result["metrics"][m]]) for m in metrics}
@@ -52,10 +52,10 @@ def seeds_table(
     ]
     return (
         f"{' '.join(filter(None, lines))}\n\n{metrics_table(rows, metrics)}\n\n"
-        f"{seconds:.2f} s an iteration, {recipe.epochs} epochs.\n"
+        f"{seconds:.2f} s per iteration, {recipe.epochs} epochs.\n"
     )
 
 
 def title_of(options: Options) -> str:
-    """Loss and generator, as a table or a figure calls them."""
+    """Return the name of loss and generator in tables and figures."""
     return f"{options.loss_name}{' + GCA-HNG' if options.generator == 'gca' else ''}"

@@ -120,10 +120,10 @@ def test_queries_of_in_shop_search_the_gallery(files, capsys):
         ({"recipe": "resnet50_cup"}, "googlenet_cars196"),
         (
             {"recipe": "googlenet_cub"},
-            "no published checkpoint of the recipe googlenet_cub; missing: feature_extractor",
+            "not a published checkpoint of the recipe googlenet_cub; missing: feature_extractor",
         ),
         ({"checkpoint": "nowhere.pth"}, "--checkpoint: there is no file nowhere.pth"),
-        ({"checkpoint": __file__}, "test_evaluate_checkpoint.py is no whole file of torch.save"),
+        ({"checkpoint": __file__}, "test_evaluate_checkpoint.py is not a complete file of torch.save"),
         ({"data-root": "nowhere"}, "--data-root: "),
         ({"data-root": "d" * 300}, "--data-root: "),
         ({"device": "cuda"}, "--device: device is 'cuda', but torch finds no GPU"),
@@ -214,7 +214,7 @@ def test_workers_and_devices_by_their_names(files, monkeypatch, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit):
         evaluate_checkpoint.main([*plain, "--device", "cuda:2"])
-    assert "--device: device is 'cuda:2', but torch finds 2 GPU(s), counted from 0" in capsys.readouterr().err
+    assert "--device: device is 'cuda:2', but torch finds 2 GPU(s), numbered from 0" in capsys.readouterr().err
 
 
 def test_files_that_the_system_refuses(files, tmp_path, monkeypatch):

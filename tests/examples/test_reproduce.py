@@ -166,9 +166,9 @@ def test_dry_run_of_every_recipe(recipe, roots, tmp_path, capsys):
         ["--recipe", recipe.name, "--data-root", str(roots[recipe.dataset]), *COMMON, *settings, "--dry-run"]
     )
     printed = capsys.readouterr().out
-    assert "all epochs and evaluations of one seed: about" in printed
+    assert "one seed, all epochs and evaluations: about" in printed
     assert "peak memory" in printed
-    assert "of which the generator, batch of" in printed
+    assert "the generator's share: batch of" in printed
     assert not out.exists()
 
 

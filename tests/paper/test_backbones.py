@@ -132,7 +132,7 @@ def test_unknown_names_list_what_there_is():
         ValueError, match=r"'resnet5O' \(did you mean resnet50\?\); there are resnet50, googlenet, dino"
     ):
         build_backbone("resnet5O")
-    with pytest.raises(ValueError, match=r"did you mean efficientnet_b0\?.* timm's models by their name"):
+    with pytest.raises(ValueError, match=r"did you mean efficientnet_b0\?.* timm's models by name"):
         build_backbone("eficientnet_b0")
     with pytest.raises(ValueError, match=r"'resnet18\.nothing'"):
         build_backbone("resnet18.nothing")
@@ -163,7 +163,7 @@ def test_a_failed_download_says_what_and_what_to_do(monkeypatch):
     def fail(*args, **kwargs):
         raise urllib.error.URLError("no network")
 
-    advice = r"; pretrained=False \(in the examples --random-weights\) builds .* failed: .*no network"
+    advice = r"; pretrained=False \(--random-weights in the examples\) builds .* error was: .*no network"
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
     with pytest.raises(ConnectionError, match=r"ResNet50_Weights\.IMAGENET1K_V1 of torchvision" + advice) as raised:
         build_backbone("resnet50")

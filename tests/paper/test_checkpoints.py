@@ -197,7 +197,7 @@ def test_a_vision_transformer_is_fitted_to_another_image_size(dino):
 
 
 def test_a_checkpoint_of_another_backbone_is_refused():
-    with pytest.raises(ValueError, match="no published checkpoint of the recipe resnet50_cub; missing: ") as raised:
+    with pytest.raises(ValueError, match="not a published checkpoint of the recipe resnet50_cub; missing: ") as raised:
         load_published_checkpoint(fill(SHAPES["googlenet_cub"]), "resnet50_cub")
     message = str(raised.value)
     assert "missing: feature_extractor.backbone.model.conv1.weight, feature_extractor.backbone.model.bn1" in message
@@ -237,7 +237,7 @@ def test_what_is_missing_is_named():
 )
 def test_what_is_no_checkpoint_is_refused(found):
     for recipe in (TINY, replace(TINY, backbone="test_vit", frozen=None)):
-        with pytest.raises(ValueError, match=r"no published checkpoint of the recipe tiny; missing: .* more"):
+        with pytest.raises(ValueError, match=r"not a published checkpoint of the recipe tiny; missing: .* more"):
             load_published_checkpoint(found, recipe)
 
 
@@ -251,7 +251,7 @@ def test_files_that_torch_cannot_read(tmp_path):
     (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
     torch.save({"x": Path}, tmp_path / "code.pth")
     for name in ("text.pth", "empty.pth", "half.pth", "code.pth"):
-        with pytest.raises(ValueError, match=rf"{name} is no whole file of torch\.save, or holds more than tensors"):
+        with pytest.raises(ValueError, match=rf"{name} is not a complete file of torch\.save, or holds"):
             load_published_checkpoint(tmp_path / name, TINY)
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     with pytest.raises(TypeError, match=r"must be a mapping of parameter names to tensors.* got list"):

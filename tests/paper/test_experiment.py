@@ -28,17 +28,17 @@ def cub(tmp_path_factory):
 
 
 def weights(experiment):
-    return {name: p.detach().clone() for name, p in experiment.parts.models["trunk"].named_parameters()}
+    return {name: p.detach().clone() for name, p in experiment.setup.models["trunk"].named_parameters()}
 
 
 def test_in_the_warm_up_only_the_head_learns(cub, tmp_path):
     experiment = Experiment(RECIPE, cub, OPTIONS, tmp_path)
     experiment.build()
-    head = experiment.parts.models["embedder"][1].weight.clone()
+    head = experiment.setup.models["embedder"][1].weight.clone()
     before = weights(experiment)
     experiment.train_epoch(1)
     assert all(torch.equal(value, before[name]) for name, value in weights(experiment).items())
-    assert not torch.equal(experiment.parts.models["embedder"][1].weight, head)
+    assert not torch.equal(experiment.setup.models["embedder"][1].weight, head)
     experiment.train_epoch(2)
     moved = {name for name, value in weights(experiment).items() if not torch.equal(value, before[name])}
     assert moved
@@ -70,7 +70,10 @@ def test_processes_that_load(cub, tmp_path, capfd):
     (tmp_path / "result.json").unlink()
     capfd.readouterr()
     Experiment(RECIPE, cub, replace(OPTIONS, select_on="last"), tmp_path).train()
-    assert "random draws will differ" in capfd.readouterr().out
+    told = (
+        "started with cpu and 2 loading processes, resumed with cpu and 0 loading processes: random draws will differ"
+    )
+    assert told in capfd.readouterr().out
 
 
 class Seen:

@@ -29,7 +29,7 @@ def data_sets(draw):
 def test_every_sample_of_a_class_comes_once_before_any_again(data, seed, num_batches):
     labels, m, classes = data
     size = m * classes
-    sampler = MPerClassCoveringSampler(torch.tensor(labels), m, size, num_batches * size + size - 1, seed)
+    sampler = MPerClassCoveringSampler(torch.tensor(labels), m, size, num_batches * size + size - 1, seed=seed)
     assert len(sampler) == num_batches * size
     members = {label: {i for i, own in enumerate(labels) if own == label} for label in labels}
     drawn = {label: [] for label in members}
@@ -51,7 +51,7 @@ def test_every_sample_of_a_class_comes_once_before_any_again(data, seed, num_bat
 def test_draws_depend_on_the_seed_alone():
     labels = torch.arange(40) % 8
     state = torch.get_rng_state()
-    make = [MPerClassCoveringSampler(labels, 2, 8, 40, seed) for seed in (5, 5, 6)]
+    make = [MPerClassCoveringSampler(labels, 2, 8, 40, seed=seed) for seed in (5, 5, 6)]
     first, second, other = map(list, make)
     assert torch.equal(torch.get_rng_state(), state)
     assert first == second != other
@@ -68,7 +68,7 @@ def test_a_sampler_goes_on_where_another_was(tmp_path):
     other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert [list(other) for _ in range(3)] == expected
     for unlike in (np.arange(50) % 8, np.arange(50) % 7 // 2 * 2, np.arange(50)[::-1] % 7):
-        with pytest.raises(ValueError, match="the state is that of a sampler of other labels"):
+        with pytest.raises(ValueError, match="the state belongs to a sampler of other labels"):
             MPerClassCoveringSampler(unlike, 3, 6, 48).load_state_dict(one.state_dict())
 
 
@@ -85,9 +85,9 @@ def test_labels_of_any_kind(kind):
 
 def test_it_draws_on_the_host_whatever_the_default_device():
     labels = np.arange(30) % 5
-    expected = list(MPerClassCoveringSampler(labels, 2, 6, 24, np.int64(3)))
+    expected = list(MPerClassCoveringSampler(labels, 2, 6, 24, seed=np.int64(3)))
     with torch.device("meta"):
-        sampler = MPerClassCoveringSampler(labels, 2, 6, 24, 3)
+        sampler = MPerClassCoveringSampler(labels, 2, 6, 24, seed=3)
         assert list(sampler) == expected
         assert {value.device.type for value in sampler.state_dict().values()} == {"cpu"}
 
@@ -123,7 +123,7 @@ def test_an_epoch_covers_what_it_can(sizes, classes, m):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     size = classes * m
     num_batches = len(labels) // size
-    ours = [share_seen(sizes, MPerClassCoveringSampler(labels, m, size, len(labels), seed)) for seed in range(20)]
+    ours = [share_seen(sizes, MPerClassCoveringSampler(labels, m, size, len(labels), seed=seed)) for seed in range(20)]
     np.random.seed(0)  # noqa: NPY002 - from which PML's sampler draws
     pml = [share_seen(sizes, MPerClassSampler(labels, m, size, len(labels))) for _ in range(20)]
     covered, anew = expected_shares(sizes, classes, m, num_batches)
@@ -151,17 +151,17 @@ def test_bad_labels():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("sizes", "options", "error", "message"),
     [
-        ((0, 4, 8), ValueError, "m must be at least 1, got 0"),
-        ((2.0, 4, 8), TypeError, "m must be an integer, got float"),
-        ((2, 5, 8), ValueError, "batch_size must be a multiple of m, 2, got 5"),
-        ((2, 8, 8), ValueError, "batch_size must be at most 6, 2 samples of each of 3 classes, got 8"),
-        ((2, 4, 3), ValueError, "length_before_new_iter must be at least one batch of 4, got 3"),
-        ((2, 4, 8, None), TypeError, "seed must be an integer, got NoneType"),
-        ((2, 4, 8, -1), ValueError, "seed must be at least 0, got -1"),
+        ((0, 4, 8), {}, ValueError, "m must be at least 1, got 0"),
+        ((2.0, 4, 8), {}, TypeError, "m must be an integer, got float"),
+        ((2, 5, 8), {}, ValueError, "batch_size must be a multiple of m, 2, got 5"),
+        ((2, 8, 8), {}, ValueError, "batch_size must be at most 6, 2 samples of each of 3 classes, got 8"),
+        ((2, 4, 3), {}, ValueError, "length_before_new_iter must be at least one batch of 4, got 3"),
+        ((2, 4, 8), {"seed": None}, TypeError, "seed must be an integer, got NoneType"),
+        ((2, 4, 8), {"seed": -1}, ValueError, "seed must be at least 0, got -1"),
     ],
 )
-def test_bad_arguments(arguments, error, message):
+def test_bad_arguments(sizes, options, error, message):
     with pytest.raises(error, match=message):
-        MPerClassCoveringSampler([0, 0, 1, 1, 2], *arguments)
+        MPerClassCoveringSampler([0, 0, 1, 1, 2], *sizes, **options)

@@ -17,8 +17,8 @@ from torch.utils.data import TensorDataset
 from pml_gca.generators import global_correlation_generator as module
 from pml_gca.paper import Options, recipes
 from pml_gca.paper.backbones import set_warm_up
-from pml_gca.paper.parts import build_parts
 from pml_gca.paper.published_names import published_names
+from pml_gca.paper.training_setup import build_training_setup
 
 FILE = Path(__file__).parents[1] / "data" / "training" / "trajectory.npz"
 # Relative to how far the run has moved a tensor.
@@ -61,21 +61,23 @@ class Run:
         self.meta = SimpleNamespace(**{k.removeprefix("meta."): v.item() for k, v in data.items() if "meta." in k})
         self.recipe = make_recipe(self.meta)
         options = Options(device="cpu")
-        self.parts = build_parts(self.recipe, options, self.meta.num_classes, make_backbone(self.meta))
-        self.generator = self.parts.generator
+        self.setup = build_training_setup(
+            self.recipe, options, self.meta.num_classes, backbone=make_backbone(self.meta)
+        )
+        self.generator = self.setup.generator
         for dropout in (m for m in self.generator.modules() if isinstance(m, nn.Dropout)):
             dropout.p = 0.0
         names = {ours: theirs for ours, theirs in published_names(self.meta.num_layers).items() if "num_b" not in ours}
         self.modules = {  # with our and their names
-            "trunk": (self.parts.models["trunk"], "feature_extractor.backbone.{}", None),
-            "embedder": (self.parts.models["embedder"], "feature_extractor.fc.{}", None),
+            "trunk": (self.setup.models["trunk"], "feature_extractor.backbone.{}", None),
+            "embedder": (self.setup.models["embedder"], "feature_extractor.fc.{}", None),
             "generator": (self.generator, "{}", names),
         }
-        for part in (*self.parts.models.values(), *self.parts.loss_funcs.values()):
+        for part in (*self.setup.models.values(), *self.setup.loss_funcs.values()):
             part.double()
         for ours, value in self.state().items():
             value.copy_(data[f"init.{ours}"])
-        self.trainer = self.parts.trainer(
+        self.trainer = self.setup.trainer(
             self.recipe,
             options,
             dataset=TensorDataset(data["images"], data["labels"]),
@@ -103,7 +105,7 @@ class Run:
         return next(draws)[rank][:, rank]
 
     def train(self, epoch):
-        set_warm_up(self.parts.models["trunk"], epoch <= self.recipe.warmup_epochs)
+        set_warm_up(self.setup.models["trunk"], epoch <= self.recipe.warmup_epochs)
         self.trainer.sampler = self.data["batches"][epoch - 1].flatten().tolist()
         self.trainer.train(start_epoch=epoch, num_epochs=epoch)
 
@@ -111,7 +113,7 @@ class Run:
 def test_a_training_run_of_the_authors(monkeypatch):
     run = Run(monkeypatch)
     before = {name: value.clone() for name, value in run.state().items()}
-    loss, levels, compared = run.parts.loss_funcs["metric_loss"], [], 0
+    loss, levels, compared = run.setup.loss_funcs["metric_loss"], [], 0
     for epoch in (1, 2):
         run.train(epoch)
         levels += [loss.metric_level.item(), loss.generator_level.item()]

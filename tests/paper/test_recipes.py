@@ -1,8 +1,8 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
-from pml_gca.paper import recipes
+from pml_gca.paper import Recipe, recipes
 
 HEAD = """
 name embedding_size num_layers num_heads alpha beta classification_weight similarity_weight diversity_weight
@@ -35,12 +35,19 @@ def test_recipes_are_those_of_the_paper(row):
     assert (recipe.name, recipe.backbone, recipe.dataset) == (name, BACKBONES[backbone], dataset)
     for column, value in zip(HEAD.split()[1:], values, strict=True):
         assert getattr(recipe, column) == (float(value) if value[0].isdigit() else {"None": None}.get(value, value))
-    common = (recipe.lr_decay, recipe.classifier_lr, recipe.weight_decay, recipe.gradient_clip)
-    assert common == (0.5, 1e-3, 1e-4, 10.0)
-    assert recipe.classifier_weight_decay == 1e-2
-    assert recipe.orthogonal_head == (backbone == "dino")
-    assert recipe.xavier_attention
-    assert recipe.generator_options == {}
+    common = {
+        "lr_decay": 0.5,
+        "classifier_lr": 1e-3,
+        "classifier_weight_decay": 1e-2,
+        "proxy_lr_factor": 100.0,
+        "weight_decay": 1e-4,
+        "gradient_clip": 10.0,
+        "orthogonal_head": backbone == "dino",
+        "xavier_attention": True,
+        "generator_options": {},
+    }
+    assert {field: getattr(recipe, field) for field in common} == common
+    assert {*HEAD.split(), "backbone", "dataset", *common} == {field.name for field in fields(Recipe)}
     assert recipe.batch_size == int(values[10]) * int(values[11])
 
 

@@ -16,7 +16,7 @@ from comparison.network import Embedder
 from pml_gca import HardNegativeGenerationLoss
 from pml_gca.datasets import Glyphs
 from pml_gca.losses import NAMED_LOSSES
-from pml_gca.paper.parts import cosine_to_zero
+from pml_gca.paper.training_setup import cosine_to_zero
 from pml_gca.utils import RecallCalculator, runs
 
 METRICS = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "mean_average_precision_at_r", "r_precision")

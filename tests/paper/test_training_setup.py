@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pml_gca.paper import Options, PublishedNPairsLoss, build_parts, recipes
+from pml_gca.paper import Options, PublishedNPairsLoss, build_training_setup, recipes
 from pml_gca.paper.backbones import set_warm_up
 from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
 
@@ -16,7 +16,7 @@ RECIPE = replace(
 
 
 def make(**options):
-    return build_parts(RECIPE, Options(pretrained=False, image_size=32, **options), num_classes=7)
+    return build_training_setup(RECIPE, Options(pretrained=False, image_size=32, **options), num_classes=7)
 
 
 def rates(optimizer):
@@ -25,44 +25,44 @@ def rates(optimizer):
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_learning_rates_over_the_epochs():
-    parts = make(loss="proxy_anchor")
+    setup = make(loss="proxy_anchor")
     for epoch in range(30):
         halved = 1e-3 * 0.5 ** (epoch // 10)
-        assert rates(parts.optimizers["trunk_optimizer"]) == pytest.approx([halved])
-        assert rates(parts.optimizers["embedder_optimizer"]) == pytest.approx([halved])
+        assert rates(setup.optimizers["trunk_optimizer"]) == pytest.approx([halved])
+        assert rates(setup.optimizers["embedder_optimizer"]) == pytest.approx([halved])
         cosine = 1.5e-4 * (1 + math.cos(math.pi * epoch / 30)) / 2
-        assert rates(parts.optimizers["metric_loss_optimizer"]) == pytest.approx([cosine, 1e-3, 100 * halved])
-        for scheduler in parts.lr_schedulers.values():
+        assert rates(setup.optimizers["metric_loss_optimizer"]) == pytest.approx([cosine, 1e-3, 100 * halved])
+        for scheduler in setup.lr_schedulers.values():
             scheduler.step()
-    assert rates(parts.optimizers["metric_loss_optimizer"])[0] == pytest.approx(0, abs=1e-12)
+    assert rates(setup.optimizers["metric_loss_optimizer"])[0] == pytest.approx(0, abs=1e-12)
 
 
 def test_every_parameter_that_learns_is_in_one_optimizer():
-    parts = make(loss="proxy_anchor")
-    held = [p for o in parts.optimizers.values() for group in o.param_groups for p in group["params"]]
-    learn = [p for m in (*parts.models.values(), *parts.loss_funcs.values()) for p in m.parameters() if p.requires_grad]
+    setup = make(loss="proxy_anchor")
+    held = [p for o in setup.optimizers.values() for group in o.param_groups for p in group["params"]]
+    learn = [p for m in (*setup.models.values(), *setup.loss_funcs.values()) for p in m.parameters() if p.requires_grad]
     assert len(held) == len(learn)
     assert {id(p) for p in held} == {id(p) for p in learn}
-    frozen = [p for p in parts.models["trunk"].parameters() if not p.requires_grad]
+    frozen = [p for p in setup.models["trunk"].parameters() if not p.requires_grad]
     assert frozen  # the recipe's batch normalisation
-    decays = [group["weight_decay"] for o in parts.optimizers.values() for group in o.param_groups]
+    decays = [group["weight_decay"] for o in setup.optimizers.values() for group in o.param_groups]
     assert decays == [1e-4, 1e-4, 1e-4, 1e-2, 1e-4]  # the fourth is the auxiliary classifier's
 
 
 def test_gradients_are_clipped_by_value():
-    parts = make()
-    for module in (*parts.models.values(), *parts.loss_funcs.values()):
+    setup = make()
+    for module in (*setup.models.values(), *setup.loss_funcs.values()):
         for p in module.parameters():
             p.grad = torch.full_like(p, -25.0)
-    for clip in parts.gradient_clippers.values():
+    for clip in setup.gradient_clippers.values():
         clip()
-    everything = nn.ModuleDict({**parts.models, **parts.loss_funcs})
+    everything = nn.ModuleDict({**setup.models, **setup.loss_funcs})
     assert {p.grad.min().item() for p in everything.parameters()} == {-10.0}
 
 
 def test_the_recipe_reaches_the_generator():
-    parts = make()
-    loss, generator = parts.loss_funcs["metric_loss"], parts.generator
+    setup = make()
+    loss, generator = setup.loss_funcs["metric_loss"], setup.generator
     assert generator is loss.generator
     found = (generator.num_classes, generator.embedding_size, generator.alpha, loss.beta, generator.diversity_weight)
     assert found == (7, 16, RECIPE.alpha, RECIPE.beta, RECIPE.diversity_weight)
@@ -73,7 +73,7 @@ def test_the_recipe_reaches_the_generator():
 @pytest.mark.parametrize("xavier", [True, False])
 def test_attention_starts_as_the_recipe_says(xavier):
     recipe = replace(RECIPE, embedding_size=64, xavier_attention=xavier)
-    generator = build_parts(recipe, Options(pretrained=False, image_size=32), num_classes=7).generator
+    generator = build_training_setup(recipe, Options(pretrained=False, image_size=32), num_classes=7).generator
     for layer in generator.propagation.layers:
         blocks = {layer.node: ("query", "key", "value", "out"), layer.edge: ("query", "key", "value")}
         for linear in (getattr(block, name) for block, names in blocks.items() for name in names):
@@ -88,11 +88,11 @@ def test_attention_starts_as_the_recipe_says(xavier):
 def test_options_of_the_generator_reach_it():
     recipe = replace(RECIPE, num_layers=0, generator_options={"coefficients": 1.0, "merging": "hardest"})
     options = Options(pretrained=False, image_size=32)
-    parts = build_parts(recipe, options, num_classes=7)
-    generator = parts.generator
+    setup = build_training_setup(recipe, options, num_classes=7)
+    generator = setup.generator
     assert (generator.coefficients, generator.merging, len(generator.propagation.layers)) == (1.0, "hardest", 0)
     # It follows no objective that could take turns with the embedder's.
-    assert type(parts.trainer(recipe, options, dataset=[])) is AutocastTrainer
+    assert type(setup.trainer(recipe, options, dataset=[])) is AutocastTrainer
 
 
 @pytest.mark.parametrize(
@@ -105,19 +105,19 @@ def test_options_of_the_generator_reach_it():
     ],
 )
 def test_the_trainer_of_a_schedule(options, trainer):
-    parts = make(**options)
-    made = parts.trainer(RECIPE, Options(pretrained=False, **options), dataset=[])
+    setup = make(**options)
+    made = setup.trainer(RECIPE, Options(pretrained=False, **options), dataset=[])
     assert type(made) is trainer
-    assert (parts.generator is None) == (options.get("generator") == "none")
-    assert ("metric_loss_optimizer" in parts.optimizers) == (options != {"generator": "none"})
+    assert (setup.generator is None) == (options.get("generator") == "none")
+    assert ("metric_loss_optimizer" in setup.optimizers) == (options != {"generator": "none"})
 
 
 def test_a_backbone_of_ones_own():
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5), nn.BatchNorm1d(5))
     backbone.num_features = 5
     backbone[1].bias.requires_grad_(False)
-    parts = build_parts(RECIPE, Options(device="cpu"), 7, backbone)
-    assert parts.models["trunk"] is backbone
+    setup = build_training_setup(RECIPE, Options(device="cpu"), 7, backbone=backbone)
+    assert setup.models["trunk"] is backbone
     learned = [p.requires_grad for p in backbone.parameters()]
     assert learned == [True, False, False, False]  # the bias by its owner, batch normalisation by the recipe
     for _ in range(2):
@@ -126,26 +126,26 @@ def test_a_backbone_of_ones_own():
     for _ in range(2):
         set_warm_up(backbone, False)
         assert [p.requires_grad for p in backbone.parameters()] == learned
-    assert parts.models["embedder"](backbone(torch.randn(4, 3, 8, 8))).shape == (4, 16)
+    assert setup.models["embedder"](backbone(torch.randn(4, 3, 8, 8))).shape == (4, 16)
     plain = nn.Flatten()
     plain.num_features = 5
     with pytest.raises(ValueError, match="frozen is 'batch_norm', but Flatten has none"):
-        build_parts(RECIPE, Options(), 7, plain)
+        build_training_setup(RECIPE, Options(), 7, backbone=plain)
 
 
 def test_a_backbone_that_does_not_learn_needs_no_optimizer():
     backbone = nn.Flatten()
     backbone.num_features = 5
-    parts = build_parts(replace(RECIPE, frozen=None), Options(), 7, backbone)
-    assert "trunk_optimizer" not in parts.optimizers
-    parts.trainer(RECIPE, Options(), dataset=[])
+    setup = build_training_setup(replace(RECIPE, frozen=None), Options(), 7, backbone=backbone)
+    assert "trunk_optimizer" not in setup.optimizers
+    setup.trainer(RECIPE, Options(), dataset=[])
 
 
 def test_the_head_of_dino_begins_orthogonal():
     backbone = nn.Flatten()
     backbone.num_features = 24
     recipe = replace(recipes.DINO_CUB, embedding_size=16, num_heads=2, frozen=None)
-    linear = build_parts(recipe, Options(device="cpu"), 7, backbone).models["embedder"][1]
+    linear = build_training_setup(recipe, Options(device="cpu"), 7, backbone=backbone).models["embedder"][1]
     torch.testing.assert_close(linear.weight @ linear.weight.T, torch.eye(16), rtol=0, atol=1e-5)
     assert not linear.bias.any()
 

@@ -1,4 +1,4 @@
-"""Models, loss, optimizers and schedules of a recipe."""
+"""Models, loss, optimizers, schedules and sampler of a training run, as PML's trainers take them."""
 
 import math
 from collections.abc import Callable
@@ -7,23 +7,27 @@ from functools import partial
 from typing import Any
 
 import torch
+from pytorch_metric_learning import samplers
 from torch import nn
 from torch.nn.utils import clip_grad_value_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..correlation.blocks import initialize_attention
+from ..datasets import Benchmark
 from ..generators import GlobalCorrelationGenerator
 from ..losses import HardNegativeGenerationLoss
 from ..trainers import AlternatingTrainer, AutocastTrainer
 from .backbones import build_backbone, build_head, freeze
+from .evaluation import check_split
+from .m_per_class_covering_sampler import MPerClassCoveringSampler
 from .options import Options
-from .recipes import Recipe
+from .recipe import Recipe
 
 
 @dataclass
-class Parts:
-    """What PML's trainers are made of, under PML's names."""
+class TrainingSetup:
+    """The arguments of PML's trainers, under PML's names."""
 
     models: dict[str, nn.Module]
     loss_funcs: dict[str, nn.Module]
@@ -37,12 +41,12 @@ class Parts:
         return getattr(self.loss_funcs["metric_loss"], "generator", None)
 
     def with_state(self) -> dict[str, Any]:
-        """Everything that a checkpoint must hold."""
+        """Return everything that a checkpoint must hold, by name."""
         groups = (self.models, self.loss_funcs, self.optimizers, self.lr_schedulers)
         return {name: part for group in groups for name, part in group.items()}
 
     def trainer(self, recipe: Recipe, options: Options, **kwargs: Any) -> AutocastTrainer:
-        """The trainer of the schedule that was asked for. Where no generator follows an objective, there is but one."""
+        """Return the trainer of the chosen schedule. A generator without an objective has nothing to alternate with."""
         alternates = self.generator is not None and self.generator.learns and options.schedule == "alternating"
         return (AlternatingTrainer if alternates else AutocastTrainer)(
             models=self.models,
@@ -51,7 +55,7 @@ class Parts:
             lr_schedulers=self.lr_schedulers,
             gradient_clippers=self.gradient_clippers,
             batch_size=recipe.batch_size,
-            freeze_trunk_batchnorm=False,  # a backbone keeps frozen what is to be frozen
+            freeze_trunk_batchnorm=False,  # the backbone keeps its frozen parts frozen by itself
             data_device=options.torch_device,
             dataloader_num_workers=options.workers,
             autocast_dtype=torch.bfloat16 if options.amp else None,
@@ -60,34 +64,36 @@ class Parts:
 
 
 def cosine_to_zero(epochs: int, epoch: int) -> float:
-    """Factor of a learning rate after so many epochs."""
+    """Return the factor of a learning rate that falls to 0 along a cosine."""
     return 0.5 * (1 + math.cos(math.pi * min(epoch, epochs) / epochs))
 
 
-def halving(recipe: Recipe, epoch: int) -> float:
-    """Factor of the embedder's learning rate after so many epochs."""
+def stepwise_decay(recipe: Recipe, epoch: int) -> float:
+    """Return the factor of the embedder's learning rate, which falls every ``lr_decay_epochs``."""
     return float(recipe.lr_decay ** (epoch // recipe.lr_decay_epochs))
 
 
 def constant(epoch: int) -> float:
-    """No schedule."""
+    """Return 1: no schedule."""
     return 1.0
 
 
 def clip_values(parameters: list[nn.Parameter], limit: float) -> None:
-    """torch's ``clip_grad_value_``, which fails where no parameter has a gradient, as in a warm-up."""
+    """Clip gradients value by value. torch's function alone fails if no parameter has a gradient, as in a warm-up."""
     if any(p.grad is not None for p in parameters):
         clip_grad_value_(parameters, limit)
 
 
-def build_parts(recipe: Recipe, options: Options, num_classes: int, backbone: nn.Module | None = None) -> Parts:
+def build_training_setup(
+    recipe: Recipe, options: Options, num_classes: int, *, backbone: nn.Module | None = None
+) -> TrainingSetup:
     """Build everything that a recipe trains, on the device of ``options``.
 
     Args:
-        recipe: the paper's settings.
-        options: what it leaves open.
-        num_classes: of training.
-        backbone: an image model of your own, in place of the recipe's, with an attribute ``num_features``.
+        recipe: the paper's settings, or yours.
+        options: the choices that the recipe leaves open.
+        num_classes: number of training classes.
+        backbone: an image model of your own instead of the recipe's, with an attribute ``num_features``.
 
     Raises:
         ValueError: as for `build_backbone`, the generator and the loss.
@@ -100,7 +106,7 @@ def build_parts(recipe: Recipe, options: Options, num_classes: int, backbone: nn
     else:
         freeze(backbone, recipe.frozen)
     num_features: Any = backbone.num_features
-    head = build_head(num_features, recipe.embedding_size, recipe.orthogonal_head)
+    head = build_head(num_features, recipe.embedding_size, orthogonal=recipe.orthogonal_head)
     models = {"trunk": backbone.to(device), "embedder": head.to(device)}
     optimizers: dict[str, torch.optim.Optimizer] = {}
     schedulers: dict[str, Any] = {}
@@ -109,13 +115,13 @@ def build_parts(recipe: Recipe, options: Options, num_classes: int, backbone: nn
         if learned:
             optimizer = AdamW(learned, lr=recipe.embedder_lr, weight_decay=recipe.weight_decay)
             optimizers[f"{name}_optimizer"] = optimizer
-            schedulers[f"{name}_scheduler_by_epoch"] = LambdaLR(optimizer, partial(halving, recipe))
+            schedulers[f"{name}_scheduler_by_epoch"] = LambdaLR(optimizer, partial(stepwise_decay, recipe))
 
     loss = options.build_loss(num_classes, recipe.embedding_size, recipe.samples_per_class)
     own_lr = recipe.proxy_lr_factor * recipe.embedder_lr
     own = list(loss.parameters())
     groups: list[dict[str, Any]] = [{"params": own, "lr": own_lr}] if own else []
-    factors: list[Callable[[int], float]] = [partial(halving, recipe)] if own else []
+    factors: list[Callable[[int], float]] = [partial(stepwise_decay, recipe)] if own else []
     if options.generator == "gca":
         generator = GlobalCorrelationGenerator(
             num_classes, recipe.embedding_size, num_layers=recipe.num_layers, **recipe.generator_settings
@@ -131,7 +137,7 @@ def build_parts(recipe: Recipe, options: Options, num_classes: int, backbone: nn
         optimizer = optimizers["metric_loss_optimizer"] = AdamW(groups, weight_decay=recipe.weight_decay)
         schedulers["metric_loss_scheduler_by_epoch"] = LambdaLR(optimizer, factors)
     clipped = {**models, "metric_loss": loss}
-    return Parts(
+    return TrainingSetup(
         models=models,
         loss_funcs={"metric_loss": loss},
         optimizers=optimizers,
@@ -141,3 +147,27 @@ def build_parts(recipe: Recipe, options: Options, num_classes: int, backbone: nn
             for name, module in clipped.items()
         },
     )
+
+
+def check_feasible(recipe: Recipe, benchmark: Benchmark, options: Options) -> None:
+    """Raise ValueError if no batch can be filled, no epoch be chosen as asked, or nothing be found in evaluation."""
+    if benchmark.train.num_classes < recipe.classes_per_batch:
+        raise ValueError(
+            f"classes_per_batch is {recipe.classes_per_batch}, but there are {benchmark.train.num_classes} training "
+            "classes; set fewer"
+        )
+    if options.select_on == "val" and benchmark.val is None:
+        raise ValueError("select_on is 'val', but there are no validation classes: val_fraction is 0")
+    evaluated = ["val", "test"] if options.select_on == "val" else ["test"]
+    for split in evaluated:
+        check_split(benchmark, split)
+
+
+def build_sampler(
+    recipe: Recipe, options: Options, benchmark: Benchmark, iterations: int
+) -> MPerClassCoveringSampler | samplers.MPerClassSampler:
+    """Return the sampler of batches for ``iterations`` iterations. Small classes have their samples repeated."""
+    labels, size = benchmark.train.labels, recipe.batch_size
+    if options.sampler == "random":
+        return samplers.MPerClassSampler(labels, recipe.samples_per_class, size, iterations * size)
+    return MPerClassCoveringSampler(labels, recipe.samples_per_class, size, iterations * size, seed=options.seed)

@@ -116,8 +116,8 @@ def test_bad_changes(words, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"mergin": "mean"}, ValueError, r"generator_options must be of dropout, .*, got 'mergin' \(did you mean merg"),
-        ({"alpha": 3}, ValueError, "got 'alpha'; what the recipe has a field for is set there"),
+        ({"mergin": "mean"}, ValueError, r"generator_options takes dropout, .*, got 'mergin' \(did you mean merg"),
+        ({"alpha": 3}, ValueError, "got 'alpha'; settings that are fields of the recipe belong there"),
         ({"channelwise": "false"}, TypeError, "channelwise must be a bool, got str"),
         (None, TypeError, "generator_options must be a mapping, got NoneType"),
     ],

@@ -1,0 +1,42 @@
+"""Nothing in the package needs the folder ``paper``."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "pml_gca"
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of all modules, and of all names of modules, that a file imports, wherever it does."""
+    package = ("pml_gca", *path.relative_to(PACKAGE).parent.parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_imports_are_found_in_every_form(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    file = tmp_path / "losses" / "a.py"
+    file.parent.mkdir()
+    for line in (
+        "import pml_gca.paper",
+        "from ..paper.recipes import x",
+        "from .. import paper",
+        "from ..paper import x",
+    ):
+        file.write_text(f"def late():\n    {line}\n")
+        assert any(name.startswith("pml_gca.paper") for name in imports(file)), line
+
+
+def test_nothing_outside_imports_it():
+    files = [path for path in PACKAGE.rglob("*.py") if "paper" not in path.relative_to(PACKAGE).parts]
+    assert len(files) > 50
+    guilty = {path.name for path in files if any(name.startswith("pml_gca.paper") for name in imports(path))}
+    assert not guilty
+    assert any(name.startswith("pml_gca.paper") for name in imports(PACKAGE / "paper" / "__init__.py"))
