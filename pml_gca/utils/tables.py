@@ -49,3 +49,27 @@ def metrics_table(rows: Mapping[str, Mapping[str, str]], metrics: Sequence[str])
     return markdown_table(
         head, [[name, *(cells.get(metric, "") for metric in metrics)] for name, cells in rows.items()]
     )
+
+
+def comparison_table(head: Sequence[str], rows: Mapping[str, Sequence[float]], digits: Sequence[int]) -> str:
+    """Return a padded Markdown table of numbers that ends with the difference of each row to the first one.
+
+    Args:
+        head: titles of the numbers.
+        rows: numbers of each row, as many as there are titles, by the name of the row.
+        digits: decimal places of each number.
+
+    >>> print(comparison_table(["Recall@1", "s"], {"loss alone": [51.5, 0.03], "GCA-HNG": [58.5, 0.1]}, [1, 2]))
+    |            | Recall@1 |     s |
+    | ---------- | -------: | ----: |
+    | loss alone |     51.5 |  0.03 |
+    | GCA-HNG    |     58.5 |  0.10 |
+    | difference |     +7.0 | +0.07 |
+    """
+    cells = [[name, *(f"{x:.{n}f}" for x, n in zip(row, digits, strict=True))] for name, row in rows.items()]
+    first, *others = rows
+    for name in others:
+        label = "difference" if len(others) == 1 else f"difference, {name}"
+        changes = zip(rows[name], rows[first], digits, strict=True)
+        cells.append([label, *(f"{new - old:+.{n}f}" for new, old, n in changes)])
+    return markdown_table(["", *head], cells, padded=True)

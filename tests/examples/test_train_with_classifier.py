@@ -104,18 +104,19 @@ def test_losses_on_offer_train_with_the_generator(loss, pictures, tmp_path):
 def test_hardest_real_negatives(pictures, tmp_path, capsys, monkeypatch):
     made = []
 
-    def wrap(loss, generator, **options):
-        made.append((generator.coefficients, generator.merging))
-        return HardNegativeGenerationLoss(loss, generator, **options)
+    class Wrapped(HardNegativeGenerationLoss):
+        def __init__(self, loss, generator, **options):
+            made.append((generator.coefficients, generator.merging))
+            super().__init__(loss, generator, **options)
 
-    monkeypatch.setattr(train_with_classifier, "HardNegativeGenerationLoss", wrap)
+    monkeypatch.setattr(train_with_classifier, "HardNegativeGenerationLoss", Wrapped)
     common = ["--data", str(pictures), *SETTINGS, "--out", str(tmp_path)]
     train_with_classifier.main([*common, "--generator", "gca"])
     train_with_classifier.main([*common, "--generator", "all", "--resume"])
     printed = capsys.readouterr().out
     for name in ("n-pairs + hardest real negatives, classified", "difference, n-pairs + GCA-HNG"):
         assert f"| {name.ljust(len('difference, n-pairs + hardest real negatives, classified'))} |" in printed
-    assert made == [("learned", "random"), ("learned", "random"), (1.0, "hardest")]
+    assert made == [("learned", "random"), (1.0, "hardest")]  # the first is trained once
     with pytest.raises(SystemExit, match="holds runs"):
         train_with_classifier.main([*common, "--generator", "hardest"])
 
@@ -140,7 +141,7 @@ def folder(root, classes, images):
 
 
 def test_classes_of_one_picture_are_refused_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_with_classifier, "Run", None)
+    monkeypatch.setattr(train_with_classifier, "train", None)
     root, out = folder(tmp_path / "data", 12, 2), tmp_path / "out"
     val = train_with_classifier.ClassFolder(root, "val", image_size=16)
     for name in val.classes:

@@ -1,6 +1,6 @@
 import pytest
 
-from pml_gca.utils.tables import markdown_table, metric_title, metrics_table
+from pml_gca.utils.tables import comparison_table, markdown_table, metric_title, metrics_table
 
 
 def test_markdown():
@@ -31,3 +31,19 @@ def test_metrics_have_titles_and_may_be_missing():
     table = metrics_table({"first": {"recall_at_1": "50.0"}, "second": {}}, ["recall_at_1", "r_precision"])
     assert table.splitlines()[0] == "|  | Recall@1 | R-precision |"
     assert table.splitlines()[2:] == ["| first | 50.0 |  |", "| second |  |  |"]
+
+
+def test_each_row_is_compared_with_the_first():
+    rows = {"alone": [50.0, 0.5], "ours": [52.25, 0.75]}
+    lines = comparison_table(["Recall@1", "s"], rows, [2, 1]).splitlines()
+    assert lines[0] == "|            | Recall@1 |    s |"
+    assert lines[2:] == [
+        "| alone      |    50.00 |  0.5 |",
+        "| ours       |    52.25 |  0.8 |",
+        "| difference |    +2.25 | +0.2 |",
+    ]
+    labels = [
+        line.split("|")[1].strip() for line in comparison_table(["R", "s"], {**rows, "b": [1, 1]}, [0, 0]).splitlines()
+    ]
+    assert labels[2:] == ["alone", "ours", "b", "difference, ours", "difference, b"]
+    assert len(comparison_table(["R", "s"], {"alone": [1, 1]}, [0, 0]).splitlines()) == 3
