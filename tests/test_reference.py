@@ -11,7 +11,6 @@ from pytorch_metric_learning.distances import DotProductSimilarity
 
 from pml_gca import HardNegativeGenerationLoss
 from pml_gca.correlation.edges import correlation_edges, edge_pairs, to_dense
-from pml_gca.correlation.tiles import edge_tiles
 from pml_gca.generators.interpolation import interpolate, merging_weights, plan_candidates, positive_distances
 from pml_gca.generators.synthesis import synthesize
 from pml_gca.losses.families import SyntheticBatch, n_pairs_synthetic_loss
@@ -119,8 +118,8 @@ def test_random_weighting_with_the_given_draws(case, max_edges):
     plan = plan_candidates(case.labels)
     coefficients = case.out["coefficients"][tuple(edge_pairs(len(case.z)))]
     strength = case.generator.interpolation_strength(case.meta.metric_level)
-    tiles = list(edge_tiles(len(case.z), max_edges))
-    for merged in synthesize(case.z, coefficients, tiles, plan, merging_weights(case.draws, plan), strength):
+    weights = merging_weights(case.draws, plan)
+    for merged in synthesize(case.z, coefficients, plan, weights, strength, max_edges):
         close(merged, case.ours(case.out["synthetic"]), DISTANCES)
     close(generate(case).embeddings, case.ours(case.out["synthetic"]), DISTANCES)
 

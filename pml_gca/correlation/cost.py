@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-CPU_TILE_VALUES = 2**20  # embedding values of the edges computed at a time: hidden ones then fit a processor's cache
-GPU_TILE_VALUES = 2**26  # and fill a GPU
+from .tiles import default_chunk_size
+
 SMALLEST_CHUNK = 256  # below it, matrix products slow down
 
 
@@ -54,7 +54,6 @@ class Sizes:
         matmul_bytes: of a value in matrix products.
         state_bytes: of a value in sums and norms.
         with_coefficients: whether λ is learned; without, edges are updated for the nodes alone.
-        edge_messages: whether nodes hear their edges.
     """
 
     num_nodes: int
@@ -65,21 +64,15 @@ class Sizes:
     matmul_bytes: int = 4
     state_bytes: int = 4
     with_coefficients: bool = True
-    edge_messages: bool = True
 
     @property
     def num_edges(self) -> int:
         return self.num_nodes * (self.num_nodes + 1) // 2
 
     @property
-    def message_rounds(self) -> int:
-        """Layers in which nodes hear their edges."""
-        return self.num_layers if self.edge_messages else 0
-
-    @property
     def updates_below(self) -> int:
         """Edge updates that reach the node logits."""
-        return max(self.message_rounds - 1, 0)
+        return max(self.num_layers - 1, 0)
 
     @property
     def edge_updates(self) -> int:
@@ -95,7 +88,7 @@ def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
     terms, and for the embeddings what lies below the node logits, which the last layer's edge update does not.
     """
     d, k, n, e = sizes.embedding_size, sizes.num_layers, sizes.num_nodes, sizes.num_edges
-    u, m, learns = sizes.edge_updates, sizes.message_rounds, int(sizes.with_coefficients)
+    u, m, learns = sizes.edge_updates, sizes.num_layers, int(sizes.with_coefficients)
     per_edge = max((m + 8 * u + learns) * 3 - 1, 0)  # the first edges need no gradient but for the embeddings
     below = sizes.updates_below
     per_edge += m + 8 * below
@@ -118,7 +111,7 @@ def step_bytes(sizes: Sizes, keeps_activations: bool, edge_chunk_size: int) -> i
     """
     d, k, e, s = sizes.embedding_size, sizes.num_layers, sizes.num_edges, sizes.num_negatives
     state, product = sizes.state_bytes, sizes.matmul_bytes
-    kept = sizes.message_rounds * d * product + sizes.edge_updates * 8 * d * product + k * state  # of an edge
+    kept = sizes.num_layers * d * product + sizes.edge_updates * 8 * d * product + k * state  # of an edge
     hidden = e * kept if keeps_activations else 0
     # The peak is where the coefficients' gradients meet the negatives', or in the sweep of an edge block.
     at_negatives = e * d * ((k + 3) * state + product) + 4 * s * d * state
@@ -127,12 +120,6 @@ def step_bytes(sizes: Sizes, keeps_activations: bool, edge_chunk_size: int) -> i
     lookup = e * (48 + 8 * k) + 3 * 8 * sizes.num_nodes**2
     sums = 26 * k * d * d * state  # of the parameters' gradients, before they are handed over
     return hidden + max(at_negatives, in_sweep) + lookup + sums
-
-
-def default_chunk_size(embedding_size: int, device: torch.device) -> int:
-    """Edges computed at a time where nothing else asks for fewer."""
-    values = CPU_TILE_VALUES if device.type == "cpu" else GPU_TILE_VALUES
-    return max(values // embedding_size, 1)
 
 
 def choose_memory(sizes: Sizes, edge_chunk_size: int | None, device: torch.device) -> tuple[bool, int]:

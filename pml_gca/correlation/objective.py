@@ -13,7 +13,7 @@ from ..utils.gradients_anew import differentiable_again
 from ..utils.norms import unit
 from ..utils.row_dots import norm_or_floor, row_dots
 from .edges import at_ends, edge_multiplicity, edge_pairs, sum_over_neighbours
-from .tiles import Tile, once, twice
+from .tiles import Tile, default_chunk_size, edge_tiles, once, twice
 
 CLASSIFIED_VALUES = 2**22  # logits computed at a time
 
@@ -158,7 +158,7 @@ class Diversity(torch.autograd.Function):
         return None, out, None
 
 
-def diversity_loss(coefficients: Tensor, tiles: Sequence[Tile], num_nodes: int) -> Tensor:
+def diversity_loss(coefficients: Tensor, num_nodes: int, edge_chunk_size: int | None = None) -> Tensor:
     r"""How alike the coefficients of each node are, over all ordered pairs.
 
     .. math:: J_{div} = 1 - \sqrt{\sum_{ijd} (\lambda_{ijd} - \bar{\lambda}_{id})^2 / N^2}, \quad
@@ -166,11 +166,12 @@ def diversity_loss(coefficients: Tensor, tiles: Sequence[Tile], num_nodes: int) 
 
     Args:
         coefficients: (E, D), of undirected edges.
-        tiles: the edges in `edge_tiles`.
         num_nodes: N.
+        edge_chunk_size: edges computed at a time; chosen by the device if None.
 
     Returns:
         Scalar, in float32 or wider; 1 when nothing differs, and may be negative, as channels are summed.
     """
-    loss: Tensor = Diversity.apply(tiles, coefficients, num_nodes)
+    chunk = edge_chunk_size or default_chunk_size(coefficients.shape[1], coefficients.device)
+    loss: Tensor = Diversity.apply(edge_tiles(num_nodes, chunk), coefficients, num_nodes)
     return loss

@@ -6,12 +6,16 @@ dense (offsets, first ends, D) box; the values of its first ends are one slice o
 overlapping slices of the nodes listed twice.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+CPU_TILE_VALUES = 2**20  # values of the edges in a tile: with their hidden ones, they fit a processor's cache
+GPU_TILE_VALUES = 2**26  # fill a GPU
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,16 @@ class Tile:
         twice[start : start + pitch] += sheared.sum(dim=0)
 
 
-def edge_tiles(num_nodes: int, max_edges: int) -> Iterator[Tile]:
-    """All edges of a graph of ``num_nodes`` nodes in tiles of at most ``max_edges`` and similar size."""
-    offset = 0
+def default_chunk_size(embedding_size: int, device: torch.device) -> int:
+    """Return how many edges to compute at a time where nothing else asks for fewer."""
+    values = CPU_TILE_VALUES if device.type == "cpu" else GPU_TILE_VALUES
+    return max(values // embedding_size, 1)
+
+
+@functools.lru_cache(maxsize=8)
+def edge_tiles(num_nodes: int, max_edges: int) -> tuple[Tile, ...]:
+    """Return the edges of a graph of ``num_nodes`` nodes in tiles of at most ``max_edges`` and similar size."""
+    offset, tiles = 0, []
     # Half way round an even circle every edge is met from both ends, and listed from the first half of them alone.
     bands = [(offset, (num_nodes + 1) // 2, num_nodes), (num_nodes // 2, 1, num_nodes // 2)][: 2 - num_nodes % 2]
     for first_offset, num_offsets, width in bands:
@@ -85,7 +96,8 @@ def edge_tiles(num_nodes: int, max_edges: int) -> Iterator[Tile]:
             for nodes in _ranges(0, width, pieces):
                 start = offsets.start * num_nodes + nodes.start
                 count = len(offsets) * len(nodes)
-                yield Tile(slice(start, start + count), offsets.start, len(offsets), nodes.start, len(nodes))
+                tiles.append(Tile(slice(start, start + count), offsets.start, len(offsets), nodes.start, len(nodes)))
+    return tuple(tiles)
 
 
 def _ranges(start: int, length: int, parts: int) -> Iterator[range]:

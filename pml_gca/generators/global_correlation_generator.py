@@ -1,7 +1,6 @@
 """GCA-HNG's generator: Peng et al., IJCV 2024, https://arxiv.org/abs/2411.13145"""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..correlation.blocks import linear
+from ..correlation.correlations import Correlations
 from ..correlation.cost import StepCost, choose_memory, step_bytes, step_multiply_adds
 from ..correlation.objective import (
     classification_loss,
@@ -17,8 +17,7 @@ from ..correlation.objective import (
     frozen_classification_loss,
     similarity_loss,
 )
-from ..correlation.propagation import CorrelationPropagation, Correlations
-from ..correlation.tiles import Tile
+from ..correlation.propagation import CorrelationPropagation
 from ..utils.dtypes import compute_dtype, matmul_dtype
 from ..utils.host import HostCopy, to_device
 from ..utils.norms import scale_of
@@ -33,7 +32,6 @@ from ..utils.validation import (
     check_share,
 )
 from .base_generator import BaseGenerator, SyntheticNegatives
-from .handed_on import hand_gradient_on
 from .interpolation import MERGINGS, CandidatePlan, class_weights, plan_candidates, pull_strength
 from .synthesis import synthesize
 
@@ -153,12 +151,21 @@ class GlobalCorrelationGenerator(BaseGenerator):
         self.merging = merging
         self.classify_embeddings = classify_embeddings
         self.propagation = CorrelationPropagation(
-            num_classes, embedding_size, num_layers, num_heads, dropout, edge_chunk_size, edge_messages
+            num_classes,
+            embedding_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            dropout=dropout,
+            edge_chunk_size=edge_chunk_size,
+            with_coefficients=self.learns,
         )
+        if not edge_messages:
+            for layer in self.propagation.layers:  # GELU(0) = 0: every message is zero
+                for parameter in layer.get_submodule("node.edge_to_node").parameters():
+                    nn.init.zeros_(parameter).requires_grad_(False)
         self.auxiliary_classifier = nn.Linear(embedding_size, num_classes)
         if not self.learns:
-            for module in (*self.propagation.coefficient_modules(), self.auxiliary_classifier):
-                module.requires_grad_(False)  # they never get a gradient; distributed training would wait for it
+            self.auxiliary_classifier.requires_grad_(False)  # it never gets one; distributed training would wait for it
         hide_modules_from_records(self)
 
     def correlate(self, embeddings: Tensor, labels: Tensor) -> Correlations:
@@ -207,7 +214,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         hands_on = learns and embeddings.requires_grad and self.classify_embeddings
         leaf = nodes.detach().to(compute_dtype(nodes)).requires_grad_(hands_on)
         with torch.set_grad_enabled(learns):
-            correlations = self._propagate(nodes.dtype, leaf, labels, self.learns)
+            correlations = self._propagate(nodes.dtype, leaf, labels)
         plan = plan_candidates(self.labels_on_host(on_host), num_anchors)
         num_skipped = int((~plan.has_positive).sum())
         plan = plan.to(nodes.device)
@@ -215,12 +222,12 @@ class GlobalCorrelationGenerator(BaseGenerator):
             draws = torch.rand(num_anchors, len(labels), dtype=compute_dtype(nodes), device=nodes.device)
         weights = class_weights(self.merging, nodes, plan, draws)
         correlations = replace(correlations, coefficients=self._chosen(correlations))
-        tiles = correlations.tiles or self.propagation.plan_sweeps(len(nodes), nodes.device).tiles
         strength = self.interpolation_strength(metric_level, compute_dtype(nodes))
-        synthetic, own = synthesize(nodes, correlations.coefficients, tiles, plan, weights, strength)
+        chunk = correlations.edge_chunk_size
+        synthetic, own = synthesize(nodes, correlations.coefficients, plan, weights, strength, chunk)
         objectives: dict[str, Tensor] = {}
         if learns:
-            objectives = self._objectives(anchors, labels, leaf, correlations, tiles, own, plan)
+            objectives = self._objectives(anchors, labels, leaf, correlations, own, plan)
         if self.collect_stats:
             self.num_negatives, self.num_skipped_anchors = len(synthetic), num_skipped
             self._record(nodes, correlations, synthetic, weights, plan)
@@ -264,7 +271,6 @@ class GlobalCorrelationGenerator(BaseGenerator):
         labels: Tensor,
         leaf: Tensor,
         correlations: Correlations,
-        tiles: Sequence[Tile],
         synthetic: Tensor,
         plan: CandidatePlan,
     ) -> dict[str, Tensor]:
@@ -276,15 +282,12 @@ class GlobalCorrelationGenerator(BaseGenerator):
         if self.wants("node_classification_loss"):
             logits = correlations.node_logits[: len(anchors)]
             node_classification = classification_loss(logits, anchor_labels)
-            if leaf.requires_grad:
-                in_half = logits.dtype == torch.float16
-                node_classification = hand_gradient_on(node_classification, leaf, anchors, correlations, in_half)
-            terms["node_classification_loss"] = node_classification
+            terms["node_classification_loss"] = correlations.with_gradient_to(anchors, node_classification)
         if self.wants("generation_loss") and self.learns:
             weight, bias = (x.to(torch.promote_types(x.dtype, real.dtype)) for x in classifier.parameters())
             generated = frozen_classification_loss(synthetic, weight, bias, plan.synthetic_labels)
             similarity = similarity_loss(real, plan.synthetic_anchors, synthetic)
-            diversity = diversity_loss(correlations.coefficients, tiles, len(leaf))
+            diversity = diversity_loss(correlations.coefficients, len(leaf), correlations.edge_chunk_size)
             terms["generation_loss"] = 0.5 * (
                 self.classification_weight * generated
                 + self.similarity_weight * similarity
@@ -367,7 +370,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         check_positive_int("batch_size", batch_size)
         check_positive_int("samples_per_class", samples_per_class)
         other_classes = max(-(-batch_size // samples_per_class) - 1, 0)
-        sizes = self.propagation.sizes(batch_size, batch_size * other_classes, self.learns)
+        sizes = self.propagation.sizes(batch_size, batch_size * other_classes)
         device = self.auxiliary_classifier.weight.device
         keeps, chunk = choose_memory(sizes, self.propagation.edge_chunk_size, device)
         return StepCost(batch_size, keeps, chunk, step_multiply_adds(sizes, keeps), step_bytes(sizes, keeps, chunk))

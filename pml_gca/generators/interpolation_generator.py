@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from ..correlation.cost import default_chunk_size
-from ..correlation.tiles import edge_tiles
 from ..utils.dtypes import compute_dtype
 from ..utils.host import HostCopy
 from ..utils.validation import check_choice, check_number
@@ -78,7 +76,6 @@ class InterpolationGenerator(BaseGenerator):
         synthetic, _ = synthesize(
             nodes,
             coefficients,
-            list(edge_tiles(num_nodes, default_chunk_size(self.embedding_size, device))),
             plan,
             class_weights(self.merging, nodes, plan, draws),
             pull_strength(self.alpha, metric_level, dtype),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..correlation.edges import edge_pairs
-from ..correlation.tiles import Tile, once, twice
+from ..correlation.tiles import Tile, default_chunk_size, edge_tiles, once, twice
 from ..utils.dtypes import compute_dtype
 from ..utils.gradients_anew import differentiable_again
 from ..utils.norms import are_usual, length, scale_of
@@ -21,20 +21,20 @@ from .interpolation import CandidatePlan, positive_distances, pull_ratio
 def synthesize(
     nodes: Tensor,
     coefficients: Tensor,
-    tiles: Sequence[Tile],
     plan: CandidatePlan,
     weights: Tensor,
     strength: Tensor | float,
+    edge_chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Interpolate and merge all candidates of a plan; no candidate is kept.
 
     Args:
         nodes: (N, D).
         coefficients: (E, D), of undirected edges as `edge_pairs` lists them.
-        tiles: the edges in `edge_tiles`.
         plan: as from `plan_candidates`.
         weights: (A, N), as from `merging_weights`.
         strength: s = e^{-α/L} in [0, 1].
+        edge_chunk_size: edges computed at a time; chosen by the device if None.
 
     Returns:
         The (S, D) synthetic negatives, in float32 or wider, twice: gradients of the first reach the nodes alone, those
@@ -56,8 +56,9 @@ def synthesize(
     by_edge = [torch.stack([x[first, second], x[second, first]]) for x in (slots, weights)]
     if not isinstance(strength, Tensor):
         strength = torch.tensor(strength, device="cpu")  # which needs no copy to take part
+    chunk = edge_chunk_size or default_chunk_size(z.shape[1], z.device)
     for_nodes, for_coefficients = Synthesis.apply(
-        tiles, z, coefficients, near, strength.to(z.dtype), *by_edge, plan.synthetic_anchors
+        edge_tiles(num_nodes, chunk), z, coefficients, near, strength.to(z.dtype), *by_edge, plan.synthetic_anchors
     )
     return for_nodes, for_coefficients
 

@@ -11,7 +11,9 @@ from helpers.counters import LiveBytes, MultiplyAdds
 from pytorch_metric_learning import losses
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-from pml_gca.correlation.cost import _free_in_container, choose_memory, default_chunk_size, free_memory, step_bytes
+from pml_gca.correlation.cost import _free_in_container, choose_memory, free_memory, step_bytes
+from pml_gca.correlation.sweeps.propagate import plan_sweeps
+from pml_gca.correlation.tiles import default_chunk_size
 
 CPU = torch.device("cpu")
 
@@ -129,7 +131,7 @@ def test_asking_for_the_cost_changes_nothing():
 
 
 def chosen(generator, count):
-    plan = generator.propagation.plan_sweeps(count, CPU)
+    plan = plan_sweeps(generator.propagation, count, CPU)
     return plan.keep_hidden, max(tile.rows.stop - tile.rows.start for tile in plan.tiles)
 
 

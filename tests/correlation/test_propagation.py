@@ -8,6 +8,7 @@ from pytorch_metric_learning import losses
 
 from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
 from pml_gca.correlation.blocks import ScaleBatchNorm, negative_attention
+from pml_gca.correlation.propagation import CorrelationPropagation
 
 
 @settings(max_examples=12)
@@ -164,3 +165,27 @@ def test_a_pass_without_gradients_leaves_nothing_in_the_cache_of_autocast(way, n
     assert all(caches == learns for learns, caches in seen)
     assert (True, True) in seen
     assert all(p.grad is not None and p.grad.isfinite().all() for p in generator.parameters())
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 2])
+@pytest.mark.parametrize("way", ["forward", "forward_plain"])
+def test_a_graph_without_coefficients_classifies_alike(way, num_layers):
+    whole, part = (
+        CorrelationPropagation(
+            NUM_CLASSES, 8, num_layers=num_layers, num_heads=2, dropout=0.0, with_coefficients=with_coefficients
+        ).double()
+        for with_coefficients in (True, False)
+    )
+    only_for_coefficients = ("edge_norm.", "edge_coefficients.", f"layers.{num_layers - 1}.edge.")
+    needed = {name: x for name, x in whole.state_dict().items() if not name.startswith(only_for_coefficients)}
+    part.load_state_dict(needed)  # and there is nothing else
+    z, y = torch.randn(7, 8, dtype=torch.float64, requires_grad=True), torch.tensor([0, 1, 2, 0, 1, 0, 3])
+    found = [getattr(propagation, way)(z, y) for propagation in (whole, part)]
+    assert found[1].coefficients.shape == (0, 8)
+    torch.testing.assert_close(found[1].node_logits, found[0].node_logits)
+    of = [
+        torch.autograd.grad(x.node_logits.square().sum(), [z, *p.parameters()], materialize_grads=True)
+        for x, p in zip(found, (whole, part), strict=True)
+    ]
+    torch.testing.assert_close(of[1][0], of[0][0])
+    assert all(gradient.any() for gradient in of[1] if gradient.numel() > 8)

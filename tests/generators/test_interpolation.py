@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pml_gca.correlation.edges import edge_pairs
-from pml_gca.correlation.tiles import edge_tiles
 from pml_gca.generators.interpolation import (
     class_weights,
     hardest_weights,
@@ -139,8 +138,7 @@ def test_synthetic_negatives_and_gradients_agree_with_autograd(y, seed, strength
     z.requires_grad_()
     plan = plan_candidates(y, num_anchors)
     weights = merging_weights(torch.rand(num_anchors, len(y), generator=source, dtype=torch.float64), plan)
-    tiles = list(edge_tiles(len(y), max_edges))
-    ours = synthesize(z, coefficients, tiles, plan, weights, strength)
+    ours = synthesize(z, coefficients, plan, weights, strength, max_edges)
 
     dense = z.new_zeros(len(y), len(y), 5).index_put((first, second), coefficients)
     dense = dense.index_put((second, first), coefficients)
@@ -173,7 +171,7 @@ def test_duplicates_have_finite_gradients():
     z, coefficients = torch.ones(4, 3, requires_grad=True), torch.rand(10, 3, requires_grad=True)
     plan = plan_candidates(torch.tensor([0, 0, 1, 1]))
     weights = merging_weights(torch.rand(4, 4), plan)
-    for_nodes, for_coefficients = synthesize(z, coefficients, list(edge_tiles(4, 5)), plan, weights, 0.5)
+    for_nodes, for_coefficients = synthesize(z, coefficients, plan, weights, 0.5, 5)
     (for_nodes.sum() + for_coefficients.sum()).backward()
     assert torch.isfinite(z.grad).all()
     assert torch.isfinite(coefficients.grad).all()

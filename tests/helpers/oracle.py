@@ -74,18 +74,25 @@ def edge_update(block, h: list[Tensor], e: dict) -> dict:
 
 
 def propagate(propagation, z: Tensor, labels: list[int]) -> SimpleNamespace:
-    """Logits (N, classes), coefficients (N, N, D) and running statistics after one training pass; no dropout."""
+    """Logits (N, classes), coefficients (N, N, D) and running statistics after one training pass; no dropout.
+
+    Of a propagation without coefficients, the logits alone.
+    """
     n = len(z)
     h = [linear(propagation.input, row) for row in z]
     e = {(i, j): initial_edge(z[i], z[j]) for i in range(n) for j in range(n)}
     for layer in propagation.layers:
         h = node_update(layer.node, h, e, labels)
-        e = edge_update(layer.edge, h, e)
+        if layer.edge is not None:
+            e = edge_update(layer.edge, h, e)
     nodes, node_mean, node_variance = batch_norm(propagation.node_norm, h)
+    logits = torch.stack([linear(propagation.node_classifier, row) for row in nodes])
+    if not propagation.with_coefficients:
+        return SimpleNamespace(logits=logits)
     edges, edge_mean, edge_variance = batch_norm(propagation.edge_norm, list(e.values()))
     coefficients = [torch.sigmoid(linear(propagation.edge_coefficients, row)) for row in edges]
     return SimpleNamespace(
-        logits=torch.stack([linear(propagation.node_classifier, row) for row in nodes]),
+        logits=logits,
         coefficients=torch.stack(coefficients).reshape(n, n, -1),
         node_statistics=(node_mean, node_variance),
         edge_statistics=(edge_mean, edge_variance),

@@ -56,7 +56,7 @@ def test_every_option_of_the_generator_can_be_set():
     generator = GlobalCorrelationGenerator(5, 8, num_layers=changed.num_layers, **changed.generator_settings)
     assert (generator.coefficients, generator.merging, generator.channelwise) == (0.5, "hardest", False)
     assert (generator.edge_chunk_size, generator.classify_embeddings, generator.collect_stats) == (512, False, True)
-    assert not generator.propagation.edge_messages
+    assert not any(layer.node.edge_to_node.weight.any() for layer in generator.propagation.layers)
     assert generator.propagation.layers[0].edge.dropout.p == 0.25
     assert recipes.changes(changed) == {"embedding_size": 8, **expected}
 

@@ -9,9 +9,6 @@ called. A backward pass that is to be differentiated itself (``create_graph=True
 everything.
 """
 
-from .coefficients import EdgeCoefficients, edge_statistics
-from .messages import EdgeMessages
-from .rows import SweepPlan, Wanted
-from .update import EdgeUpdate
+from .propagate import propagate
 
-__all__ = ["EdgeCoefficients", "EdgeMessages", "EdgeUpdate", "SweepPlan", "Wanted", "edge_statistics"]
+__all__ = ["propagate"]

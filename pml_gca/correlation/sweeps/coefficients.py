@@ -7,15 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...utils.gradients_anew import differentiable_again
-from .rows import EdgeRows, SweepPlan, add_product, plain_edges, without_autocast
+from .rows import EdgeRows, EdgeState, SweepPlan, add_product, plain_edges, without_autocast
 
 
 @torch.no_grad()
-def edge_statistics(
-    plan: SweepPlan, kept: Tensor, norm_weight: Tensor, norm_bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def edge_statistics(plan: SweepPlan, state: EdgeState) -> tuple[Tensor, Tensor, Tensor]:
     """Weight, mean and (biased) variance, each channel's, of all edges as ordered pairs."""
-    edges = EdgeRows(kept, norm_weight, norm_bias)
+    kept, edges = state.kept, EdgeRows(*state)
     count = kept.new_zeros(())
     mean, squares = kept.new_zeros(kept.shape[1]), kept.new_zeros(kept.shape[1])
     for tile in plan.tiles:
@@ -96,7 +94,7 @@ class EdgeCoefficients(torch.autograd.Function):
         kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, _, out = ctx.saved_tensors
         w = weight.to(plan.matmul_dtype)
         edges = EdgeRows(kept, norm_weight, norm_bias)
-        edges.start_backward(plan.wanted)
+        edges.start_backward(plan.gradient_pass)
         # First what all edges together say: of the parameters and, through them, of the batch's statistics.
         by_pair, grad_b = kept.new_zeros(weight.shape), kept.new_zeros(len(w))
         for tile in plan.tiles:
@@ -115,5 +113,5 @@ class EdgeCoefficients(torch.autograd.Function):
                 common = torch.addcmul(shift, normalised, grad_scale * scale)
                 g = torch.addcmul(g, common * (rstd / count), tile.multiplicity(kept).view(-1, 1), value=-1)
             edges.backward(tile, g)
-        own = (grad_scale, by_pair * scale, grad_b) if plan.wanted.parameters else (None,) * 3
+        own = (grad_scale, by_pair * scale, grad_b) if plan.gradient_pass.to_parameters else (None,) * 3
         return None, *edges.gradients(), None, None, None, *own

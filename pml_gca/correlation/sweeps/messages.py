@@ -63,11 +63,11 @@ class EdgeMessages(torch.autograd.Function):
             return (None,) * 7
         plan: SweepPlan = ctx.plan
         kept, norm_weight, norm_bias, weight, bias, hidden = ctx.saved_tensors
-        wanted = plan.wanted
+        wanted = plan.gradient_pass
         edges = EdgeRows(kept, norm_weight, norm_bias)
         edges.start_backward(wanted)
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
-        want_edges = ctx.needs_input_grad[2] and (wanted.embeddings or not edges.is_first)
+        want_edges = ctx.needs_input_grad[2] and (wanted.to_embeddings or not edges.is_first)
         grad_w, grad_b = kept.new_zeros(weight.shape), kept.new_zeros(bias.shape)
         at_nodes = twice(grad)
         for tile in plan.tiles:
@@ -77,11 +77,11 @@ class EdgeMessages(torch.autograd.Function):
             if tile.offset == 0:
                 messages[0] = tile.first(at_nodes)
             g = torch.ops.aten.gelu_backward(messages.flatten(0, 1).to(w.dtype), before)
-            if wanted.parameters:
+            if wanted.to_parameters:
                 add_product(grad_w, g.t(), e)
                 grad_b += g.sum(dim=0)
             if want_edges:
                 edges.backward(tile, (g @ w).to(kept.dtype))
         grads = edges.gradients() if want_edges else (None, None, None)
-        own = (grad_w, grad_b) if wanted.parameters else (None, None)
+        own = (grad_w, grad_b) if wanted.to_parameters else (None, None)
         return None, None, *grads, *own

@@ -1,15 +1,15 @@
 """What all sweeps share: how edges come from what is kept of them, and what a backward pass is for."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..correlations import GradientPass
 from ..edges import at_ends, edge_pairs
 from ..tiles import Tile, once, twice
 
@@ -29,22 +29,17 @@ def without_autocast(method: Method) -> Method:
     return cast(Method, run)
 
 
-@dataclass
-class Wanted:
-    """Which gradients a backward pass is for; switched by whoever runs several through one graph."""
+class EdgeState(NamedTuple):
+    """What is kept of the edges, from which `EdgeRows` computes them.
 
-    embeddings: bool = True
-    parameters: bool = True
+    Attributes:
+        kept: (E, D), edges before their post-norm; of the first edges the (N, D) standardised embeddings.
+        norm_weight, norm_bias: (D,) of the post-norm; None for the first edges.
+    """
 
-    @contextmanager
-    def for_embeddings(self) -> Iterator[None]:
-        """Within this context, gradients of the embeddings alone."""
-        before = self.embeddings, self.parameters
-        self.embeddings, self.parameters = True, False
-        try:
-            yield
-        finally:
-            self.embeddings, self.parameters = before
+    kept: Tensor
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -54,16 +49,18 @@ class SweepPlan:
     Attributes:
         tiles: what is computed at a time.
         num_edges: E.
+        edge_chunk_size: the largest number of edges in a tile.
         matmul_dtype: of matrix products.
         keep_hidden: keep the hidden activations of MLPs for the backward pass, rather than compute them anew.
-        wanted: see `Wanted`.
+        gradient_pass: see `GradientPass`.
     """
 
     tiles: Sequence[Tile]
     num_edges: int
+    edge_chunk_size: int
     matmul_dtype: torch.dtype
     keep_hidden: bool
-    wanted: Wanted = field(default_factory=Wanted)
+    gradient_pass: GradientPass = field(default_factory=GradientPass)
 
     def room_for_hidden(self, like: Tensor, width: int) -> Tensor | None:
         """(E, ``width``) to keep hidden activations in, if they are kept: one piece, which allocators like better."""
@@ -129,10 +126,10 @@ class EdgeRows:
         self.norm = PostNorm(self.kept[tile.rows], self.weight, self.bias)
         return self.norm.out
 
-    def start_backward(self, wanted: Wanted) -> None:
+    def start_backward(self, wanted: GradientPass) -> None:
         """Prepare to collect gradients."""
         self.sums = None
-        if self.weight is not None and wanted.parameters:
+        if self.weight is not None and wanted.to_parameters:
             self.sums = [torch.zeros_like(self.weight), torch.zeros_like(self.weight)]
         self.grad = torch.zeros_like(self.twice) if self.is_first else torch.empty_like(self.kept)
 

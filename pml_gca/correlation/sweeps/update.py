@@ -101,16 +101,16 @@ class EdgeUpdate(torch.autograd.Function):
         if grad is None:
             return (None,) * 14
         plan: SweepPlan = ctx.plan
-        wanted, dtype = plan.wanted, plan.matmul_dtype
+        wanted, dtype = plan.gradient_pass, plan.matmul_dtype
         *saved, _, hidden, normed, spread = ctx.saved_tensors
         kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2 = saved
         edges = EdgeRows(kept, in_weight, in_bias)
         edges.start_backward(wanted)
-        want_edges = ctx.needs_input_grad[1] and (wanted.embeddings or not edges.is_first)
+        want_edges = ctx.needs_input_grad[1] and (wanted.to_embeddings or not edges.is_first)
         ends = [twice(x) for x in (folded, offset, values)]
         end_grads = [torch.zeros_like(x) for x in ends]
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
-        norm_sums = [torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)] if wanted.parameters else None
+        norm_sums = [torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)] if wanted.to_parameters else None
         grad_w1, grad_b1, grad_w2, grad_b2 = (kept.new_zeros(x) for x in (w1.shape, b1.shape, w2.shape, (w2.shape[0],)))
         for tile in plan.tiles:
             attended = Attended(tile, edges(tile), ends, mask)
@@ -130,7 +130,7 @@ class EdgeUpdate(torch.autograd.Function):
                 g, after, (len(v1),), zero, one, None, None, [True, False, False]
             )
             g = torch.ops.aten.gelu_backward(g, before)
-            if wanted.parameters:
+            if wanted.to_parameters:
                 add_product(grad_w2, out_grad.t().to(dtype), after)
                 grad_b2 += out_grad.sum(dim=0)
                 add_product(grad_w1, g.t(), t)
@@ -140,7 +140,7 @@ class EdgeUpdate(torch.autograd.Function):
             if want_edges:
                 edges.backward(tile, edge_grad)
         grads = edges.gradients() if want_edges else (None, None, None)
-        own = [*(norm_sums or ()), grad_w1, grad_b1, grad_w2, grad_b2] if wanted.parameters else [None] * 6
+        own = [*(norm_sums or ()), grad_w1, grad_b1, grad_w2, grad_b2] if wanted.to_parameters else [None] * 6
         return None, *grads, *(once(x) for x in end_grads), None, *own
 
 

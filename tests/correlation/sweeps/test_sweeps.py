@@ -12,12 +12,14 @@ from pytorch_metric_learning import losses
 from torch.autograd import grad, gradcheck
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.correlation.correlations import GradientPass
 from pml_gca.correlation.edges import edge_pairs
 from pml_gca.correlation.objective import diversity_loss, frozen_classification_loss
-from pml_gca.correlation.sweeps import EdgeCoefficients, EdgeMessages, EdgeUpdate, SweepPlan, Wanted, edge_statistics
-from pml_gca.correlation.sweeps.rows import add_product
+from pml_gca.correlation.sweeps.coefficients import EdgeCoefficients, edge_statistics
+from pml_gca.correlation.sweeps.messages import EdgeMessages
+from pml_gca.correlation.sweeps.rows import EdgeState, SweepPlan, add_product
+from pml_gca.correlation.sweeps.update import EdgeUpdate
 from pml_gca.correlation.tiles import edge_tiles
-from pml_gca.generators.handed_on import hand_gradient_on
 from pml_gca.generators.interpolation import merging_weights, plan_candidates
 from pml_gca.generators.synthesis import Synthesis, synthesize
 
@@ -127,7 +129,7 @@ def numbers(*shape, seed=0, grad=True):
 
 
 def plan(max_edges=4, keep=False):
-    return SweepPlan(list(edge_tiles(NODES, max_edges)), EDGES, torch.float64, keep)
+    return SweepPlan(edge_tiles(NODES, max_edges), EDGES, max_edges, torch.float64, keep)
 
 
 def edge_rows(is_first):
@@ -166,7 +168,7 @@ def test_gradients_of_edge_coefficients(training):
     def coefficients(kept, norm_weight, norm_bias, scale, weight, bias):
         count, mean, variance = None, torch.full_like(scale, 0.2), torch.full_like(scale, 0.7)
         if training:
-            count, mean, variance = edge_statistics(plan(), kept, norm_weight, norm_bias)
+            count, mean, variance = edge_statistics(plan(), EdgeState(kept, norm_weight, norm_bias))
         rstd = torch.rsqrt(variance.detach() + 1e-5)
         return EdgeCoefficients.apply(
             plan(), kept, norm_weight, norm_bias, count, mean.detach(), rstd, scale, weight, bias
@@ -181,21 +183,20 @@ def test_gradients_of_the_synthesis(y, max_edges, strength, data):
     num_anchors = data.draw(st.integers(1, len(y)))
     candidates = plan_candidates(y, num_anchors)
     assume(len(candidates.synthetic_anchors))
-    tiles = list(edge_tiles(len(y), max_edges))
     weights = merging_weights(numbers(num_anchors, len(y), grad=False).sigmoid(), candidates)
     nodes, coefficients = leaves(numbers(len(y), SIZE), numbers(len(y) * (len(y) + 1) // 2, SIZE).sigmoid())
     for output, inputs in ((0, nodes), (1, coefficients)):
 
         def only(x, output=output):
             z, c = (x, coefficients.detach()) if output == 0 else (nodes.detach(), x)
-            return synthesize(z, c, tiles, candidates, weights, strength)[output]
+            return synthesize(z, c, candidates, weights, strength, max_edges)[output]
 
         assert gradcheck(only, [inputs])
 
 
 def test_gradients_of_the_synthesis_by_both_outputs_at_once():
     """Of distances to positives, too, which here are inputs of their own."""
-    tiles, anchors = list(edge_tiles(NODES, 3)), torch.tensor([0, 1, 1, 3])
+    tiles, anchors = edge_tiles(NODES, 3), torch.tensor([0, 1, 1, 3])
     slots = torch.tensor([[0, 1, 2, 3, 0, 0, 1, 3, 2, 2], [3, 1, 0, 0, 2, 1, 3, 1, 0, 2]])
     nodes, coefficients, near, weights = (
         x.detach().requires_grad_() for x in (numbers(4, SIZE), numbers(10, SIZE), numbers(4).abs(), numbers(2, 10))
@@ -224,9 +225,8 @@ def test_gradients_of_the_synthesis_by_both_outputs_at_once():
 
 @pytest.mark.parametrize("max_edges", [1, 4, 100])
 def test_gradients_of_the_diversity(max_edges):
-    tiles = list(edge_tiles(NODES, max_edges))
     (coefficients,) = leaves(numbers(EDGES, SIZE).sigmoid())
-    assert gradcheck(lambda c: diversity_loss(c, tiles, NODES), [coefficients])
+    assert gradcheck(lambda c: diversity_loss(c, NODES, max_edges), [coefficients])
 
 
 @pytest.mark.parametrize("at_a_time", [1, 10, 1000])
@@ -259,7 +259,7 @@ def test_one_graph_gives_the_gradients_of_two(generator, y, chunk):
     leaf = z.detach().requires_grad_()
     correlations = propagation(leaf, y)
     classification, steering = two_terms(correlations, y)
-    handed_on = hand_gradient_on(classification, leaf, z, correlations)
+    handed_on = correlations.with_gradient_to(z, classification)
     assert handed_on == classification
     assert all(p.grad is None for p in [z, leaf, *propagation.parameters()])
     (handed_on + steering).backward()
@@ -291,13 +291,13 @@ def test_a_pass_for_the_embeddings_computes_no_gradient_of_parameters(chunk):
     leaf = z.requires_grad_()
     work, edge_parameters = {}, list(propagation.layers[0].edge.expand.parameters())
     gradients = {}
-    for wanted in (Wanted(), Wanted(parameters=False), Wanted(embeddings=False)):
+    for wanted in (GradientPass(), GradientPass(to_parameters=False), GradientPass(to_embeddings=False)):
         correlations = propagation(leaf, y)
-        correlations.wanted.__dict__.update(vars(wanted))
+        correlations.gradient_pass.__dict__.update(vars(wanted))
         with MultiplyAdds() as count:
             total = correlations.node_logits.square().sum() + correlations.coefficients.square().sum()
             found = grad(total, [leaf, *edge_parameters], allow_unused=True)
-        key = (wanted.embeddings, wanted.parameters)
+        key = (wanted.to_embeddings, wanted.to_parameters)
         work[key], gradients[key] = count.total, found
     everything = gradients[True, True]
     torch.testing.assert_close(gradients[True, False][0], everything[0])
@@ -344,8 +344,8 @@ def test_a_failed_pass_leaves_the_next_one_whole():
     leaf = torch.randn(8, 16, requires_grad=True)
     correlations = generator.propagation(leaf, y)
     with pytest.raises(RuntimeError):  # of a value that has no graph
-        hand_gradient_on(torch.zeros(()), leaf, leaf, correlations)
-    assert correlations.wanted.parameters
+        correlations.with_gradient_to(leaf, torch.zeros(()))
+    assert correlations.gradient_pass == GradientPass()
 
 
 # Other widths of numbers.
@@ -447,7 +447,7 @@ def test_backward_may_run_inside_autocast(chunk):
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("training", [False, True])
 def test_nothing_is_kept_without_gradients(off, training, monkeypatch):
-    monkeypatch.setattr("pml_gca.correlation.cost.CPU_TILE_VALUES", 16 * 40)
+    monkeypatch.setattr("pml_gca.correlation.tiles.CPU_TILE_VALUES", 16 * 40)
     propagation, z, y = small_generator().propagation.train(training), torch.randn(60, 16), torch.arange(60) // 3
     with LiveBytes() as live:
         found = propagation(z, y)  # with gradients before, which decides to keep activations

@@ -1,0 +1,167 @@
+"""What the graph says about a batch, and the gradient that it passes to the embeddings.
+
+All objectives share one propagated graph. Only node classification may train the embeddings; the other terms train
+the generator alone. The graph is therefore propagated from a detached copy of the embeddings, and two gradient passes
+go through it: one from node classification to that copy, taken early, and one from all terms to the parameters, when
+the user calls ``backward``. Each pass skips what only the other one needs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..utils.dtypes import compute_dtype
+from .edges import edge_pairs, to_dense
+
+HALF_GRADIENT_SCALE = 1024.0  # lifts gradients that float16 would flush to zero
+
+
+@dataclass
+class GradientPass:
+    """Which gradients a backward pass through the graph computes.
+
+    Autograd skips by itself what a pass does not ask for, but not inside functions whose gradients are written out:
+    these look here. Only `embedding_gradient` and `Correlations.with_gradient_to` change it.
+    """
+
+    to_embeddings: bool = True
+    to_parameters: bool = True
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """What the graph says about a batch of N embeddings of D channels.
+
+    Attributes:
+        node_logits: (N, num_classes), class scores of the propagated nodes.
+        coefficients: (E, D) in (0, 1), channel-wise λ of each edge, in the order of `pairs`; 1 keeps a channel of a
+            synthetic negative at the real negative, 0 pulls it to the distance of the positive. (0, D) from a
+            propagation without coefficients.
+        embeddings: (N, D), which the graph was propagated from.
+        edge_chunk_size: how many edges later steps should compute at a time.
+        gradient_pass: see `GradientPass`; None where autograd differentiates all.
+    """
+
+    node_logits: Tensor
+    coefficients: Tensor
+    embeddings: Tensor
+    edge_chunk_size: int
+    gradient_pass: GradientPass | None = None
+
+    @property
+    def pairs(self) -> Tensor:
+        """End nodes of the undirected edges, see `edge_pairs`: (2, E) long."""
+        return edge_pairs(len(self.node_logits), self.node_logits.device)
+
+    def dense(self) -> Tensor:
+        """Return the coefficients as a symmetric (N, N, D) tensor."""
+        return to_dense(self.coefficients, len(self.node_logits))
+
+    def mean_coefficients(self) -> Tensor:
+        """Return the channel means of the coefficients: (N, N), symmetric."""
+        return to_dense(self.coefficients.mean(dim=1), len(self.node_logits))
+
+    def with_gradient_to(self, embeddings: Tensor, loss: Tensor) -> Tensor:
+        """Return ``loss`` with a gradient that also reaches ``embeddings``, of which the graph has a detached copy.
+
+        The gradient with respect to the copy is taken now. Later backward passes through the graph are for the
+        parameters alone. Without a gradient of the copy, ``loss`` is returned as it is.
+
+        Args:
+            embeddings: (B, D); the first B rows of ``self.embeddings`` are their detached copy.
+            loss: scalar, computed from this graph.
+
+        Returns:
+            Scalar of the same value, whose gradient reaches the parameters and ``embeddings``.
+        """
+        leaf, gradient_pass = self.embeddings, self.gradient_pass or GradientPass()
+        if not leaf.requires_grad:
+            return loss
+        scale = HALF_GRADIENT_SCALE if self.node_logits.dtype == torch.float16 else 1.0
+
+        def gradient(create_graph: bool = False) -> Tensor:
+            with torch.autocast(leaf.device.type, enabled=False):
+                found = embedding_gradient(loss * scale, leaf, gradient_pass, create_graph=create_graph)
+            found = found[: len(embeddings)].to(compute_dtype(embeddings)) / scale
+            return GradientOfCopy.apply(found, embeddings, leaf, gradient_pass) if create_graph else found
+
+        now = gradient()
+        gradient_pass.to_embeddings = False
+        carried: Tensor = CarriedGradient.apply(embeddings, now, lambda: gradient(create_graph=True))
+        return loss + carried
+
+
+def embedding_gradient(
+    value: Tensor,
+    leaf: Tensor,
+    gradient_pass: GradientPass,
+    grad: Tensor | None = None,
+    create_graph: bool = False,
+) -> Tensor:
+    """Return the gradient of ``value`` with respect to ``leaf``, without computing any of the parameters.
+
+    Args:
+        value: computed from the graph.
+        leaf: (N, D), which the graph was propagated from.
+        gradient_pass: of the graph.
+        grad: gradient of ``value``; None for a scalar.
+        create_graph: as for ``torch.autograd.grad``.
+
+    Returns:
+        (N, D).
+    """
+    before = gradient_pass.to_embeddings, gradient_pass.to_parameters
+    gradient_pass.to_embeddings, gradient_pass.to_parameters = True, False
+    try:
+        (found,) = torch.autograd.grad(value, leaf, grad, retain_graph=True, create_graph=create_graph)
+    finally:
+        gradient_pass.to_embeddings, gradient_pass.to_parameters = before
+    return found
+
+
+class CarriedGradient(torch.autograd.Function):
+    """Return zero; in backward, pass ``gradient`` to ``embeddings``.
+
+    ``again`` retakes the gradient where it is to be differentiated itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, gradient: Tensor, again: Callable[[], Tensor]) -> Tensor:
+        ctx.again = again
+        ctx.save_for_backward(gradient)
+        return gradient.new_zeros(())
+
+    @staticmethod
+    @torch.compiler.disable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            gradient = ctx.again()
+        return gradient * grad, None, None
+
+
+class GradientOfCopy(torch.autograd.Function):
+    """Return ``value``, computed from ``leaf``; in backward, pass the leaf's gradient to ``embeddings`` as well.
+
+    Serves second derivatives: ``leaf`` is the detached copy of the embeddings.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, embeddings: Tensor, leaf: Tensor, gradient_pass: GradientPass) -> Tensor:
+        ctx.value, ctx.leaf, ctx.gradient_pass = value, leaf, gradient_pass
+        ctx.save_for_backward(embeddings)
+        return value.clone()
+
+    @staticmethod
+    @torch.compiler.disable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (embeddings,) = ctx.saved_tensors
+        again = torch.is_grad_enabled()
+        gradient = embedding_gradient(ctx.value, ctx.leaf, ctx.gradient_pass, grad, create_graph=again)
+        gradient = gradient[: len(embeddings)]
+        if again:
+            gradient = GradientOfCopy.apply(gradient, embeddings, ctx.leaf, ctx.gradient_pass)
+        return grad, gradient, None, None

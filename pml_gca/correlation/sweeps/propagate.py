@@ -1,0 +1,88 @@
+"""The propagation, edges swept tile by tile."""
+
+from typing import TYPE_CHECKING, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ...utils.dtypes import compute_dtype, matmul_dtype
+from ..correlations import Correlations
+from ..cost import choose_memory
+from ..edges import standardize
+from ..tiles import default_chunk_size, edge_tiles
+from .coefficients import EdgeCoefficients, edge_statistics
+from .messages import EdgeMessages
+from .rows import EdgeState, SweepPlan
+from .update import EdgeUpdate
+
+if TYPE_CHECKING:
+    from ..propagation import CorrelationPropagation, PropagationLayer
+
+Memory = dict[tuple[object, ...], tuple[bool, int]]
+# Outside the modules, as it depends on the device: what fits here may not fit where a copy or a pickle goes.
+memory_of: "WeakKeyDictionary[CorrelationPropagation, Memory]" = WeakKeyDictionary()
+
+
+def propagate(module: "CorrelationPropagation", embeddings: Tensor, labels: Tensor) -> Correlations:
+    """Compute what ``module.forward_plain`` does, tile by tile."""
+    plan = plan_sweeps(module, len(embeddings), embeddings.device)
+    nodes = module.first_nodes(embeddings)
+    edges = EdgeState(standardize(embeddings).to(compute_dtype(module.input.weight)))
+    for layer in module.layers:
+        nodes, edges = sweep_layer(cast("PropagationLayer", layer), plan, nodes, edges, labels)
+    logits = module.classify(nodes)
+    coefficients = sweep_coefficients(module, plan, edges) if module.with_coefficients else edges.kept[:0]
+    return Correlations(logits, coefficients, embeddings, plan.edge_chunk_size, plan.gradient_pass)
+
+
+def sweep_layer(
+    layer: "PropagationLayer", plan: SweepPlan, nodes: Tensor, edges: EdgeState, labels: Tensor
+) -> tuple[Tensor, EdgeState]:
+    """Compute what ``layer.forward`` does, tile by tile."""
+    to_node, block = layer.node.edge_to_node, layer.edge
+    heard = layer.node.listen(nodes, labels, plan.keep_hidden)
+    messages = EdgeMessages.apply(plan, len(nodes), *edges, to_node.weight, to_node.bias)
+    nodes = layer.node.gather(heard, messages)
+    if block is None:
+        return nodes, edges
+    dtype = messages.dtype
+    ends = [x.to(dtype) for x in block.fold(nodes)]
+    mask = None
+    if block.dropout.training and block.dropout.p:
+        mask = block.dropout(messages.new_ones(2, plan.num_edges))
+    norm = (block.norm.weight.to(dtype), block.norm.bias.to(dtype))
+    kept = EdgeUpdate.apply(plan, *edges, *ends, mask, *norm, *block.mlp())
+    return nodes, EdgeState(kept, *norm)
+
+
+def sweep_coefficients(module: "CorrelationPropagation", plan: SweepPlan, edges: EdgeState) -> Tensor:
+    """Compute λ = sigmoid(Linear(BatchNorm(e))) of all edges, (E, D), tile by tile."""
+    norm, count = module.edge_norm, None
+    mean, variance = norm.running_mean, norm.running_var
+    if norm.training and plan.num_edges > 0:
+        count, mean, variance = edge_statistics(plan, edges)
+        if plan.num_edges > 1 and torch.is_grad_enabled():
+            norm.observe(count, mean, variance)
+    dtype = edges.kept.dtype
+    rstd = torch.rsqrt(variance.to(dtype) + norm.eps)
+    linear, scale = module.edge_coefficients, norm.weight.to(dtype)
+    coefficients: Tensor = EdgeCoefficients.apply(
+        plan, *edges, count, mean.to(dtype), rstd, scale, linear.weight, linear.bias
+    )
+    return coefficients
+
+
+def plan_sweeps(module: "CorrelationPropagation", num_nodes: int, device: torch.device) -> SweepPlan:
+    """Return how to go over the edges of ``num_nodes`` nodes; what fits is asked once per number of nodes."""
+    dtype = matmul_dtype(module.input.weight)
+    learns = torch.is_grad_enabled()
+    memory = memory_of.setdefault(module, {})
+    key = (num_nodes, device, dtype, module.edge_chunk_size)
+    if learns and key not in memory:
+        sizes = module.sizes(num_nodes, num_nodes * max(num_nodes // 2 - 1, 0))
+        memory[key] = choose_memory(sizes, module.edge_chunk_size, device)
+    keep, chunk = memory.get(key, (False, 0))
+    chunk = chunk or module.edge_chunk_size or default_chunk_size(module.input.in_features, device)
+    num_edges = num_nodes * (num_nodes + 1) // 2
+    return SweepPlan(edge_tiles(num_nodes, chunk), num_edges, chunk, dtype, keep and learns)
