@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compare_generators import ALL, TITLES, best_options, parse_arguments, seeds
-from comparison.cells import Cell, read
-from comparison.contenders import ABLATIONS, ALONE, CONTROLS, LEARNED
-from comparison.probes import LEVELS, as_panel, watch
-from comparison.tables import interval, paired
+from comparison.arguments import parse_arguments
+from comparison.cells import Cell
+from comparison.contenders import ABLATIONS, ALL, ALONE, CONTROLS, LEARNED, TITLES
+from comparison.markdown import interval, paired
+from comparison.plan import best_options, seeds
+from comparison.probes import LEVELS, as_history, as_panel, watch
 from comparison.timing import read_times
 from comparison.training import one_thread
 from tqdm import tqdm
@@ -42,7 +43,7 @@ class Results:
 
     def runs(self, name: str) -> dict[int, dict[str, Any]]:
         """Results of a contender by seed."""
-        found = {cell.number: read(cell, self.args.out) for cell in self.cells(name)}
+        found = {cell.number: self.args.out.read(cell) for cell in self.cells(name)}
         return {seed: result for seed, result in found.items() if result is not None}
 
     def gains(self, names: list[str], base: str) -> dict[str, tuple[float, float] | float]:
@@ -101,16 +102,15 @@ def watched(results: Results) -> dict[str, dict[str, Any]]:
     classes = None
     for name in WATCHED:
         for cell in results.cells(name)[:1]:
-            file = results.args.out / "watched" / results.loss / f"{name}.json"
             with one_thread(), tqdm(total=cell.settings["iterations"], desc=f"watching {name}") as bar:
-                found[TITLES[name]] = watch(cell, file, classes, bar.update)
+                found[TITLES[name]] = watch(cell, results.args.out, classes, bar.update)
             classes = classes or found[TITLES[name]]["classes"]
     return found
 
 
 def hardness(results: Results) -> Any:
     """How hard negatives are over training."""
-    histories = {name: content["history"] for name, content in watched(results).items()}
+    histories = {name: as_history(row) for name, row in watched(results).items()}
     histories = {name: history for name, history in histories.items() if history["iterations"]}
     title = f"{words(results.loss)}: hardness of the synthetic negatives"
     return visualize.plot_hardness(histories, levels=LEVELS, title=title) if histories else None
@@ -123,7 +123,7 @@ def negatives(results: Results) -> Any:
         return None
     one = next(iter(found.values()))
     return visualize.plot_synthetic_negatives(
-        {name: as_panel(content["panel"]) for name, content in found.items()},
+        {name: as_panel(row) for name, row in found.items()},
         anchor_class=one["classes"][0],
         class_names=dict(zip(one["classes"], one["names"], strict=True)),
         title=f"{words(results.loss)}: four training classes and the negatives made for one",

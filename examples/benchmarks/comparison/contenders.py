@@ -26,67 +26,61 @@ class Contender:
 
     Attributes:
         title: its name there.
-        make: from ``num_classes``, ``embedding_size`` and what is tuned, to a generator; None for the loss alone.
+        make: from `num_classes`, `embedding_size`, what is tuned and `settings`, to a generator; None for the loss
+            alone. Results are filed under the contender's name and settings: another `make` leaves them valid.
         tuned: values to choose from, beside the learning rate.
-        schedule: ``"one_backward"`` or ``"alternating"``.
+        settings: what is not chosen: arguments of `make`, or a default of training that it replaces (`schedule`,
+            `beta`). They are columns of the results, and kept results of other settings are refused.
         tuned_as: contender whose trials choose for this one, too.
         length: of its runs, in units of everyone's.
-        fixed: options of its cells that are not chosen.
     """
 
     title: str
     make: Callable[..., BaseGenerator] | None
     tuned: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    schedule: str = "one_backward"
+    settings: Mapping[str, Any] = field(default_factory=dict)
     tuned_as: str | None = None
     length: int = 1
-    fixed: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What it is, but for what is tuned: results of another recipe are not its own."""
-        made = self.make
-        settings = dict(made.keywords) if isinstance(made, partial) else {}
-        kind = made.func if isinstance(made, partial) else made
-        return {"generator": kind and kind.__name__, "settings": settings, "schedule": self.schedule}
 
-    def completed(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Options of a cell: what was chosen, perhaps for another contender, unless this one has its own."""
-        own = self.recipe["settings"]
-        return {**{name: value for name, value in chosen.items() if name not in own}, **self.fixed}
+def given(
+    num_classes: int,
+    embedding_size: int,
+    *,
+    coefficient: float | None = None,
+    probability: float | None = None,
+    **options: Any,
+) -> GlobalCorrelationGenerator:
+    """Make GCA-HNG with a constant λ, or one that is 1 or 0 at random (with probability 0.5)."""
+    coefficients = coefficient if probability is None else "random"
+    return GlobalCorrelationGenerator(num_classes, embedding_size, coefficients=coefficients, **options)
 
 
 def ours(
     title: str,
-    schedule: str = "one_backward",
+    make: Callable[..., BaseGenerator] = GlobalCorrelationGenerator,
     also_tuned: Mapping[str, tuple[Any, ...]] | None = None,
-    **options: Any,
+    **settings: Any,
 ) -> Contender:
     """GCA-HNG, or what is left of it; tuned as the whole is."""
-    settings = {"num_layers": 1, "num_heads": 2, **options}
+    settings = {"num_layers": 1, "num_heads": 2, **settings}
     tuned = {"alpha": ALPHAS, "generator_lr": (1.5e-4, 1e-3), **(also_tuned or {})}
     return Contender(
-        title,
-        partial(GlobalCorrelationGenerator, **settings),
-        {name: values for name, values in tuned.items() if name not in options},
-        schedule,
+        title, make, {name: values for name, values in tuned.items() if name not in settings}, settings=settings
     )
 
 
-def ablation(
-    title: str, schedule: str = "one_backward", fixed: Mapping[str, Any] | None = None, **options: Any
+def tuned_as(
+    other: str, title: str, make: Callable[..., BaseGenerator] = GlobalCorrelationGenerator, **settings: Any
 ) -> Contender:
-    """GCA-HNG with something changed, and all else, tuned hyperparameters included, as in the whole."""
-    return replace(ours(title, schedule, **options), tuned={}, tuned_as="gca", fixed=fixed or {})
+    """GCA-HNG, or what is left of it, with the hyperparameters that were chosen for another contender."""
+    return replace(ours(title, make, **settings), tuned={}, tuned_as=other)
 
 
-def tuned_alike(title: str, other: str, fixed: Mapping[str, Any] | None = None, **options: Any) -> Contender:
-    """GCA-HNG or what is left of it, with the hyperparameters that were chosen for another contender."""
-    return replace(ours(title, **options), tuned={}, tuned_as=other, fixed=fixed or {})
-
+ablation = partial(tuned_as, "gca")  # GCA-HNG with one thing changed
 
 # Hyperparameters and graph of the hardest real negatives, but λ is learned in the place of 1, and counts in full.
-HARDEST_LEARNED: dict[str, Any] = {"other": "graph_hardest", "fixed": {"beta": 1e6}, "alpha": 0.0, "merging": "hardest"}
+HARDEST_LEARNED: dict[str, Any] = {"beta": 1e6, "alpha": 0.0, "merging": "hardest"}
 
 CONTENDERS = {
     "none": Contender("the loss alone", None),
@@ -103,42 +97,58 @@ CONTENDERS = {
         alpha=0.0,
         diversity_weight=0,
     ),
-    "gca_counting": ablation("GCA-HNG, α 0 and J_syn of full weight", fixed={"beta": 1e6}, alpha=0.0),
-    "gca_hardest": tuned_alike("GCA-HNG, α 0, J_syn of full weight, hardest candidates", **HARDEST_LEARNED),
-    "gca_hardest_free": tuned_alike(
-        "GCA-HNG, α 0, J_syn of full weight, hardest candidates, no J_div", **HARDEST_LEARNED, diversity_weight=0
+    "gca_counting": ablation("GCA-HNG, α 0 and J_syn of full weight", beta=1e6, alpha=0.0),
+    "gca_hardest": tuned_as(
+        "graph_hardest", "GCA-HNG, α 0, J_syn of full weight, hardest candidates", **HARDEST_LEARNED
+    ),
+    "gca_hardest_free": tuned_as(
+        "graph_hardest",
+        "GCA-HNG, α 0, J_syn of full weight, hardest candidates, no J_div",
+        **HARDEST_LEARNED,
+        diversity_weight=0,
     ),
     "constant": Contender(
         "constant λ, no graph", ConstantGenerator, {"alpha": ALPHAS, "coefficient": (0.25, 0.5, 0.75)}
     ),
-    "real": Contender("real negatives, merged at random", partial(ConstantGenerator, coefficient=1.0, alpha=0.0)),
+    "real": Contender(
+        "real negatives, merged at random", ConstantGenerator, settings={"coefficient": 1.0, "alpha": 0.0}
+    ),
     "hardest": Contender(
-        "hardest real negatives", partial(ConstantGenerator, coefficient=1.0, alpha=0.0, merging="hardest")
+        "hardest real negatives", ConstantGenerator, settings={"coefficient": 1.0, "alpha": 0.0, "merging": "hardest"}
     ),
     "random": Contender("random λ, no graph", RandomGenerator, {"alpha": ALPHAS, "probability": (0.25, 0.5, 0.75)}),
-    "graph_constant": ours("constant λ, node classification through the graph", coefficients=0.5),
-    "graph_random": ours("random λ, node classification through the graph", coefficients="random"),
-    "graph_real": ours("real negatives, node classification through the graph", coefficients=1.0, alpha=0.0),
+    "graph_constant": ours("constant λ, node classification through the graph", given, coefficient=0.5),
+    "graph_random": ours("random λ, node classification through the graph", given, probability=0.5),
+    "graph_real": ours("real negatives, node classification through the graph", given, coefficient=1.0, alpha=0.0),
     "graph_hardest": ours(
-        "hardest real negatives, node classification through the graph", coefficients=1.0, alpha=0.0, merging="hardest"
+        "hardest real negatives, node classification through the graph",
+        given,
+        coefficient=1.0,
+        alpha=0.0,
+        merging="hardest",
     ),
     "nodes_real": ours(
-        "real negatives, node classification without edges", coefficients=1.0, alpha=0.0, edge_messages=False
+        "real negatives, node classification without edges",
+        partial(given, edge_messages=False),
+        coefficient=1.0,
+        alpha=0.0,
     ),
     "linear_real": ours(
-        "real negatives, linear classification without a graph", coefficients=1.0, alpha=0.0, num_layers=0
+        "real negatives, linear classification without a graph", given, coefficient=1.0, alpha=0.0, num_layers=0
     ),
-    "linear_as_graph": tuned_alike(
-        "real negatives, linear classification without a graph, tuned as with it",
+    "linear_as_graph": tuned_as(
         "graph_real",
-        coefficients=1.0,
+        "real negatives, linear classification without a graph, tuned as with it",
+        given,
+        coefficient=1.0,
         alpha=0.0,
         num_layers=0,
     ),
-    "linear_hardest": tuned_alike(
-        "hardest real negatives, linear classification",
+    "linear_hardest": tuned_as(
         "graph_hardest",
-        coefficients=1.0,
+        "hardest real negatives, linear classification",
+        given,
+        coefficient=1.0,
         alpha=0.0,
         merging="hardest",
         num_layers=0,
@@ -189,15 +199,20 @@ STEPS = (
 
 ABLATIONS = {
     "no_propagation": ablation("no propagation, so that classification is linear", num_layers=0),
-    "no_edge_messages": ablation("no edge messages", edge_messages=False),
-    "scalar": ablation("one coefficient for each pair", channelwise=False),
+    "no_edge_messages": ablation("no edge messages", partial(GlobalCorrelationGenerator, edge_messages=False)),
+    "scalar": ablation("one coefficient for each pair", partial(GlobalCorrelationGenerator, channelwise=False)),
     "no_random_weighting": ablation("no random weighting", merging="mean"),
     "no_classification_term": ablation("without J_soft", classification_weight=0),
     "no_similarity_term": ablation("without J_sim", similarity_weight=0),
     "no_diversity_term": ablation("without J_div", diversity_weight=0),
     "no_strength": ablation("without e^(-α/L)", alpha=0.0),
-    "no_synthesis": ablation("without J_syn", fixed={"beta": 0.0}),
-    "full_weight": ablation("J_syn of full weight", fixed={"beta": 1e6}),
-    "detached": ablation("node classification kept out of the embeddings", classify_embeddings=False),
+    "no_synthesis": ablation("without J_syn", beta=0.0),
+    "full_weight": ablation("J_syn of full weight", beta=1e6),
+    "detached": ablation(
+        "node classification kept out of the embeddings", partial(GlobalCorrelationGenerator, classify_embeddings=False)
+    ),
     "alternating": ablation("alternating schedule", schedule="alternating"),
 }
+
+ALL = {**CONTENDERS, **ABLATIONS}
+TITLES = {name: contender.title for name, contender in ALL.items()}

@@ -1,19 +1,18 @@
 """What the generated negatives of a training run look like: how hard, and where among real samples."""
 
-import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from comparison.cells import Cell, identity, provenance, read_of
+from comparison.cells import Cell
+from comparison.study import PANEL, SEEN, Study
+from comparison.table import KEY, Row, origin, part_of
 from comparison.training import Run
 from pml_gca.generators import BaseGenerator, GlobalCorrelationGenerator
 from pml_gca.generators.interpolation import next_positive
 from pml_gca.losses import HardNegativeGenerationLoss
-from pml_gca.utils import runs
 from pml_gca.visualize import EmbeddingPanel, hardness
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles
@@ -39,7 +38,7 @@ class Probe:
         )
         self.images = self._images(self.rows)
         self.labels = data.labels[self.rows]
-        self.history: dict[str, list[Any]] = {"iterations": [], "hardness": [], "strength": [], "coefficients": []}
+        self.history: dict[str, list[Any]] = {"observed": [], "hardness": [], "strength": [], "coefficients": []}
 
     def _images(self, rows: Tensor) -> Tensor:
         """Distorted, but always alike, and without a draw that training would miss."""
@@ -77,7 +76,7 @@ class Probe:
             z = embeddings[negatives.anchors]
             found.append(hardness(z, embeddings[positives[negatives.anchors]], negatives.embeddings))
             coefficients += coefficients_of(generator, embeddings, labels)
-        self.history["iterations"].append(iteration)
+        self.history["observed"].append(iteration)
         quantiles = torch.cat(found).quantile(torch.tensor(LEVELS))
         self.history["hardness"].append([round(value, 4) for value in quantiles.tolist()])
         self.history["strength"].append(strength_of(generator, self.run))
@@ -130,29 +129,36 @@ def rounded(values: Tensor) -> list[list[float]]:
     return [[round(value, 4) for value in row] for row in values.tolist()]
 
 
-def as_panel(content: Mapping[str, Any]) -> EmbeddingPanel:
-    """What `Probe.panel` made, as tensors."""
-    return EmbeddingPanel(**{name: torch.tensor(values) for name, values in content.items()})
+def as_panel(row: Row) -> EmbeddingPanel:
+    """Return the panel of a watched run."""
+    return EmbeddingPanel(**{name: torch.tensor(row[name]) for name in PANEL if name in row})
 
 
-def watch(cell: Cell, file: Path, classes: list[int] | None, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Train a cell anew, watched; or read what is kept of that.
+def as_history(row: Row) -> dict[str, Any]:
+    """Return what `plot_hardness` draws of a watched run."""
+    return {"iterations": row["observed"], "hardness": row["hardness"]}
+
+
+def watch(cell: Cell, study: Study, classes: list[int] | None, tick: Callable[[], None] = lambda: None) -> Row:
+    """Train a cell again, watched; or read what the study kept of that.
 
     Args:
         cell: which.
-        file: to keep it in.
+        study: keeps what was seen.
         classes: of the panel; None: those that this run finds nearest to one another.
         tick: called after every iteration.
 
     Returns:
-        ``val_recall_at_1``, which is that of the cell itself, ``history``, ``classes``, their ``names``, and
-        ``panel``.
+        Row with `val_recall_at_1`, which is that of the cell itself; `observed`, `hardness`, `strength` and
+        `coefficients` over iterations; `classes` and their `names`; and the panel.
 
     Raises:
-        ValueError: the file is of another format or setting.
+        ValueError: it was watched with other settings, or the row is incomplete.
     """
-    if file.exists():
-        return read_of(identity(cell), file)
+    row = study.watched.find(cell)
+    if row is not None:
+        part_of(row, (*SEEN, "classes", "names", *PANEL[:2]), study.watched.file, cell.key)
+        return row
     probe = Probe(cell)
     every = cell.settings["evaluate_every"]
     probe.observe(0)
@@ -162,15 +168,16 @@ def watch(cell: Cell, file: Path, classes: list[int] | None, tick: Callable[[], 
             probe.observe(iteration)
         tick()
     classes = classes or probe.classes_near()
-    content = {
-        "cell": identity(cell),
-        **provenance(),
+    row = {
+        **dict(zip(KEY, cell.key, strict=True)),
+        **cell.settings,
+        **origin(),
         "val_recall_at_1": probe.run.recall("val"),
-        "history": probe.history,
+        **probe.history,
         "classes": classes,
         "names": [probe.run.data["train"].classes[label] for label in classes],
-        "panel": probe.panel(classes),
+        **probe.panel(classes),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_atomically(file, lambda temporary: temporary.write_text(json.dumps(content) + "\n"))
-    return content
+    study.watched.put(row)
+    study.watched.save()
+    return row

@@ -1,38 +1,35 @@
-"""What an iteration of each contender takes, timed in turns: a machine that is slow for a while is so for all."""
+"""Time an iteration of each contender, in turns: a machine that slows down for a while slows all of them."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
-from comparison.cells import Cell, content_of, identity, part_of, provenance, read_of
+from comparison.cells import Cell
+from comparison.study import Study
+from comparison.table import KEY, origin, part_of
 from comparison.training import Run
-from pml_gca.utils import runs
 
 ROUNDS = 8
 ITERATIONS = 10  # of each contender in a round
 WARM_UP = 3
 
 
-def file_of(folder: Path, loss: str) -> Path:
-    """Where times are kept."""
-    return folder / "time" / f"{loss}.json"
-
-
 def time_iterations(
     cells: Mapping[str, Cell],
-    folder: Path,
+    study: Study,
     rounds: int,
     iterations: int = ITERATIONS,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Time training, images drawn and distorted included, and keep the seconds of an iteration, round by round.
+    """Time training, image loading and distortion included, and keep the seconds of an iteration, round by round.
+
+    Times of the same loss that the study had before are dropped: only turns side by side can be compared.
 
     Args:
         cells: a run of each contender of one loss, by name.
-        folder: of the results.
-        rounds: how often each has its turn; ``ROUNDS`` for what is published.
+        study: keeps the times.
+        rounds: how often each has its turn; `ROUNDS` for what is published.
         iterations: of a turn.
         tick: called after each turn.
     """
@@ -48,39 +45,41 @@ def time_iterations(
                 run.step()
             seconds[name].append(round((time.perf_counter() - began) / iterations, 6))
             tick()
-    file = file_of(folder, next(iter(cells.values())).loss)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    timed = {name: identity(of_any_run(cell)) for name, cell in cells.items()}
-    runs.write_json(file, {"cell": timed, **provenance(), "seconds": seconds})
+    loss = next(iter(cells.values())).loss
+    times = study.times
+    times.rows = {key: row for key, row in times.rows.items() if row["loss"] != loss}
+    for cell, turns in zip(map(of_any_run, cells.values()), seconds.values(), strict=True):
+        times.put({**dict(zip(KEY, cell.key, strict=True)), **cell.settings, **origin(), "seconds": turns})
+    times.save()
 
 
 def of_any_run(cell: Cell) -> Cell:
-    """The first seed's, of no length: what an iteration takes is that of all."""
+    """Return seed 0 without a length: an iteration of every run takes as long."""
     settings = {name: value for name, value in cell.settings.items() if name not in ("iterations", "evaluate_every")}
     return replace(cell, number=0, settings=settings)
 
 
-def read_times(cells: Mapping[str, Cell], folder: Path) -> dict[str, list[float]]:
-    """Seconds of an iteration, round by round, of those contenders that have been timed.
+def read_times(cells: Mapping[str, Cell], study: Study) -> dict[str, list[float]]:
+    """Return the seconds of an iteration, round by round, of the contenders that were timed.
 
     Args:
         cells: a run of each contender of one loss, by name.
-        folder: of the results.
+        study: with the times.
 
     Raises:
-        ValueError: they were timed in another format or setting.
+        ValueError: they were timed with other settings.
     """
-    file = file_of(folder, next(iter(cells.values())).loss) if cells else None
-    if file is None or not file.exists():
-        return {}
-    timed = content_of(file)["cell"]
-    wanted = {name: identity(of_any_run(cells[name])) if name in cells else timed[name] for name in timed}
-    seconds = part_of(read_of(wanted, file, "time them anew by --time"), "seconds", timed, file)
-    return {name: values for name, values in seconds.items() if name in cells}
+    found = {}
+    for name, cell in cells.items():
+        timed = of_any_run(cell)
+        row = study.times.find(timed, "time them again with --time")
+        if row is not None:
+            found[name] = part_of(row, ("seconds",), study.times.file, timed.key)["seconds"]
+    return found
 
 
 def ratios(seconds: Mapping[str, list[float]]) -> dict[str, float]:
-    """Time of an iteration in units of that of the loss alone: median over rounds; empty if that was not timed."""
+    """Return the time of an iteration in units of the loss alone, median over rounds; empty without its times."""
     if "none" not in seconds:
         return {}
     return {

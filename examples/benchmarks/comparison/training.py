@@ -11,28 +11,30 @@ from torch.nn.functional import normalize
 from torch.optim.lr_scheduler import LambdaLR
 
 from comparison.cells import Cell
-from comparison.contenders import ABLATIONS, CONTENDERS, Contender
+from comparison.contenders import ALL
 from comparison.network import Embedder
+from comparison.study import METRICS
 from pml_gca import HardNegativeGenerationLoss
 from pml_gca.datasets import Glyphs
 from pml_gca.losses import NAMED_LOSSES
 from pml_gca.paper.training_setup import cosine_to_zero
 from pml_gca.utils import RecallCalculator, runs
 
-METRICS = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "mean_average_precision_at_r", "r_precision")
 FIXED = {"weight_decay": 1e-4, "proxy_lr_factor": 10.0}  # the latter in units of the network's learning rate
+DEFAULTS = {"schedule": "one_backward", "generator_lr": 1e-3, "classifier_lr": 1e-3, "beta": 20.0, **FIXED}
+COMMON = ("iterations", "embedding_size", "image_size", "classes_per_batch", "samples_per_class")
+COMMON += ("evaluate_every", "augment", "widths", "lr", *DEFAULTS)  # settings that no generator takes
 
 
 class Diverged(Exception):
-    """Training has come to nothing."""
+    """Embeddings are no longer finite."""
 
 
 class Run:
     """A cell while it is trained."""
 
     def __init__(self, cell: Cell) -> None:
-        settings, options = cell.settings, dict(cell.options)
-        self.settings = settings
+        self.settings = settings = {**DEFAULTS, **cell.settings}
         size = settings["image_size"]
         self.data = {
             "train": Glyphs("train", image_size=size, augment=settings["augment"], progress=False),
@@ -42,20 +44,19 @@ class Run:
         train, size = self.data["train"], settings["embedding_size"]
         self.network = Embedder(settings["image_size"], size)
         loss = NAMED_LOSSES[cell.loss](train.num_classes, size)
-        lr, generator_lr = options.pop("lr"), options.pop("generator_lr", 1e-3)
-        beta, classifier_lr = options.pop("beta", 20.0), options.pop("classifier_lr", 1e-3)
-        proxy_lr = FIXED["proxy_lr_factor"] * lr
+        lr = settings["lr"]
+        proxy_lr = settings["proxy_lr_factor"] * lr
         groups: list[dict[str, Any]] = [{"params": list(self.network.parameters()), "lr": lr}]
-        self.contender: Contender = {**CONTENDERS, **ABLATIONS}[cell.contender]
         self.generator = None
-        if self.contender.make is not None:
-            self.generator = self.contender.make(train.num_classes, size, **options)
-            loss = HardNegativeGenerationLoss(loss, self.generator, beta)
-            groups += loss.parameter_groups(generator_lr, classifier_lr, proxy_lr)
+        if make := ALL[cell.contender].make:
+            options = {name: value for name, value in cell.settings.items() if name not in COMMON}
+            self.generator = make(train.num_classes, size, **options)
+            loss = HardNegativeGenerationLoss(loss, self.generator, settings["beta"])
+            groups += loss.parameter_groups(settings["generator_lr"], settings["classifier_lr"], proxy_lr)
         elif own := list(loss.parameters()):
             groups.append({"params": own, "lr": proxy_lr})
         self.loss = loss
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=FIXED["weight_decay"], fused=True)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=settings["weight_decay"], fused=True)
         iterations = settings["iterations"]
         self.scheduler = LambdaLR(self.optimizer, lambda step: cosine_to_zero(iterations, step))
         self.source = torch.Generator().manual_seed(cell.seed)
@@ -80,7 +81,7 @@ class Run:
         embeddings = self.network(images)
         if not embeddings.isfinite().all():
             raise Diverged
-        if self.contender.schedule == "alternating":
+        if self.settings["schedule"] == "alternating":
             assert isinstance(self.loss, HardNegativeGenerationLoss)
             with self.loss.phase("embedding"):
                 self.descend(self.loss(embeddings, labels))

@@ -1,30 +1,20 @@
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.comparison import cell
 
-EXAMPLES = Path(__file__).parents[3] / "examples" / "benchmarks"
-sys.path.insert(0, str(EXAMPLES))
-import compare_generators  # noqa: E402
-import draw_evidence  # noqa: E402
-from comparison import cells, probes, training  # noqa: E402
+# The scripts, which helpers.comparison puts on the path.
+# isort: split
+import compare_generators
+import draw_evidence
+from comparison import probes, training
+from comparison.study import Study
 
 SMALL = ["--processes", "1", "--embedding-size", "8", "--image-size", "16", "--trials", "1", "--trial-iterations", "1"]
 SMALL += ["--iterations", "2", "--evaluate-every", "1", "--seeds", "1"]
-COMMON = {
-    "iterations": 3,
-    "embedding_size": 8,
-    "image_size": 16,
-    "classes_per_batch": 4,
-    "samples_per_class": 3,
-    "evaluate_every": 2,
-    "augment": True,
-}
-RECIPE = compare_generators.ALL["gca"].recipe
-CELL = cells.Cell("run", "n_pairs", "gca", 0, {"lr": 1e-3, "alpha": 2.0}, COMMON, RECIPE)
+CELL = cell("gca", {"alpha": 2.0, "iterations": 3}, stage="run", loss="n_pairs")
 
 
 def test_all_figures(tmp_path, capsys):
@@ -38,13 +28,19 @@ def test_all_figures(tmp_path, capsys):
     drawn = [Path(line) for line in capsys.readouterr().out.split()]
     assert [file.name for file in drawn] == [f"{name}_n_pairs.png" for name in draw_evidence.FIGURES]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in drawn)
-    kept = sorted((tmp_path / "results" / "watched" / "n_pairs").iterdir())
-    assert [file.stem for file in kept] == ["gca", "none"]
-    for file in kept:  # the run of the tables
-        cell = json.loads((tmp_path / "results" / "run" / "n_pairs" / file.stem / "0.json").read_text())
-        assert json.loads(file.read_text())["val_recall_at_1"] == cell["result"]["val_recall_at_1"]
-    assert json.loads(kept[0].read_text())["classes"] == json.loads(kept[1].read_text())["classes"]
-    with pytest.raises(SystemExit, match=r"draw_evidence\.py: .*none.0\.json is of another version or setting"):
+    study = Study(tmp_path / "results")
+    kept = study.watched.rows
+    assert [key[2] for key in kept] == ["gca", "none"]
+    for key, row in kept.items():  # the run of the tables
+        assert row["val_recall_at_1"] == study.load(*key)[2]["val_recall_at_1"]
+    first, second = kept.values()
+    assert first["classes"] == second["classes"]
+    before = study.watched.file.read_bytes()
+    draw_evidence.main(["--to", str(tmp_path), *arguments, "--figures", "hardness"])
+    assert study.watched.file.read_bytes() == before
+    with pytest.raises(
+        SystemExit, match=r"draw_evidence\.py: .*none.0\.json: .* has other settings \(image_size is 24"
+    ):
         draw_evidence.main(["--to", str(tmp_path), *arguments, "--image-size", "24"])
 
 
@@ -92,34 +88,37 @@ def test_a_watched_run_learns_what_it_learns_unwatched(tmp_path):
 
 
 def test_what_was_watched(tmp_path):
-    file = tmp_path / "gca.json"
-    found = probes.watch(CELL, file, None)
-    assert found["history"]["iterations"] == [0, 2]
-    for row in found["history"]["hardness"]:
+    found = probes.watch(CELL, Study(tmp_path), None)
+    history = probes.as_history(found)
+    assert history["iterations"] == [0, 2]
+    for row in history["hardness"]:
         assert row == sorted(row)
         assert len(row) == len(probes.LEVELS)
-    assert 0 <= found["history"]["strength"][1] <= found["history"]["strength"][0] == 1
-    mean, spread = found["history"]["coefficients"][0]
+    assert 0 <= found["strength"][1] <= found["strength"][0] == 1
+    mean, spread = found["coefficients"][0]
     assert 0.4 < mean < 0.6  # of a generator that has learned nothing yet
     assert 0 < spread < 0.5
     assert found["names"][0] == probes.ANCHOR
-    panel = probes.as_panel(found["panel"])
+    panel = probes.as_panel(found)
     assert set(panel.labels.tolist()) == set(found["classes"])
     anchors = int((panel.labels == found["classes"][0]).sum())
     assert anchors * (probes.NUM_CLASSES - 1) == 48  # no more than may be shown
     assert len(panel.synthetic) == 48
     assert set(panel.synthetic_labels.tolist()) == set(found["classes"][1:])
+
+
+def test_a_watched_run_is_kept(tmp_path, monkeypatch):
+    found = probes.watch(CELL, Study(tmp_path), None)
     ticks = []
-    assert probes.watch(CELL, file, None, lambda: ticks.append(1)) == json.loads(file.read_text())
+    monkeypatch.setattr("pml_gca.__version__", "9.9.9")
+    assert probes.watch(CELL, Study(tmp_path), None, lambda: ticks.append(1)) == found
     assert ticks == []  # kept, and not trained again
-    with pytest.raises(ValueError, match=r"gca\.json is of another version or setting \(number is 1, was 0\)"):
-        probes.watch(replace(CELL, number=1), file, None)
-    content = json.loads(file.read_text())
-    del content["format"], content["version"], content["machine"]
-    content["cell"]["version"] = "0.0.1"  # where the first files have it
-    file.write_text(json.dumps(content))
-    kept = probes.watch(CELL, file, None, lambda: ticks.append(1))
-    assert (kept["version"], kept["history"], ticks) == ("0.0.1", found["history"], [])
-    file.write_text(json.dumps({**content, "format": 2}))
-    with pytest.raises(ValueError, match=r"gca\.json is of another version or setting \(format is 1, was 2\)"):
-        probes.watch(CELL, file, None)
+    with pytest.raises(
+        ValueError, match=r"watched\.csv: run n_pairs gca 0 has other settings \(alpha is 1\.0, was 2\.0"
+    ):
+        probes.watch(replace(CELL, settings={**CELL.settings, "alpha": 1.0}), Study(tmp_path), None)
+    study = Study(tmp_path)
+    del study.watched.rows[CELL.key]["hardness"], study.watched.rows[CELL.key]["labels"]
+    study.watched.save()
+    with pytest.raises(ValueError, match=r"watched\.csv: run n_pairs gca 0 has no hardness, labels"):
+        probes.watch(CELL, Study(tmp_path), None)

@@ -1,0 +1,84 @@
+"""Arguments of compare_generators.py."""
+
+import argparse
+import os
+
+from comparison.contenders import ABLATIONS, ALL, CONTENDERS
+from comparison.study import Study
+from pml_gca.losses import NAMED_LOSSES
+from pml_gca.utils.command_line import check_minimums
+
+COUNTS = ("trials", "trial_iterations", "seeds", "iterations", "embedding_size", "evaluate_every", "processes")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Return the arguments; `out` and `trials_from` are studies."""
+    parser = argparse.ArgumentParser(
+        description="Train a small network on characters in 16 fonts with each generator and loss. First, the same "
+        "number of short trials for each (fewer where there are fewer choices) chooses hyperparameters on validation "
+        "classes. Then the chosen ones are trained from scratch with several seeds, and tested once. You can stop at "
+        "any time: the same command continues, and does no finished cell again.",
+    )
+    add = parser.add_argument
+    add("--losses", nargs="+", choices=NAMED_LOSSES, default=["n_pairs", "multi_similarity", "proxy_anchor"])
+    add(
+        "--generators",
+        nargs="+",
+        choices=ALL,
+        metavar="NAME",
+        help=f"{', '.join(ALL)} (default: those before {next(iter(ABLATIONS))}; with --report, all)",
+    )
+    add("--trials", type=int, default=6, help="for each generator and loss (default: %(default)s)")
+    add("--trial-iterations", type=int, default=800, help="of a trial (default: %(default)s)")
+    add("--seeds", type=int, default=5, help="0 to N - 1 (default: %(default)s)")
+    add("--iterations", type=int, default=2000, help="of a run (default: %(default)s)")
+    add("--embedding-size", type=int, default=64, help="channels (default: %(default)s)")
+    add("--image-size", type=int, default=32, help="side of the images, in pixels (default: %(default)s)")
+    add(
+        "--no-augment", dest="augment", action="store_false", help="distort each training image the same way every time"
+    )
+    add("--evaluate-every", type=int, default=100, help="iterations (default: %(default)s)")
+    add(
+        "--processes",
+        type=int,
+        default=max((os.cpu_count() or 2) // 2, 1),
+        help="how many cells train at a time, with one thread each (default: %(default)s)",
+    )
+    add(
+        "--out",
+        type=Study,
+        default="docs/evidence",
+        metavar="DIR",
+        help="folder of the study: its tables, and in cells/ a file for each finished cell that is not in them yet "
+        "(default: %(default)s)",
+    )
+    add(
+        "--trials-from",
+        type=Study,
+        metavar="DIR",
+        help="folder of another study: its trials choose, and its times are shown (default: that of --out)",
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--report", action="store_true", help="only print the tables of what is there")
+    instead.add_argument("--add", action="store_true", help="only move finished cells into the tables of the study")
+    instead.add_argument("--time", action="store_true", help="only time the iterations of what is tuned")
+    instead.add_argument(
+        "--repeat",
+        nargs=4,
+        metavar=("STAGE", "LOSS", "NAME", "NUMBER"),
+        help='only train one cell again, and compare: "run n_pairs gca 0", or "tune ..." for a trial',
+    )
+    args = parser.parse_args(argv)
+    args.generators = args.generators or list(ALL if args.report else CONTENDERS)
+    if args.trials_from and args.time:
+        parser.error("--time needs the trials of --out: leave out --trials-from")
+    args.trials_from = args.trials_from or args.out
+    check_minimums(parser, args, **dict.fromkeys(COUNTS, 1), image_size=16)  # the network halves images four times
+    if args.embedding_size % 2:
+        parser.error(f"--embedding-size must be divisible by the 2 heads of the graph, got {args.embedding_size}")
+    if args.repeat:
+        stage, loss, name, number = args.repeat
+        if not number.isdecimal():
+            parser.error(f"--repeat needs a number (a seed, or that of a trial) last, got {number}")
+        args.repeat = (stage, loss, name, int(number))
+    return args

@@ -1,0 +1,70 @@
+"""Which cells the comparison consists of, and what its trials chose."""
+
+import argparse
+import math
+from typing import Any
+
+from comparison.cells import Cell, trial_options
+from comparison.contenders import ALL, LEARNING_RATES
+from comparison.network import WIDTHS
+from comparison.training import FIXED
+
+
+def common_settings(args: argparse.Namespace, iterations: int) -> dict[str, Any]:
+    """Return the settings that all cells of a stage share, unless a contender replaces one."""
+    return {
+        "iterations": iterations,
+        "embedding_size": args.embedding_size,
+        "image_size": args.image_size,
+        "classes_per_batch": 27,
+        "samples_per_class": 3,
+        "evaluate_every": args.evaluate_every,
+        "augment": args.augment,
+        "widths": list(WIDTHS),
+        "schedule": "one_backward",
+        **FIXED,
+    }
+
+
+def trials(args: argparse.Namespace, loss: str, name: str) -> list[Cell]:
+    """Return the cells that choose hyperparameters of a contender."""
+    name = ALL[name].tuned_as or name
+    common = {**common_settings(args, args.trial_iterations), **ALL[name].settings}
+    tried = trial_options(name, loss, {"lr": LEARNING_RATES, **ALL[name].tuned}, args.trials)
+    return [Cell("tune", loss, name, i, {**common, **options}) for i, options in enumerate(tried)]
+
+
+def best_options(args: argparse.Namespace, loss: str, name: str) -> tuple[dict[str, Any], float] | None:
+    """Return the hyperparameters with the best Recall@1 on validation classes, and that; None while trials are missing.
+
+    Raises:
+        ValueError: a trial was made with other settings.
+    """
+    cells = trials(args, loss, name)
+    remedy = "choose another --out" if args.trials_from is args.out else "choose another --trials-from"
+    found = [args.trials_from.read(cell, remedy) for cell in cells]
+    if any(result is None for result in found):
+        return None
+    recalls = [result["val_recall_at_1"] for result in found if result is not None]
+    best = max(range(len(cells)), key=recalls.__getitem__)
+    tuned = sorted(["lr", *ALL[ALL[name].tuned_as or name].tuned])
+    return {option: cells[best].settings[option] for option in tuned}, recalls[best]
+
+
+def tried(args: argparse.Namespace, loss: str, name: str) -> str:
+    """Return how many of how many choices were tried."""
+    there_are = math.prod(len(values) for values in (LEARNING_RATES, *ALL[name].tuned.values()))
+    return f"{len(trials(args, loss, name))} of {there_are}"
+
+
+def seeds(args: argparse.Namespace, loss: str, name: str, options: dict[str, Any]) -> list[Cell]:
+    """Return the runs of a contender with the chosen hyperparameters; its own settings go before them."""
+    common = common_settings(args, args.iterations * ALL[name].length)
+    settings = {**common, **options, **ALL[name].settings}
+    return [Cell("run", loss, name, seed, settings) for seed in range(args.seeds)]
+
+
+def one_of_each(args: argparse.Namespace, loss: str) -> dict[str, Cell]:
+    """Return a run of each contender whose hyperparameters are chosen, whether it was asked for or not."""
+    best = {name: best_options(args, loss, name) for name in ALL}
+    return {name: seeds(args, loss, name, found[0])[0] for name, found in best.items() if found is not None}

@@ -1,0 +1,39 @@
+"""The report of compare_generators.py: all tables of the losses and contenders asked for."""
+
+import argparse
+
+from comparison.contenders import ABLATIONS, ALL, CONTROLS, LEARNED, STEPS, TITLES
+from comparison.markdown import ablation_table, chosen_table, control_table, loss_table, step_table
+from comparison.plan import best_options, one_of_each, seeds, trials, tried
+from comparison.timing import ratios, read_times
+
+
+def report(args: argparse.Namespace) -> str:
+    """Return all tables as Markdown; empty without results."""
+    parts = []
+    for loss in args.losses:
+        chosen, results, made_with = {}, {}, set[str]()
+        for name in args.generators:
+            best = best_options(args, loss, name)
+            if best is None:
+                continue
+            tested = seeds(args, loss, name, best[0])
+            found = {cell.number: args.out.read(cell) for cell in tested}
+            done = {seed: result for seed, result in found.items() if result is not None}
+            if done:
+                results[name] = done
+            elif args.trials_from is not args.out:
+                continue  # trials of another study, and no run in this one
+            made_with |= args.trials_from.machines(trials(args, loss, name)) | args.out.machines(tested)
+            if ALL[name].tuned_as is None:
+                chosen[name] = (*best, tried(args, loss, name))
+        if chosen or results:
+            times = ratios(read_times(one_of_each(args, loss), args.trials_from))
+            whole = {name: done for name, done in results.items() if name not in ABLATIONS}
+            parts += [f"## {loss}", loss_table(whole, TITLES, times)]
+            parts += [control_table(results, TITLES, LEARNED, CONTROLS), step_table(results, TITLES, STEPS)]
+            parts += [ablation_table(results, TITLES, "gca", list(ABLATIONS), times)]
+            if chosen:
+                parts += ["Chosen on validation classes:", chosen_table(chosen, TITLES)]
+            parts += [f"Trained with {' and '.join(sorted(made_with))}."]
+    return "\n\n".join(part for part in parts if part)

@@ -1,0 +1,268 @@
+import csv
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+from helpers.comparison import BENCHMARKS, SMALL, cell, result, rows
+
+# The scripts, which helpers.comparison puts on the path.
+# isort: split
+import compare_generators
+from comparison import contenders, running
+from comparison.arguments import parse_arguments
+from comparison.cells import Cell
+from comparison.plan import trials
+from comparison.study import Study
+from comparison.table import KEY, ORIGIN, Table, as_text, as_value
+
+import pml_gca
+
+DOCS = BENCHMARKS.parents[1] / "docs"
+
+
+NUMBERS = (0.1 + 0.2, 5e-324, 1e6, 1e22, -0.0, 7, 2**70, True, False, None, [1, 24], [[0.5, 1.0]], [])
+TEXTS = ("hardest", "2.15.0+cu132", "3.0", "true", "null", "", '"x"', "a,b", 'say "a"', "two\nlines", "ɢ", ["ɢ", "G"])
+
+
+@pytest.mark.parametrize("value", [*NUMBERS, *TEXTS])
+def test_a_value_comes_back_as_it_was(value, tmp_path):
+    table = Table(tmp_path / "t.csv", ("value",))
+    row = {**dict(zip(KEY, cell().key, strict=True)), "setting": value, "version": "1.0", "value": value}
+    table.put(row)
+    table.save()
+    (back,) = Table(table.file, ("value",)).rows.values()
+    assert back == row
+    assert type(back["value"]) is type(value)
+    assert repr(back["value"]) == repr(value)
+    assert as_value(as_text(value)) == value
+
+
+def test_a_missing_value_is_blank_and_none_is_not(tmp_path):
+    table = Table(tmp_path / "t.csv", ("value",))
+    for number, values in enumerate(({"value": None}, {"alpha": 2.0, "value": math.inf})):
+        table.put({**dict(zip(KEY, cell(number=number).key, strict=True)), **values})
+    table.save()
+    assert table.file.read_text().splitlines() == [
+        "stage,loss,contender,number,alpha,value",
+        "tune,proxy_anchor,none,0,,null",
+        "tune,proxy_anchor,none,1,2.0,Infinity",
+    ]
+    assert Table(table.file, ("value",)).rows == table.rows
+
+
+def test_rows_are_sorted_and_a_new_one_moves_no_other(tmp_path):
+    table = Table(tmp_path / "t.csv", ("value",))
+    for number in (10, 9, 2):
+        table.put({**dict(zip(KEY, cell(number=number).key, strict=True)), "value": number})
+    table.save()
+    before = table.file.read_text().splitlines()
+    assert [line.split(",")[3] for line in before[1:]] == ["2", "9", "10"]
+    table.put({**dict(zip(KEY, cell(number=5).key, strict=True)), "value": 5})
+    table.save()
+    after = table.file.read_text().splitlines()
+    assert [line for line in after if line not in before] == ["tune,proxy_anchor,none,5,5"]
+    assert [line for line in after if line in before] == before
+
+
+def test_a_study_gives_back_what_training_gave(tmp_path):
+    diverged = {**result(0.0), "diverged": 7}
+    trial = {name: value for name, value in result(0.3).items() if name != "metrics"}
+    wanted = [
+        (cell(), trial),
+        (cell("gca", {"alpha": 2.0}, stage="run", number=1), result(1 / 3)),
+        (cell("gca", {"alpha": 2.0}, stage="run"), diverged),
+    ]
+    for one, its in wanted:
+        Study(tmp_path).write(one, its)
+    assert [Study(tmp_path).read(one) for one, _ in wanted] == [its for _, its in wanted]
+    assert Study(tmp_path).add() == 3
+    assert not list(tmp_path.rglob("*.json"))
+    assert [Study(tmp_path).read(one) for one, _ in wanted] == [its for _, its in wanted]
+    assert Study(tmp_path).load(*wanted[1][0].key)[0] == wanted[1][0]
+    assert Study(tmp_path).add() == 0
+    first = rows(tmp_path / "runs.csv")[0]
+    assert (first["stage"], first["contender"], first["alpha"], first["diverged"]) == ("run", "gca", "2.0", "7")
+
+
+def test_a_finished_cell_that_contradicts_its_row_is_refused(tmp_path):
+    one = cell("gca", {"alpha": 2.0}, stage="run")
+    Study(tmp_path).write(one, result(0.5))
+    Study(tmp_path).add()
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("*.csv")}
+    other = cell("none", stage="run")
+    for its, change, where, column in (
+        (one, result(0.25), "runs.csv", "val_recall_at_1 is 0.25, was 0.5; recall_at_1 is 0.25, was 0.5"),
+        (one, result(0.5, (0.1, 0.2, 0.3)), "curves.csv", "recall_at_1 is [0.1, 0.2, 0.3], was [0.1, 0.2, 0.4]"),
+        (replace(one, settings={**one.settings, "alpha": 5.0}), result(0.5), "runs.csv", "alpha is 5.0, was 2.0"),
+        (
+            replace(one, settings={**one.settings, "merging": "mean"}),
+            result(0.5),
+            "runs.csv",
+            "merging is mean, was None",
+        ),
+    ):
+        Study(tmp_path).write(other, result(0.1))
+        Study(tmp_path).write(its, change)
+        with pytest.raises(ValueError, match=rf"gca.0\.json contradicts .*{where} \({re.escape(column)}\)"):
+            Study(tmp_path).add()
+        assert {file.name: file.read_bytes() for file in tmp_path.glob("*.csv")} == before
+        assert len(list(tmp_path.rglob("*.json"))) == 2  # nothing is lost
+    slower = result(0.5)
+    slower |= {"seconds": 9.0, "history": {**slower["history"], "seconds": [0.0, 5.0, 9.0]}}
+    Study(tmp_path).write(one, slower)
+    assert Study(tmp_path).add() == 2  # seconds contradict nothing, and the first ones stay
+    assert Study(tmp_path).read(one) == result(0.5)
+    Study(tmp_path).file(other).write_text("{}")
+    with pytest.raises(SystemExit, match=r"compare_generators\.py: .* is no result of this comparison"):
+        compare_generators.main(["--out", str(tmp_path), "--add"])
+
+
+def test_adding_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    study = Study(tmp_path)
+    study.write(cell(stage="run"), result())
+    monkeypatch.setattr(study.runs, "save", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        study.add()
+    assert Study(tmp_path).read(cell(stage="run")) == result()
+    assert Study(tmp_path).add() == 1
+    assert Study(tmp_path).read(cell(stage="run")) == result()
+    assert [len(rows(tmp_path / name)) for name in ("runs.csv", "curves.csv")] == [1, 1]
+
+
+def renamed(make):
+    """The same generator by another name."""
+    return lambda *args, **options: make(*args, **options)
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_results_outlive_versions_and_names_of_classes(added, tmp_path, capsys, monkeypatch):
+    arguments = [*SMALL, "--trials", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(compare_generators, "ROUNDS", 1)
+    monkeypatch.setattr(running, "train", lambda *_: result(0.5))
+    compare_generators.main(arguments)
+    compare_generators.main([*arguments, "--time"])
+    if added:
+        compare_generators.main([*arguments, "--add"])
+    capsys.readouterr()
+    compare_generators.main([*arguments, "--report"])
+    printed = capsys.readouterr().out
+    assert "1.00 ×" in printed
+    assert {row["version"] for row in rows(tmp_path / "times.csv")} == {pml_gca.__version__}
+    monkeypatch.setattr(pml_gca, "__version__", "9.9.9")
+    constant = contenders.ALL["constant"]
+    monkeypatch.setitem(contenders.ALL, "constant", replace(constant, make=renamed(constant.make)))
+    files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
+    before = {file: file.read_bytes() for file in files}
+    compare_generators.main([*arguments, "--report"])
+    assert capsys.readouterr().out == printed
+    compare_generators.main(arguments)  # trains nothing
+    capsys.readouterr()
+    assert {file: file.read_bytes() for file in files} == before
+    compare_generators.main([*arguments, "--seeds", "2"])
+    compare_generators.main([*arguments, "--add"])
+    versions = [row["version"] for row in rows(tmp_path / "runs.csv") if row["stage"] == "run"]
+    assert versions == [pml_gca.__version__ if number else "0.1.0" for number in (0, 1, 0, 1)]
+
+
+def test_the_kept_results_outlive_their_version(capsys, monkeypatch):
+    arguments = ["--losses", "multi_similarity", "--seeds", "3", "--out", str(DOCS / "evidence")]
+    reports = []
+    for version in ("0.1.0", "9.9.9"):
+        monkeypatch.setattr(pml_gca, "__version__", version)
+        compare_generators.main([*arguments, "--report"])
+        reports.append(capsys.readouterr().out)
+    assert "| GCA-HNG | 3 |" in reports[0]
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_a_contender_that_is_another_by_now_is_refused(added, tmp_path, monkeypatch):
+    args = parse_arguments([*SMALL, "--out", str(tmp_path)])
+    args.out.write(trials(args, "n_pairs", "constant")[0], result())
+    if added:
+        args.out.add()
+    another = replace(contenders.ALL["constant"], settings={"merging": "mean"})
+    monkeypatch.setitem(contenders.ALL, "constant", another)
+    with pytest.raises(SystemExit, match=r"tune n_pairs constant 0 has other settings \(merging is mean, was None\)"):
+        compare_generators.main([*SMALL, "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"run": 1}', '{"run": {}, "curve": {}}'])
+def test_a_broken_file_is_named(content, tmp_path):
+    file = tmp_path / "cells" / "tune" / "n_pairs" / "none" / "0.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    for arguments in ([*SMALL], ["--repeat", "tune", "n_pairs", "none", "0"], ["--add"]):
+        with pytest.raises(SystemExit, match=r"none.0\.json is no result of this comparison"):
+            compare_generators.main([*arguments, "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "content", ["", "stage,loss\nrun,n_pairs\n", "stage,loss,contender,number\nrun,n_pairs\n", '"']
+)
+def test_a_broken_table_is_named(content, tmp_path):
+    (tmp_path / "runs.csv").write_text(content)
+    for arguments in (["--report"], ["--repeat", "tune", "n_pairs", "none", "0"]):
+        with pytest.raises(SystemExit, match=r"runs\.csv, line \d is no row of a table of results"):
+            compare_generators.main([*SMALL, *arguments, "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("stage", "without", "message"),
+    [
+        ("run", {"val_recall_at_1": None, "seconds": None}, "has no val_recall_at_1, seconds"),
+        ("run", {"recall_at_1": None, "r_precision": None}, "has no recall_at_1, r_precision"),
+        ("tune", {"val_recall_at_1": None}, "has no val_recall_at_1"),
+        ("tune", {"curve": None}, "has no iterations, seconds, recall_at_1"),
+    ],
+)
+@pytest.mark.parametrize("added", [False, True])
+def test_a_result_that_lacks_something_is_named(added, stage, without, message, tmp_path, monkeypatch):
+    arguments = [*SMALL, "--generators", "none", "--trials", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(running, "train", lambda *_: result(0.5))
+    compare_generators.main(arguments)
+    if added:
+        study = Study(tmp_path)
+        study.add()
+        key = next(key for key in study.runs.rows if key[0] == stage)
+        for name in without:
+            study.runs.rows[key].pop(name, None)
+        if "curve" in without:
+            del study.curves.rows[key]
+        for table in (study.runs, study.curves):
+            table.save()
+    else:
+        file = next((tmp_path / "cells" / stage).rglob("*.json"))
+        content = json.loads(file.read_text())
+        content["run"] = {name: value for name, value in content["run"].items() if name not in without}
+        if "curve" in without:
+            content["curve"] = {name: content["curve"][name] for name in KEY}
+        file.write_text(json.dumps(content))
+    where = ("curves" if "curve" in without else "runs") + r"\.csv" if added else file.name
+    for wanted in (["--report"], ["--repeat", stage, "n_pairs", "none", "0"], *([] if added else [["--add"]])):
+        with pytest.raises(SystemExit, match=rf"{where}: {stage} n_pairs none 0 {message}"):
+            compare_generators.main([*arguments, *wanted])
+
+
+def test_the_tables_of_the_studies_are_such_as_are_written():
+    """Each is sorted and formatted as a study writes it, and has a curve for each run."""
+    for folder in ("evidence", "evidence_longer", "evidence_no_augment"):
+        study = Study(DOCS / folder)
+        assert study.runs.rows.keys() == study.curves.rows.keys()
+        for table in (study.runs, study.curves, study.times, study.watched):
+            assert table.file.exists() == bool(table.rows)
+            for key, row in table.rows.items():
+                assert Cell(*key, {}).key == key
+                assert "torch" in row or table in (study.curves, study.watched)
+            if table.rows:
+                lines = table.file.read_text()
+                with table.file.open(newline="") as file:
+                    fields = list(csv.reader(file))
+                assert fields[1:] == [
+                    [as_text(row[name]) if name in row else "" for name in fields[0]]
+                    for _, row in sorted(table.rows.items())
+                ]
+                assert "\r" not in lines
+    assert set(ORIGIN) <= set(next(iter(Study(DOCS / "evidence").runs.rows.values())))
