@@ -4,42 +4,14 @@ import copy
 
 import pytest
 import torch
+from helpers.registered_losses import LABELS, NUM_CLASSES, SIZE, make_loss, register, with_references, within_one_batch
 from losses.test_every_pml_loss import WORKS
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
-from torch import nn
 
-from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.losses import custom_losses as module
-from pml_gca.losses import synthetic_loss
 from pml_gca.losses.custom_losses import custom_losses, uses_negatives
-
-NUM_CLASSES, SIZE = 12, 8
-LABELS = torch.tensor([3, 7, 3, 0, 11, 3, 7, 0])
-
-
-def register(kind, form):
-    """A new subclass, as a registration holds for good."""
-    made = type(kind.__name__, (kind,), {})
-    synthetic_loss.register(made, form)
-    return made
-
-
-def with_references(loss, batch):
-    return loss(batch.embeddings, batch.labels, batch.pairs(), batch.references(), batch.reference_labels())
-
-
-def within_one_batch(loss, batch):
-    return loss(batch.references(), batch.reference_labels(), batch.pairs())
-
-
-def make_loss(wrapped):
-    torch.manual_seed(0)
-    generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2, dropout=0.0)
-    loss = HardNegativeGenerationLoss(wrapped, generator, collect_stats=True)
-    loss.levels["generator"].value.fill_(1.0)
-    return loss
 
 
 @pytest.fixture
@@ -248,51 +220,3 @@ def test_a_loss_that_cannot_be_copied_or_fails_otherwise_is_asked_by_training_it
 
     with pytest.raises(RuntimeError, match="of its own"):
         make_loss(Fails())(z, LABELS)
-
-
-class Returns(nn.Module):
-    """A loss of no library, and what it makes of its value."""
-
-    def __init__(self, finish):
-        super().__init__()
-        self.finish = finish
-
-    def forward(self, embeddings, labels, *args):
-        return self.finish(torch.cdist(embeddings, embeddings).mean(dim=1))
-
-
-NO_SCALARS = {
-    "one value each": (lambda values: values, ValueError, r"values\.mean\(\), got torch.float32 of shape \(\d+,\)"),
-    "a dict": (lambda values: {"loss": values.mean()}, TypeError, "got dict"),
-    "a number": (lambda values: values.mean().item(), TypeError, "got float"),
-    "a count": (lambda values: (values > 1).sum(), ValueError, "got torch.int64"),
-    "nothing": (lambda values: None, TypeError, "got NoneType"),
-}
-
-
-@pytest.mark.parametrize("labels", [LABELS, LABELS.unique()], ids=["negatives", "no positives, so no negatives"])
-@pytest.mark.parametrize("case", sorted(NO_SCALARS))
-def test_what_is_no_scalar_is_named(case, labels, z):
-    finish, kind, found = NO_SCALARS[case]
-    wrapped = register(Returns, within_one_batch)(finish)
-    loss = make_loss(wrapped)
-    before = copy.deepcopy(loss.state_dict())
-    with pytest.raises(kind, match=f"loss Returns, and what is registered for it, must return a scalar.*{found}"):
-        loss(z[: len(labels)], labels)
-    for name, value in loss.state_dict().items():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
-
-
-def test_what_a_registered_function_forgets_to_return_is_named(z):
-    wrapped = register(Returns, lambda loss, batch: None)(torch.mean)
-    with pytest.raises(TypeError, match="what is registered for it, must return a scalar tensor, got NoneType"):
-        make_loss(wrapped)(z, LABELS)
-
-
-def test_a_tensor_of_one_value_is_a_scalar(z):
-    values = []
-    for keepdim in (True, False):
-        loss = make_loss(register(Returns, within_one_batch)(lambda x, keep=keepdim: x.mean(0, keepdim=keep)))
-        torch.manual_seed(3)
-        values.append(loss(z, LABELS))
-    torch.testing.assert_close(values[0], values[1], rtol=0, atol=0)
