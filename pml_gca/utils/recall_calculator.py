@@ -1,4 +1,4 @@
-"""Recall@K as retrieval papers report it, for PML's ``AccuracyCalculator`` and testers."""
+"""Recall@K as retrieval papers report it, for PML's `AccuracyCalculator` and testers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,43 +40,41 @@ def _check_recall_at(recall_at: Sequence[int]) -> tuple[int, ...]:
 
 
 class RecallCalculator(pml.AccuracyCalculator):
-    """PML's ``AccuracyCalculator`` with one more metric, ``recall_at_K``, for each chosen K.
+    """PML's `AccuracyCalculator` with one more metric, `recall_at_K`, for each chosen K.
 
-    A query scores 1 when at least one of its K nearest references has its label, else 0;
-    ``recall_at_K`` is the mean over the queries. (PML's ``precision_at_1`` equals ``recall_at_1``; for
-    larger K, precision is the share of the K neighbours with the query's label, which is not recall.)
-    As in PML, queries without any match in the reference set are left out, and the result is nan if no
-    query is left. With K larger than the reference set, recall is taken over all references.
+    A query scores 1 if at least one of its K nearest references has its label, else 0. `recall_at_K` is the mean over
+    the queries. (PML's `precision_at_1` equals `recall_at_1`. For larger K, precision is the share of the K neighbours
+    that have the query's label, which is not recall.) As in PML, queries without any match in the reference set are
+    left out, and the result is nan if no query is left. If K exceeds the reference set, recall uses all references.
 
-    PML's own metrics are computed as ``AccuracyCalculator`` computes them with the same ``k``: where recall
-    needs more neighbours than that, they are given the first ``k`` only. (Among references at exactly equal
-    distance, a search for more neighbours may order them differently.) If only recall is asked for, no more
-    than the largest K neighbours are searched, whatever ``k`` is. Other than in PML, a ``k`` larger than the reference
-    set means all of it, so that no neighbour is counted that is none.
+    PML's own metrics are those of `AccuracyCalculator` with the same `k`: if recall needs more neighbours, they get
+    the first `k` only. (Among references at exactly equal distance, a search for more neighbours may order them
+    differently.) If only recall is requested, no more than the largest K neighbours are searched, whatever `k` is.
+    Unlike in PML, a `k` larger than the reference set means all of it: PML then counts neighbours that do not exist.
 
-    All metrics depend on which labels are equal, not on their values: PML's float32 would make one class of ids
-    from 2**24 on. Labels of several columns are equal where all columns are.
+    Metrics depend only on which labels are equal, not on their values: PML's float32 merges distinct ids from 2**24
+    on. Labels of several columns are equal if all columns are.
 
     Args:
-        include: names of the metrics to compute, PML's or ``recall_at_K``; empty for all.
-        exclude: names of metrics not to compute.
-        avg_of_avgs: average within each class first, then over the classes.
-        return_per_class: return a list with one value per class (in ascending order of label; classes
-            whose queries are all left out have no entry) instead of a float.
-        k: number of neighbours for PML's own metrics: an int, None (all references) or "max_bin_count".
-        label_comparison_fn: as in PML: takes labels of shape (Q, 1, ...) and (Q, K, ...), or two equally long
-            lists of labels, and returns which are of one class. It gets float32; float64 where float32 would change a
-            label; int64 where float64 would.
-        device: where to compute; None for a GPU if there is one.
-        knn_func: nearest-neighbour search; None for PML's ``FaissKNN`` (exact, L2), which needs faiss.
-        kmeans_func: clustering for NMI and AMI; None for PML's ``FaissKMeans``.
-        recall_at: the K for which to compute recall; the metric's name is ``recall_at_4`` for K = 4.
+        include: Names of the metrics to compute, PML's or `recall_at_K`; empty for all.
+        exclude: Names of metrics to leave out.
+        avg_of_avgs: Average within each class first, then over the classes.
+        return_per_class: Return a list with one value per class instead of a float, in ascending order of label.
+            Classes without any query that has a match have no entry.
+        k: Number of neighbours for PML's own metrics: an int, None (all references) or "max_bin_count".
+        label_comparison_fn: As in PML: takes labels of shape (Q, 1, ...) and (Q, K, ...), or two equally long
+            lists of labels, and returns which belong to one class. It gets float32; float64 if float32 would change a
+            label; int64 if float64 would.
+        device: Where to compute; None for a GPU if there is one.
+        knn_func: Nearest-neighbour search; None for PML's `FaissKNN` (exact, L2), which needs faiss.
+        kmeans_func: Clustering for NMI and AMI; None for PML's `FaissKMeans`.
+        recall_at: Values of K; the metric's name is `recall_at_4` for K = 4.
 
     Raises:
-        TypeError: ``recall_at``, ``include`` or ``exclude`` is not a tuple or list, or holds something other than ints
-            (a bool, too) or names; ``k`` is a bool; another argument is not of its type.
-        ValueError: ``recall_at`` is empty, holds a value below 1 or one value twice; or as PML raises for
-            its own arguments.
+        TypeError: `recall_at`, `include` or `exclude` is not a tuple or list, or holds something other than ints
+            (bools are refused) or names; `k` is a bool; another argument is not of its type.
+        ValueError: `recall_at` is empty, holds a value below 1 or a value twice; or as PML raises for its own
+            arguments.
 
     Example:
         >>> import torch
@@ -139,24 +137,25 @@ class RecallCalculator(pml.AccuracyCalculator):
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """The metrics of queries that search a reference set.
+        """Compute the metrics of queries that search a reference set.
 
         Args:
             query: (Q, D) embeddings, a tensor or an array.
-            query_labels: (Q,) or (Q, columns), integers or floats; anything that PML takes, and unsigned integers.
-            reference: (R, D); None for the queries themselves, each of which then searches all others.
-            reference_labels: (R, ...), as ``query_labels``.
-            ref_includes_query: whether the references begin with the queries.
-            include, exclude: names of the metrics to compute, of the calculator's; and of those not to.
+            query_labels: (Q,) or (Q, columns), integers or floats: anything that PML takes, and unsigned integers.
+            reference: (R, D); None for the queries themselves: each query then searches all others.
+            reference_labels: (R, ...), as `query_labels`.
+            ref_includes_query: Whether the references begin with the queries.
+            include, exclude: Names of the calculator's metrics to compute, and to leave out.
 
         Returns:
             Value of each metric by name.
 
         Raises:
-            TypeError: an argument is no tensor or array of real numbers; ``include`` or ``exclude`` holds no names.
-            ValueError: an embedding is NaN or infinite in float32, or too large for a distance in float32; a label is
-                NaN or beyond int64; sizes do not fit each other; ``include`` names a metric that is not there; the
-                references do not begin with the queries though ``ref_includes_query`` says so.
+            TypeError: An argument is not a tensor or array of real numbers; `include` or `exclude` holds other
+                things than names.
+            ValueError: An embedding is NaN or infinite in float32, or too large for a distance in float32; a label is
+                NaN or beyond int64; sizes do not match; `include` names an unknown metric; the references do not
+                begin with the queries although `ref_includes_query` is True.
         """
         check_metric_names("include", include)
         check_metric_names("exclude", exclude)
@@ -180,7 +179,7 @@ class RecallCalculator(pml.AccuracyCalculator):
 
     @contextmanager
     def _comparing(self, values: Tensor | None) -> Iterator[None]:
-        """For a while, the user's comparison gets the ``values`` of labels that are numbers."""
+        """Within this context, give the user's comparison the original `values` of numbered labels."""
         comparison = self.label_comparison_fn
         if values is not None:
             self.label_comparison_fn = ComparedValues(comparison, values, self.device)
@@ -190,16 +189,16 @@ class RecallCalculator(pml.AccuracyCalculator):
             self.label_comparison_fn = comparison
 
     def requires_knn(self) -> list[str]:
-        """Names of the metrics that need a neighbour search: PML's and every ``recall_at_K``."""
-        return [*super().requires_knn(), "mean_reciprocal_rank", *self._recall_metrics]  # PML forgets this one
+        """Return the names of metrics that need a neighbour search: PML's and every `recall_at_K`."""
+        return [*super().requires_knn(), "mean_reciprocal_rank", *self._recall_metrics]  # PML omits the second
 
     def determine_k(self, bin_counts: Tensor, num_reference_embeddings: int, ref_includes_query: bool) -> int:
-        """How many neighbours to search for each query, a match with itself not counted.
+        """Return how many neighbours to search for each query, not counting the query itself.
 
         Args:
-            bin_counts: for each label of the queries, its number of references, shape (classes,).
-            num_reference_embeddings: size of the reference set.
-            ref_includes_query: whether the references begin with the queries.
+            bin_counts: (classes,), number of references of each query label.
+            num_reference_embeddings: Size of the reference set.
+            ref_includes_query: Whether the references begin with the queries.
         """
         current = self.get_curr_metrics()
         available = num_reference_embeddings - int(ref_includes_query)
@@ -207,7 +206,7 @@ class RecallCalculator(pml.AccuracyCalculator):
         needed = min(largest, available)
         self._pml_k = None
         if any(name not in {*self._recall_metrics, *self.requires_clustering()} for name in current):
-            # Capped, as faiss pads with copies of the last reference, and others fail.
+            # Capped: faiss pads with copies of the last reference, other searches fail.
             wanted = super().determine_k(bin_counts, num_reference_embeddings, ref_includes_query)
             self._pml_k = min(wanted, available)
             needed = max(needed, self._pml_k)
@@ -236,12 +235,12 @@ class RecallCalculator(pml.AccuracyCalculator):
         label_counts: tuple[Tensor, Tensor],
         **kwargs: Any,
     ) -> float | list[float]:
-        """Recall@top from the labels of the neighbours, shape (Q, columns, ...), nearest first."""
+        """Compute Recall@top from the (Q, K, ...) labels of the neighbours, nearest first."""
         if not bool(not_lone_query_mask.any()):
             return pml.nan_accuracy(label_counts[0], self.return_per_class)
         query_labels = query_labels[not_lone_query_mask][:, None]
         same = self.label_comparison_fn(query_labels, knn_labels[not_lone_query_mask][:, :top]).bool()
-        # Labels of several columns compared elementwise are the same when all their columns are.
+        # Labels of several columns are equal if all columns are.
         same = same.reshape(*same.shape[:2], -1).all(dim=-1)
         hit = same.any(dim=1).cpu().double()  # not every device has float64
         return pml.maybe_get_avg_of_avgs(hit, query_labels.cpu(), self.avg_of_avgs, self.return_per_class)

@@ -1,6 +1,6 @@
-"""What a retrieval metric is computed from: embeddings that can be searched, and labels that stay apart.
+"""Prepare embeddings and labels for retrieval metrics.
 
-PML casts labels to float32, in which whole numbers are exact up to 2**24 only, so that different classes become one.
+PML casts labels to float32, which represents integers exactly only up to 2**24. Beyond that, distinct classes merge.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +16,15 @@ EXACT_DOUBLE = 2**53  # and up to here in float64
 
 
 def to_tensor(name: str, value: object) -> Tensor:
-    """A tensor or an array as a tensor.
+    """Return a tensor or an array as a detached tensor.
 
     Raises:
-        TypeError: it is neither, or holds something other than real numbers.
+        TypeError: `value` is neither, or holds something other than real numbers.
     """
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf":
             raise TypeError(
-                f"{name} must hold real numbers, got a numpy array of {value.dtype}; number classes that have names "
+                f"{name} must hold real numbers, got a numpy array of {value.dtype}; turn class names into numbers "
                 "with numpy.unique(names, return_inverse=True)[1]"
             )
         return torch.from_numpy(value)
@@ -36,7 +36,7 @@ def to_tensor(name: str, value: object) -> Tensor:
 
 
 def check_metric_names(name: str, metrics: Sequence[str]) -> None:
-    """Raise unless ``metrics`` are names; which there are is for the calculator to know."""
+    """Raise unless `metrics` is a tuple or list of strings; the calculator checks whether it knows them."""
     if not isinstance(metrics, (tuple, list)):
         raise TypeError(f"{name} must be a tuple or list of names of metrics, got {type(metrics).__name__}")
     for metric in metrics:
@@ -45,14 +45,14 @@ def check_metric_names(name: str, metrics: Sequence[str]) -> None:
 
 
 def embeddings_to_search(query: object, reference: object, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Check what is searched with and what is searched.
+    """Check and convert query and reference embeddings.
 
     Returns:
-        (Q, D) and (R, D), float32, on ``device``; the same tensor twice where the same was given.
+        (Q, D) and (R, D), float32, on `device`; one tensor twice if `reference` is `query`.
 
     Raises:
-        TypeError: an argument is no tensor or array of real numbers.
-        ValueError: one is not 2-D or holds nothing, their channels differ, or a value is NaN or infinite.
+        TypeError: An argument is not a tensor or array of real numbers.
+        ValueError: One is not 2-D or is empty, their channels differ, or a value is NaN or infinite.
     """
     given = {"query": query} if reference is query else {"query": query, "reference": reference}
     found, unusable = [], []
@@ -80,11 +80,11 @@ def embeddings_to_search(query: object, reference: object, device: torch.device)
 
 
 def exact_labels(name: str, value: object, count: int, of: str) -> Tensor:
-    """Labels on the host, in which nothing is lost: int64, or the floating dtype in which they came.
+    """Return labels on the host without loss: as int64, or in their own floating dtype.
 
     Raises:
-        TypeError: ``value`` is no tensor or array of real numbers.
-        ValueError: there are not ``count`` labels, one is NaN, or one is beyond int64.
+        TypeError: `value` is not a tensor or array of real numbers.
+        ValueError: There are not `count` labels, one is NaN, or one is beyond int64.
     """
     labels = to_tensor(name, value).cpu()
     if labels.ndim == 0 or len(labels) != count:
@@ -104,20 +104,20 @@ def exact_labels(name: str, value: object, count: int, of: str) -> Tensor:
 def retrieval_labels(
     query_labels: object, reference_labels: object, counts: tuple[int, int], keep_columns: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Labels that float32 tells apart where they differ.
+    """Return labels that stay distinct in float32.
 
     Args:
         query_labels: (Q, ...), real numbers.
         reference_labels: (R, ...), real numbers.
         counts: Q and R.
-        keep_columns: whether labels of several columns are to stay as they are; else equal rows are one class.
+        keep_columns: Keep labels of several columns as they are; otherwise equal rows become one class.
 
     Returns:
-        The labels of queries and references on the host, and None; or numbers in the order of the labels, in their
-        place, and the (V,) values that they number.
+        Labels of queries and references on the host, and None if they are exact in float32. Otherwise class numbers
+        in the order of the labels, and the (V,) label of each number.
 
     Raises:
-        TypeError, ValueError: see `exact_labels`; or the two do not fit each other.
+        TypeError, ValueError: See `exact_labels`; or the labels of queries and references do not match.
     """
     query = exact_labels("query_labels", query_labels, counts[0], "query")
     reference = query
@@ -132,8 +132,8 @@ def retrieval_labels(
         for name, labels in (("query_labels", query), ("reference_labels", reference)):
             if int(((labels > EXACT) | (labels < -EXACT)).sum()):
                 raise ValueError(
-                    f"{name} are {labels.dtype} and hold values beyond 2**24, so that query_labels ({query.dtype}) and "
-                    f"reference_labels ({reference.dtype}) cannot be compared: give both in one dtype"
+                    f"{name} are {labels.dtype} and hold values beyond 2**24, so query_labels ({query.dtype}) and "
+                    f"reference_labels ({reference.dtype}) cannot be compared: pass both in one dtype"
                 )
         query, reference = query.float(), reference.float()
     everything = torch.cat([query, reference])
@@ -148,48 +148,48 @@ def retrieval_labels(
 
 
 def check_begins_with_queries(query_labels: Tensor, reference_labels: Tensor) -> None:
-    """Raise unless the labels of the queries are the first of the references."""
+    """Raise unless the references' labels begin with those of the queries."""
     count = len(query_labels)
     if count > len(reference_labels):
         raise ValueError(
-            f"reference must begin with the queries where ref_includes_query is True: they are {count}, and the "
-            f"references only {len(reference_labels)}"
+            f"reference must begin with the queries if ref_includes_query is True: got {count} queries, but only "
+            f"{len(reference_labels)} references"
         )
     if others := int((query_labels != reference_labels[:count]).reshape(count, -1).any(dim=1).sum()):
         raise ValueError(
-            f"reference must begin with the queries where ref_includes_query is True: {others} of its first {count} "
-            "labels are others"
+            f"reference must begin with the queries if ref_includes_query is True: {others} of its first {count} "
+            "labels differ"
         )
 
 
 def is_exact_in_float32(labels: Tensor) -> bool:
-    """Whether a cast to float32 changes none of them."""
+    """Return whether a cast to float32 changes no label."""
     if labels.is_floating_point():
         return bool((labels.float() == labels).all())
     return not bool(((labels > EXACT) | (labels < -EXACT)).any())
 
 
 def check_all_found(distances: object) -> None:
-    """Raise if a search left places empty: faiss then gives the largest number of float32, and a wrong neighbour."""
-    if not isinstance(distances, Tensor):  # a search of the user's own need not give them
+    """Raise if a search found too few neighbours: faiss then fills in wrong ones, at the largest float32 distance."""
+    if not isinstance(distances, Tensor):  # a custom search may return none
         return
     usable = distances.abs() < torch.finfo(torch.float32).max
     if missing := usable.numel() - int(usable.sum()):
         raise ValueError(
             f"the search found no neighbour in {missing} of {usable.numel()} places. Either query and reference are "
-            "too large for distances in float32: normalize or scale them; or knn_func searches a part only: let it "
-            "search more, or ask for fewer neighbours by k"
+            "too large for distances in float32: normalize or scale them. Or knn_func searches only a part of the "
+            "references: let it search more, or request fewer neighbours by k"
         )
 
 
 class ComparedValues:
-    """A comparison of labels for their numbers.
+    """Apply a comparison of labels to their class numbers.
 
     Args:
-        comparison: what compares labels. It gets float64, or int64 where float64 would change one; on an Apple GPU,
-            which has no float64, int64 or float32.
-        values: (V,) on the host, what the numbers stand for.
-        device: of the labels to compare.
+        comparison: Compares labels. It gets float64, or int64 if float64 would change one; on an Apple GPU, which has
+            no float64, int64 or float32.
+        values: (V,) on the host, the label of each number.
+        device: Device of the labels to compare.
     """
 
     def __init__(self, comparison: Comparison, values: Tensor, device: torch.device) -> None:

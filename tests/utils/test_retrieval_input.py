@@ -202,11 +202,11 @@ BAD = [
         ValueError,
         "query_labels must fit into int64, got 60 of 60 above 2**63 - 1; number the classes",
     ),
-    ((Q, QL, R, RL, True), ValueError, "reference must begin with the queries where ref_includes_query is True: "),
+    ((Q, QL, R, RL, True), ValueError, "reference must begin with the queries if ref_includes_query is True: "),
     (
         (Q, QL, Q[:9], QL[:9], True),
         ValueError,
-        "reference must begin with the queries where ref_includes_query is True:",
+        "reference must begin with the queries if ref_includes_query is True:",
     ),
 ]
 
@@ -220,7 +220,7 @@ def test_what_cannot_be_evaluated_is_named(args, error, message):
 def test_a_label_that_is_nearly_the_same_is_another():
     """PML compares labels by a relative tolerance."""
     everything, labels = torch.cat([Q, R]), torch.cat([QL, RL]) + 1_000_000
-    with pytest.raises(ValueError, match="60 of its first 60 labels are others"):
+    with pytest.raises(ValueError, match="60 of its first 60 labels differ"):
         calculator().get_accuracy(Q, QL + 1_000_001, everything, labels, True)
 
 
