@@ -1,19 +1,19 @@
-"""Whether pml-gca works on a device, what makes the device wait there, and how exact it is."""
+"""Check that pml-gca works on a device, what makes the host wait for it, and how exact the results are."""
 
 import argparse
 import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import measure
 import numpy as np
 import torch
+from cost.case import arithmetic
+from cost.machine import processor_name
 from pytorch_metric_learning import losses
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from pml_gca.losses.families import SyntheticBatch, synthetic_loss
 from pml_gca.losses.named_losses import NAMED_LOSSES, n_pairs
 from pml_gca.paper import load_published_generator
 from pml_gca.utils import RecallCalculator
+from pml_gca.utils.tables import markdown_table
 
 CLASSES, SIZE, BATCH = 20, 64, 30
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
@@ -32,15 +33,16 @@ REFERENCES = Path(__file__).parents[2] / "tests" / "data"
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="Train a step with every generator and loss in every precision, name what makes the device wait, "
-        "and compare with the CPU in float64 on the reference files of tests/data. Exits with 1 if a step fails.",
+        description="Train two steps with every generator, loss and precision. List the lines of code where the host "
+        "waits for a GPU. Compare results with the CPU in float64 on the reference files of tests/data. Exit with 1 "
+        "if a step fails.",
     )
-    parser.add_argument("--device", default="cuda", help="(default: %(default)s)")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu, ... (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU")
     device = torch.device(args.device)
-    print(f"{measure.machine(device.type)}, torch {torch.__version__}\n")
+    print(f"{processor_name(device.type)}, torch {torch.__version__}\n")
     failures = works(device)
     if device.type == "cuda":
         waits(device)
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def generators() -> dict[str, Callable[[], Any]]:
-    """Every generator of the package, small."""
+    """Return a function that builds a small generator, for every class of ``pml_gca.generators``."""
     made: dict[str, Callable[[], Any]] = {}
     for name in pml_gca.generators.__all__:
         kind = getattr(pml_gca.generators, name)
@@ -61,23 +63,17 @@ def generators() -> dict[str, Callable[[], Any]]:
 
 
 def batch(device: torch.device, size: int = BATCH, channels: int = SIZE) -> tuple[Tensor, Tensor]:
-    """Embeddings with gradient, three of a class, and labels."""
+    """Return embeddings (size, channels) that require a gradient, and their labels, three of each class."""
     source = torch.Generator().manual_seed(0)
     embeddings = torch.randn(size, channels, generator=source).to(device)
     return embeddings.requires_grad_(), (torch.arange(size) // 3).to(device)
 
 
-@contextmanager
-def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """The global settings of a precision, and autocast for the two short ones."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    with torch.autocast(device.type, dtype, enabled=precision in ("bf16", "fp16")):
-        yield
-
-
 def works(device: torch.device) -> int:
-    """Two training steps, an evaluation and a mining of every generator with every named loss; returns the failures."""
+    """Train and evaluate each combination of generator, loss and precision. Return the number of failures.
+
+    Try a miner and a calculator, too.
+    """
     failed = steps = 0
     for (generator, make), (name, loss_of), precision in (
         (g, n, p) for g in generators().items() for n in NAMED_LOSSES.items() for p in PRECISIONS
@@ -102,7 +98,7 @@ def works(device: torch.device) -> int:
 
 
 def train(generator: Any, inner: torch.nn.Module, precision: str, device: torch.device) -> None:
-    """Two steps whose loss, gradients and parameters are to be finite, then an evaluation."""
+    """Train two steps, evaluate, and assert that loss, gradients and parameters are finite."""
     torch.manual_seed(0)
     loss = HardNegativeGenerationLoss(inner, generator).to(device)
     embeddings, labels = batch(device)
@@ -111,7 +107,7 @@ def train(generator: Any, inner: torch.nn.Module, precision: str, device: torch.
     scaler = torch.amp.GradScaler(device.type, init_scale=256.0, enabled=precision == "fp16")
     for _ in range(2):
         embeddings.grad = None
-        with arithmetic(precision, device):
+        with arithmetic(precision, device.type):
             value = loss(embeddings, labels)
         scaler.scale(value).backward()
         if optimizer is not None:
@@ -128,7 +124,7 @@ def train(generator: Any, inner: torch.nn.Module, precision: str, device: torch.
 
 
 def waits(device: torch.device) -> None:
-    """What the host waits for in a forward and backward pass, by file and line."""
+    """Print where the host waits for the GPU in a forward and backward pass, by file and line."""
     references = batch(device, 12)
     for name in ("n_pairs", "contrastive", "multi_similarity", "proxy_anchor"):
         loss = HardNegativeGenerationLoss(NAMED_LOSSES[name](CLASSES, SIZE), GlobalCorrelationGenerator(CLASSES, SIZE))
@@ -148,12 +144,12 @@ def waits(device: torch.device) -> None:
 
 
 def train_once(loss: torch.nn.Module, *batch: Tensor | None) -> None:
-    """Forward and backward."""
+    """Run the loss forward and backward."""
     loss(*batch).backward()
 
 
 def waited(work: Callable[[], Any]) -> Counter[str]:
-    """Places, as torch reports them, where ``work`` makes the host wait for the GPU."""
+    """Count the waits for the GPU in ``work``, by the file and line that torch reports."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -167,10 +163,9 @@ def waited(work: Callable[[], Any]) -> Counter[str]:
 
 
 def exact(device: torch.device) -> None:
-    """Largest error, relative to the CPU in float64, on each reference file."""
+    """Print errors relative to the CPU in float64, for each reference file and precision."""
     names = ("coefficients", "synthetic", "loss", "embeddings' gradient", "parameters' gradient")
-    print("relative errors against the CPU in float64, |a - b| / |b|\n")
-    print(f"| reference file | precision | {' | '.join(names)} |\n|---|---|{'---:|' * len(names)}")
+    rows = []
     for path in sorted(REFERENCES.glob("*.npz")):
         with np.load(path) as file:
             if "meta.num_heads" not in file or "embeddings" not in file:
@@ -184,12 +179,18 @@ def exact(device: torch.device) -> None:
                 (torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b)).item()
                 for a, b in zip(found, expected, strict=True)
             ]
-            print(f"| {path.stem} | {precision} | {' | '.join(f'{e:.1e}' for e in errors)} |")
-    print()
+            rows.append([path.stem, precision, *(f"{error:.1e}" for error in errors)])
+    table = markdown_table(["reference file", "precision", *names], rows, left=2)
+    print(f"relative errors against the CPU in float64, |a - b| / |b|\n\n{table}\n")
 
 
 def everything(data: dict[str, Tensor], device: torch.device, precision: str, dtype: torch.dtype) -> list[Tensor]:
-    """Coefficients, synthetic negatives, the loss and its gradients of a reference file, in float64 on the CPU."""
+    """Compute a reference file in a precision on a device.
+
+    Returns:
+        Coefficients, synthetic negatives, the loss, and its gradients with respect to embeddings and parameters, moved
+        to the CPU and to float64.
+    """
     meta = {name.removeprefix("meta."): value.item() for name, value in data.items() if name.startswith("meta.")}
     state = {name.removeprefix("state."): value for name, value in data.items() if name.startswith("state.")}
     weights = ("alpha", "classification_weight", "similarity_weight", "diversity_weight")
@@ -200,7 +201,7 @@ def everything(data: dict[str, Tensor], device: torch.device, precision: str, dt
     rank = torch.arange(len(labels)) // meta["num_sampled_classes"]
     draws = data["out.random_weighting_draws"][rank][:, rank].to(device, dtype)
     z = data["embeddings"].detach().to(device, dtype, copy=True).requires_grad_()
-    with arithmetic(precision, device):
+    with arithmetic(precision, device.type):
         coefficients = generator.propagation(z.detach(), labels).coefficients
         negatives = generator.generate(z, labels, len(z), meta["metric_level"], draws)
         loss = synthetic_loss(n_pairs(0, 0), SyntheticBatch(z, labels, z, labels, negatives))
@@ -214,7 +215,7 @@ def everything(data: dict[str, Tensor], device: torch.device, precision: str, dt
 
 
 def repeats(device: torch.device) -> None:
-    """How far two runs of one seed are apart after five steps."""
+    """Print how far the parameters of two runs of one seed are apart after five steps."""
     for precision in ("fp32", "bf16"):
         runs = []
         for _ in range(2):
@@ -224,7 +225,7 @@ def repeats(device: torch.device) -> None:
             optimizer = torch.optim.AdamW(loss.parameter_groups(lr=1e-3))
             embeddings, labels = batch(device, 81, 128)
             for _ in range(5):
-                with arithmetic(precision, device):
+                with arithmetic(precision, device.type):
                     value = loss(embeddings, labels)
                 optimizer.zero_grad()
                 value.backward()

@@ -1,11 +1,12 @@
-"""GCA-HNG written down from its equations, as the yardstick for speed and memory.
+"""GCA-HNG as its equations stand, the baseline for speed and memory.
 
-Every ordered pair of a batch is an edge, every edge has its own projections, the graph is propagated twice an
-iteration, and autograd does the rest: what one writes first. Parameters are those of a
-`GlobalCorrelationGenerator`, so that results can be compared; none of its code runs.
+This is the first version that one would write. Each ordered pair of samples is an edge with its own projections. The
+graph is propagated twice per iteration, and autograd does the rest. The parameters are those of a
+`GlobalCorrelationGenerator`, which makes the results comparable, but none of its code runs.
 
-Axis legend: B samples, C classes among them, A of them with a positive, N training classes, D channels, H heads. Edges
-are the B² rows (i, j) in order, with ``ends`` (2, B²) their two nodes. Wanted are two classes, one with two samples.
+Axis legend: B samples, of which A have a positive; C classes among them; N training classes; D channels; H heads. Edges
+are the B² rows (i, j) in order; ``ends`` (2, B²) are their two nodes. A batch needs two classes, one of them with two
+samples.
 """
 
 import math
@@ -20,23 +21,23 @@ from pml_gca import GlobalCorrelationGenerator
 
 
 def linear(block: nn.Module, name: str, x: Tensor) -> Tensor:
-    """Affine map of (..., D) by the layer of ``block`` called ``name``."""
+    """Apply the linear layer ``name`` of ``block`` to (..., D)."""
     return F.linear(x, block.get_parameter(f"{name}.weight"), block.get_parameter(f"{name}.bias"))
 
 
 def layer_norm(block: nn.Module, name: str, x: Tensor) -> Tensor:
-    """Layer normalisation of (..., D) by the layer of ``block`` called ``name``."""
+    """Apply the layer normalisation ``name`` of ``block`` to (..., D)."""
     return F.layer_norm(x, x.shape[-1:], block.get_parameter(f"{name}.weight"), block.get_parameter(f"{name}.bias"))
 
 
 def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Batch normalisation of (R, D) with a scale and no shift, by the statistics of the batch."""
+    """Normalise (R, D) by the statistics of the batch, with a scale and no shift."""
     mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
     return F.batch_norm(x, mean, variance, norm.get_parameter("weight"), training=True)
 
 
 def negative_attention(block: nn.Module, nodes: Tensor, labels: Tensor) -> Tensor:
-    """Messages (B, D) to (B, D) nodes from the nodes of other classes and a zero-score sink, H heads side by side."""
+    """Return messages (B, D) to (B, D) nodes, from nodes of other classes and a sink of score 0, by H heads."""
     num_heads: Any = block.num_heads
     query, key, value = (
         linear(block, name, nodes).unflatten(1, (num_heads, -1)).transpose(0, 1) for name in ("query", "key", "value")
@@ -48,7 +49,7 @@ def negative_attention(block: nn.Module, nodes: Tensor, labels: Tensor) -> Tenso
 
 
 def update_nodes(block: nn.Module, nodes: Tensor, edges: Tensor, ends: Tensor, labels: Tensor) -> Tensor:
-    """(B, D) nodes and (B², D) edges to (B, D) nodes."""
+    """Return the new nodes (B, D), from nodes (B, D) and edges (B², D)."""
     nodes = layer_norm(block, "norm", F.gelu(nodes + negative_attention(block, nodes, labels)))
     messages = F.gelu(linear(block, "edge_to_node", edges))
     messages = torch.zeros_like(nodes).index_add(0, ends[0], messages.to(nodes.dtype))
@@ -58,7 +59,7 @@ def update_nodes(block: nn.Module, nodes: Tensor, edges: Tensor, ends: Tensor, l
 
 
 def update_edges(block: nn.Module, nodes: Tensor, edges: Tensor, ends: Tensor, dropout: float) -> Tensor:
-    """(B, D) nodes and (B², D) edges to (B², D) edges."""
+    """Return the new edges (B², D), from nodes (B, D) and edges (B², D)."""
     nodes = F.gelu(linear(block, "node_to_edge", nodes))
     first, second = nodes[ends[0]], nodes[ends[1]]
     query = linear(block, "query", edges)
@@ -73,7 +74,7 @@ def update_edges(block: nn.Module, nodes: Tensor, edges: Tensor, ends: Tensor, d
 def propagate(
     generator: GlobalCorrelationGenerator, embeddings: Tensor, labels: Tensor, dropout: float = 0.1
 ) -> tuple[Tensor, Tensor]:
-    """(B, D) embeddings and (B,) labels to node logits (B, N) and coefficients (B, B, D), as in training."""
+    """Return node logits (B, N) and coefficients (B, B, D) of embeddings (B, D) and labels (B,), in training mode."""
     propagation, size = generator.propagation, len(embeddings)
     sample = torch.arange(size, device=embeddings.device)
     ends = torch.stack([sample.repeat_interleave(size), sample.repeat(size)])
@@ -98,7 +99,15 @@ class Negatives(NamedTuple):
 
 
 def synthesize(embeddings: Tensor, labels: Tensor, coefficients: Tensor, draws: Tensor, strength: float) -> Negatives:
-    """(B, D) embeddings, (B,) labels, (B, B, D) coefficients, (B, B) draws u, and e^{−α/L} to synthetic negatives."""
+    """Return one synthetic negative for each anchor and each other class.
+
+    Args:
+        embeddings: (B, D).
+        labels: (B,) long.
+        coefficients: λ, (B, B, D).
+        draws: u of each anchor and sample, (B, B).
+        strength: e^{−α/L}.
+    """
     classes = labels.unique()
     members = [(labels == label).nonzero()[:, 0] for label in classes]
     positives = torch.empty_like(labels)
@@ -114,7 +123,7 @@ def synthesize(embeddings: Tensor, labels: Tensor, coefficients: Tensor, draws: 
     nearest, farthest = nearest[:, :, None], farthest[:, :, None]
     ratio = (nearest + (farthest - nearest) * coefficients * strength) / farthest
     pulled = torch.where(pullable[:, :, None], embeddings[:, None] + ratio * step, embeddings)
-    candidates = pulled.unbind(dim=1)  # of each sample, for all anchors
+    candidates = pulled.unbind(dim=1)  # candidates[j]: sample j, pulled toward each anchor
 
     merged = []
     for samples in members:
@@ -136,7 +145,7 @@ def synthesize(embeddings: Tensor, labels: Tensor, coefficients: Tensor, draws: 
 
 
 def n_pairs(embeddings: Tensor, negatives: Negatives) -> Tensor:
-    """J_syn: cross-entropy of z_i·z_p(i) among the z_i·ẑ_ic, mean over anchors."""
+    """Return J_syn: the cross-entropy of z_i·z_p(i) against all z_i·ẑ_ic, averaged over anchors."""
     anchors = embeddings[negatives.anchors]
     positive = (anchors * embeddings[negatives.positives]).sum(dim=1, keepdim=True)
     negative = (anchors[:, None] * negatives.embeddings).sum(dim=2)
@@ -151,7 +160,7 @@ def embedder_losses(
     strength: float = 1.0,
     dropout: float = 0.1,
 ) -> dict[str, Tensor]:
-    """J_syn and J_gce of (B, D) embeddings, for (B, B) draws."""
+    """Return J_syn and J_gce of embeddings (B, D), labels (B,) and draws (B, B)."""
     logits, coefficients = propagate(generator, embeddings, labels, dropout)
     negatives = synthesize(embeddings, labels, coefficients.detach(), draws, strength)
     return {"synthetic": n_pairs(embeddings, negatives), "node": F.cross_entropy(logits, labels)}
@@ -165,7 +174,7 @@ def generator_losses(
     strength: float = 1.0,
     dropout: float = 0.1,
 ) -> dict[str, Tensor]:
-    """J_soft, J_sim, J_div and J_gen of (B, D) embeddings without gradient, for (B, B) draws."""
+    """Return J_soft, J_sim, J_div and J_gen of detached embeddings (B, D), labels (B,) and draws (B, B)."""
     _, coefficients = propagate(generator, embeddings, labels, dropout)
     negatives = synthesize(embeddings, labels, coefficients, draws, strength)
     classifier = generator.auxiliary_classifier
@@ -190,18 +199,18 @@ def iteration(
     dropout: float = 0.1,
     draws: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """One iteration by the published schedule; the embedder's gradient is added to ``embeddings.grad``.
+    """Do one iteration of the published schedule. Add the embedder's gradient to ``embeddings.grad``.
 
     Args:
-        generator: its parameters are stepped.
+        generator: whose parameters are updated.
         embeddings: (B, D), a leaf that requires gradient.
         labels: (B,) long.
-        metric_loss: J_m of embeddings and labels.
-        optimizers: of the propagation, and of the auxiliary classifier.
+        metric_loss: computes J_m from embeddings and labels.
+        optimizers: one for the propagation, one for the auxiliary classifier.
         levels: L and G.
         beta: β.
         dropout: of the edge attention.
-        draws: (2, B, B) in [0, 1], u of anchor and sample in either pass; random by default.
+        draws: (2, B, B) in [0, 1], u of each anchor and sample in the first and the second pass; random by default.
 
     Returns:
         All loss terms, detached.

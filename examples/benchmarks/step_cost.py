@@ -1,4 +1,4 @@
-"""What a training step of HardNegativeGenerationLoss costs on this machine, beside a naive implementation of it."""
+"""Measure what a training step of HardNegativeGenerationLoss costs on this machine, beside a naive implementation."""
 
 import argparse
 import difflib
@@ -12,64 +12,67 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import measure
 import torch
-from measure import Case, Workload
-from report import Row, growth_lines, legend, plot, speed_lines, table, write_csv
+from cost import memory, timing
+from cost.case import Case
+from cost.machine import cpu_multiplies_bf16, processor_name
+from cost.plot import plot
+from cost.report import Row, growth_lines, legend, speed_lines, table, write_csv
+from cost.workload import Workload, deviation_from_fp32, matrix_products, torchvision_models, trunk_step
 from tqdm import tqdm
+
+from pml_gca.utils.command_line import check_minimums
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Time and memory of a training step of HardNegativeGenerationLoss, against the same mathematics "
-        "written down naively, against the machine's own matrix products, and as a share of training a trunk. Prints a "
-        "Markdown table.",
+        description="Measure time and memory of a training step of HardNegativeGenerationLoss. Compare them with a "
+        "naive implementation of the same equations, with bare matrix products, and with the training of a trunk. "
+        "Print a Markdown table.",
         epilog="Example: step_cost.py --batch-size 64 128 256 512 --edge-chunk-size 4096 --out cost --plot cost.png",
     )
     add = parser.add_argument
-    add("--batch-size", type=int, nargs="+", default=[81], metavar="B", help="one or more (default: 81)")
+    add("--batch-size", type=int, nargs="+", default=[81], metavar="B", help="one or more sizes (default: 81)")
     add("--samples-per-class", type=int, default=3, metavar="M", help="in a batch (default: %(default)s)")
-    add("--embedding-size", type=int, default=512, metavar="D", help="channels (default: %(default)s)")
-    add("--num-layers", type=int, default=2, metavar="K", help="rounds of propagation (default: %(default)s)")
-    add("--num-heads", type=int, default=4, metavar="H", help="of the node attention (default: %(default)s)")
-    add("--num-classes", type=int, metavar="N", help="of training (default: 100, or what the largest batch has)")
+    add("--embedding-size", type=int, default=512, metavar="D", help="channels of an embedding (default: %(default)s)")
+    add("--num-layers", type=int, default=2, metavar="K", help="propagation layers (default: %(default)s)")
+    add("--num-heads", type=int, default=4, metavar="H", help="heads of the node attention (default: %(default)s)")
+    add("--num-classes", type=int, metavar="N", help="training classes (default: 100, or as many as the largest batch)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     add(
         "--precision",
         choices=("fp32", "tf32", "bf16"),
         nargs="+",
         default=["fp32"],
-        help="one or more; tf32 on a GPU only, bf16 by autocast (default: fp32)",
+        help="one or more; tf32 needs a GPU, bf16 is autocast (default: fp32)",
     )
-    add("--edge-chunk-size", type=int, nargs="+", default=[], metavar="N", help="also with bounded edge memory")
-    add("--compile", action="store_true", help="also with torch.compile, fullgraph, of the propagation")
-    add("--cuda-graph", action="store_true", help="also as CUDA graphs, where they can be captured")
-    add("--trunk", metavar="NAME", help="a torchvision classifier, such as resnet50: the loss's share of its training")
+    what = "measure also with edges computed in chunks of N, which need less memory"
+    add("--edge-chunk-size", type=int, nargs="+", default=[], metavar="N", help=what)
+    add("--compile", action="store_true", help="measure also with a propagation compiled by torch.compile")
+    add("--cuda-graph", action="store_true", help="measure also as CUDA graphs, where they can be captured")
+    add("--trunk", metavar="NAME", help="a torchvision classifier, such as resnet50: show the loss's share of training")
     add("--image-size", type=int, default=224, metavar="S", help="side of the trunk's images (default: %(default)s)")
-    add("--repeats", type=int, default=5, metavar="R", help="timings of each, interleaved (default: %(default)s)")
-    add("--threads", type=int, default=torch.get_num_threads(), metavar="T", help="of the CPU (default: %(default)s)")
-    add("--naive-up-to", type=int, default=160, metavar="B", help="largest batch done naively (default: %(default)s)")
-    add("--no-memory", action="store_true", help="do not measure memory, which takes a fresh process for each row")
-    add("--out", type=Path, metavar="DIR", help="folder for step_cost.md and step_cost.csv")
-    add("--plot", type=Path, metavar="FILE.png", help="time and memory against the batch size")
-    add("--probe", help=argparse.SUPPRESS)  # what the fresh processes are started with
+    add("--repeats", type=int, default=5, metavar="R", help="how often to time each (default: %(default)s)")
+    add("--threads", type=int, default=torch.get_num_threads(), metavar="T", help="CPU threads (default: %(default)s)")
+    what = "largest batch that the naive implementation computes (default: %(default)s)"
+    add("--naive-up-to", type=int, default=160, metavar="B", help=what)
+    add("--no-memory", action="store_true", help="skip memory, which takes a fresh process for each row")
+    add("--out", type=Path, metavar="DIR", help="write step_cost.md and step_cost.csv to this folder")
+    add("--plot", type=Path, metavar="FILE.png", help="draw time and memory against the batch size")
+    add("--probe", help=argparse.SUPPRESS)  # fresh processes are started with it
     args = parser.parse_args(argv)
     check_arguments(parser, args)
     return args
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    at_least = {"batch_size": 2, "samples_per_class": 2, "edge_chunk_size": 1, "image_size": 32, "naive_up_to": 0}
-    for name in ("embedding_size", "num_layers", "num_heads", "repeats", "threads"):
-        at_least[name] = 1
-    for name, least in at_least.items():
-        values = getattr(args, name)
-        for value in values if isinstance(values, list) else [values]:
-            if value < least:
-                parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    """Check what argparse cannot, count the classes, and sort the batch sizes. Exit with a message at an error."""
+    at_least_1 = ("embedding_size", "num_layers", "num_heads", "edge_chunk_size", "repeats", "threads")
+    check_minimums(parser, args, batch_size=2, samples_per_class=2, **dict.fromkeys(at_least_1, 1))
+    check_minimums(parser, args, image_size=32, naive_up_to=0)
     if min(args.batch_size) <= args.samples_per_class:
         parser.error(
-            f"--batch-size must exceed --samples-per-class, as a batch of one class has no negatives, got "
+            "--batch-size must exceed --samples-per-class, because a batch of one class has no negatives, got "
             f"{min(args.batch_size)} and {args.samples_per_class}"
         )
     if args.embedding_size % args.num_heads:
@@ -88,7 +91,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     if args.trunk is not None:
         if importlib.util.find_spec("torchvision") is None:
             parser.error("--trunk needs torchvision")
-        models = measure.torchvision_models()
+        models = torchvision_models()
         names = models.list_models(module=models)
         if args.trunk not in names:
             near = difflib.get_close_matches(args.trunk, names, 3) or ["resnet50"]
@@ -104,7 +107,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 
 def cases_of(args: argparse.Namespace, batch_size: int) -> list[Case]:
-    """Everything to measure for one batch size."""
+    """Return everything to measure for one batch size."""
     shared = ("device", "samples_per_class", "embedding_size", "num_layers", "num_heads", "num_classes", "threads")
     settings: dict[str, Any] = {name: getattr(args, name) for name in shared}
     cases = []
@@ -118,18 +121,24 @@ def cases_of(args: argparse.Namespace, batch_size: int) -> list[Case]:
 
 
 def measure_batch_size(args: argparse.Namespace, batch_size: int, say: Callable[[str], None]) -> list[Row]:
-    """All rows of one batch size: memory in fresh processes, then times in this one."""
+    """Return all rows of one batch size. Memory is measured in fresh processes, times in this one.
+
+    Args:
+        args: of the command line.
+        batch_size: B.
+        say: called with what is done next.
+    """
     rows = [Row(case) for case in cases_of(args, batch_size)]
     tasks: dict[tuple[str, Any], Callable[[], Any]] = {}
     for k, row in enumerate(rows):
         case, captured = row.case, ["propagation", "step"]
-        if not args.no_memory or case.cuda_graph:  # what cannot be captured shows in a fresh process, too
+        if not args.no_memory or case.cuda_graph:  # a fresh process also finds out what can be captured
             say(f"memory of {case.name}, {case.precision}")
-            found = measure.in_fresh_process(case, Path(__file__))
+            found = memory.in_fresh_process(case, Path(__file__))
             row.peak_bytes, row.note = found.get("peak_bytes"), found.get("error", "")
             captured = found.get("captured", [] if row.note else captured)
         if not captured:
-            continue  # what failed there would fail here, and might take this process along
+            continue  # it would fail here, too, and might break this process
         say(f"setting up {case.name}, {case.precision}")
         work = Workload(case)
         if not case.is_naive:
@@ -138,25 +147,25 @@ def measure_batch_size(args: argparse.Namespace, batch_size: int, say: Callable[
             row.multiply_adds, row.estimated_bytes = cost.multiply_adds, cost.bytes
         for name in captured:
             run: Callable[[], None] = getattr(work, name)
-            tasks[name, k] = measure.captured(run) if case.cuda_graph else run
+            tasks[name, k] = timing.captured(run) if case.cuda_graph else run
     multiply_adds = {}
     for precision in args.precision:
         case = Case(batch_size, precision, device=args.device, embedding_size=args.embedding_size)
-        tasks["matrix products", precision], multiply_adds[precision] = measure.matrix_products(case)
+        tasks["matrix products", precision], multiply_adds[precision] = matrix_products(case)
         if args.trunk is not None:
-            tasks[args.trunk, precision] = measure.trunk_step(case, args.trunk, args.image_size)
+            tasks[args.trunk, precision] = trunk_step(case, args.trunk, args.image_size)
 
-    # All propagations, then all steps: what is compared lies side by side.
+    # Time all propagations, then all steps, so that what is compared runs side by side.
     order = sorted(tasks, key=lambda task: task[0])
-    times = measure.interleaved(
+    times = timing.interleaved(
         {task: tasks[task] for task in order}, args.repeats, args.device, lambda task: say(describe(task, rows))
     )
-    bandwidth = measure.copy_bandwidth() if args.device == "cuda" else None
+    bandwidth = timing.copy_bandwidth() if args.device == "cuda" else None
     for k, row in enumerate(rows):
         precision = row.case.precision
         row.propagation, row.step = times.get(("propagation", k), []), times.get(("step", k), [])
         if ("step", k) in tasks and not row.step:
-            row.note = row.note or "out of memory beside the others"
+            row.note = row.note or "out of memory while the others held theirs"
         row.trunk = times.get((args.trunk, precision), [])
         products = times.get(("matrix products", precision))
         row.rate = multiply_adds[precision] / statistics.median(products) if products else None
@@ -165,22 +174,23 @@ def measure_batch_size(args: argparse.Namespace, batch_size: int, say: Callable[
 
 
 def describe(task: tuple[str, Any], rows: list[Row]) -> str:
+    """Name a task for the progress bar."""
     name, which = task
     return f"{name} of {rows[which].case.name}, {rows[which].case.precision}" if isinstance(which, int) else name
 
 
 def deviations(args: argparse.Namespace) -> list[str]:
-    """How far the other precisions are from fp32."""
+    """Say how far the other precisions are from fp32."""
     lines = []
     plain = next(case for case in cases_of(args, args.batch_size[0]) if case.name == "pml-gca")
     for precision in args.precision:
         if precision != "fp32":
-            coefficient, loss = measure.deviation_from_fp32(replace(plain, precision=precision))
+            coefficient, loss = deviation_from_fp32(replace(plain, precision=precision))
             lines.append(
-                f"{precision} against fp32, B {plain.batch_size}: coefficients differ by {coefficient:.1e} at most, "
+                f"{precision} against fp32, B {plain.batch_size}: coefficients differ by at most {coefficient:.1e}, "
                 f"the loss by {loss:.2%}."
             )
-    if args.device == "cpu" and "bf16" in args.precision and not measure.cpu_multiplies_bf16():
+    if args.device == "cpu" and "bf16" in args.precision and not cpu_multiplies_bf16():
         lines.append("This CPU has no bf16 matrix instructions: bf16 saves memory here, not time.")
     return lines
 
@@ -188,18 +198,18 @@ def deviations(args: argparse.Namespace) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.probe is not None:
-        print(json.dumps(measure.probe(Case(**json.loads(args.probe)))))
+        print(json.dumps(memory.probe(Case(**json.loads(args.probe)))))
         return
     torch.set_num_threads(args.threads)
     header = (
-        f"{measure.machine(args.device)}, {args.threads} CPU threads, torch {torch.__version__}; "
+        f"{processor_name(args.device)}, {args.threads} CPU threads, torch {torch.__version__}; "
         f"D {args.embedding_size}, K {args.num_layers}, H {args.num_heads}, {args.num_classes} classes, "
         f"{args.samples_per_class} samples of a class in a batch"
     )
     rows: list[Row] = []
     notes = deviations(args)
     counts = [cases_of(args, b) for b in args.batch_size]
-    # Of each case a process and a set-up, and twice a round; of each round the matrix products and the trunk.
+    # For each case a process, a set-up and two tasks per round; in each round also matrix products and the trunk.
     extra = (1 + (args.trunk is not None)) * len(args.precision)
     total = sum(len(c) * (2 - args.no_memory) + (args.repeats + 1) * (2 * len(c) + extra) for c in counts)
     with tqdm(total=total, file=sys.stderr, unit="run") as bar:
@@ -211,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
 
             rows += measure_batch_size(args, batch_size, say)
             if args.compile:
-                torch.compiler.reset()  # every batch size compiles afresh, as a run with it would
+                torch.compiler.reset()  # each batch size compiles again, as a run of that size does
             lines = [*legend(rows), *growth_lines(rows), *speed_lines(rows), *notes]
             text = "\n\n".join([f"*{header}*", table(rows), "\n".join(f"- {line}" for line in lines)]) + "\n"
             if args.out is not None:

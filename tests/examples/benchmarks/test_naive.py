@@ -1,4 +1,4 @@
-"""The benchmark's yardstick computes what the generator computes; otherwise its time would say nothing."""
+"""The benchmark's baseline computes what the generator computes; otherwise comparing their times is meaningless."""
 
 import copy
 import math
@@ -114,7 +114,7 @@ def test_an_iteration_is_the_loss_then_its_steps(batch, monkeypatch):
     assert ours.node_classification_loss == pytest.approx(found["node"].item())
     assert 10 * ours.auxiliary_classification_loss == pytest.approx(found["auxiliary"].item())
 
-    # The second pass sees what the first has stepped: follow it with the generator's own gradients.
+    # The second pass runs with the updated parameters: repeat the updates with the generator's own gradients.
     parameters = [list(part.parameters()) for part in (ours.propagation, ours.auxiliary_classifier)]
 
     def step(term, weights, draw):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "benchmarks"))
-import measure
 import step_cost
+from cost import timing
 
 SMALL = ["--embedding-size", "16", "--num-layers", "1", "--num-heads", "2", "--repeats", "1"]
 SMALL += ["--threads", str(torch.get_num_threads())]
@@ -90,7 +90,7 @@ def test_memory_in_a_fresh_process_and_share_of_a_trunk(tmp_path, capsys):
 
 
 def test_a_case_that_fails_in_its_process_is_noted_and_left_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(step_cost.measure, "in_fresh_process", lambda case, script: {"error": "killed by signal 9"})
+    monkeypatch.setattr(step_cost.memory, "in_fresh_process", lambda case, script: {"error": "killed by signal 9"})
     step_cost.main([*SMALL, "--batch-size", "6", "--naive-up-to", "0", "--out", str(tmp_path)])
     assert "- B 6, fp32, pml-gca: killed by signal 9." in capsys.readouterr().out
     with (tmp_path / "step_cost.csv").open(newline="", encoding="utf-8") as file:
@@ -148,7 +148,7 @@ def test_a_captured_graph_keeps_alive_what_it_reads(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda *args: context)
     work = Work()
     kept = weakref.ref(work)
-    replay = measure.captured(work.step)
+    replay = timing.captured(work.step)
     del work
     gc.collect()
     assert kept() is not None

@@ -1,32 +1,25 @@
-"""The tables and the plot of step_cost.py."""
+"""The table of step_cost.py, its CSV file, and the sentences below the table."""
 
 import csv
+import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from measure import Case, growth_exponent
-
-# Okabe and Ito's colours, which the colour-blind can tell apart; the marker says it once more.
-STYLES = (
-    ("#D55E00", "s"),
-    ("#0072B2", "o"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#E69F00", "v"),
-    ("#56B4E9", "P"),
-    ("#000000", "X"),
-)
+from cost.case import Case
+from pml_gca.utils.tables import markdown_table
 
 
 @dataclass
 class Row:
-    """What was measured of a case; times in seconds, one for each repeat, none if it was not timed.
+    """The measurements of one case.
 
     Attributes:
-        rate: multiply-adds a second of the matrix products.
-        bandwidth: bytes a second of a copy, on a GPU.
+        case: how the step was computed.
+        propagation, step, trunk: seconds, one for each repeat; empty if not timed.
+        rate: multiply-adds per second of bare matrix products.
+        bandwidth: bytes per second of a copy on a GPU.
         peak_bytes: measured memory of a step.
         multiply_adds, estimated_bytes: of a step, as ``generator.cost`` counts them.
         note: what could not be measured, and why.
@@ -45,14 +38,17 @@ class Row:
 
 
 def quotient(a: float | None, b: float | None) -> float | None:
+    """Return a / b; None if one is missing or b is 0."""
     return a / b if a is not None and b else None
 
 
 def median(times: list[float]) -> float | None:
+    """Return the median; None without times."""
     return statistics.median(times) if times else None
 
 
 def quartiles(times: list[float]) -> tuple[float | None, float | None]:
+    """Return the first and third quartile; twice the median of fewer than two times."""
     if len(times) < 2:
         return median(times), median(times)
     first, _, third = statistics.quantiles(times, method="inclusive")
@@ -60,14 +56,14 @@ def quartiles(times: list[float]) -> tuple[float | None, float | None]:
 
 
 def record(row: Row, rows: list[Row]) -> dict[str, Any]:
-    """A row with all that follows from it and from its neighbours, by column of the CSV file."""
+    """Return a line of the CSV file by column: a row's measurements, and their ratios to those of other rows."""
     case = row.case
     alike = [r for r in rows if (r.case.batch_size, r.case.precision) == (case.batch_size, case.precision)]
     slow = next((r for r in alike if r.case.is_naive), Row(case))
     plain = next((r for r in alike if r.case.name == "pml-gca"), Row(case))
     propagation, step, trunk = median(row.propagation), median(row.step), median(row.trunk)
     arithmetic = quotient(row.multiply_adds, row.rate)
-    # At the least, every activation is written once and read once.
+    # At least, each activation is written once and read once.
     traffic = quotient(row.estimated_bytes and 2 * row.estimated_bytes, row.bandwidth)
     floor = max(arithmetic, traffic) if arithmetic is not None and traffic is not None else None
     propagation_quartiles, step_quartiles = quartiles(row.propagation), quartiles(row.step)
@@ -100,18 +96,21 @@ def record(row: Row, rows: list[Row]) -> dict[str, Any]:
 
 
 def spread(found: dict[str, Any], name: str) -> str:
+    """Write a median and its quartiles in ms."""
     middle, low, high = (found[f"{name}{part}_s"] for part in ("", "_quartile1", "_quartile3"))
     return "" if middle is None else f"{1000 * middle:.4g} ({1000 * low:.4g}–{1000 * high:.4g})"
 
 
 def number(value: float | None, form: str, factor: float = 1) -> str:
+    """Format a number; return "" for None."""
     return "" if value is None else format(factor * value, form)
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown; a column in which nothing was measured is left out."""
+    """Return a Markdown table, without the columns that no row has a value for."""
     cells: list[dict[str, str]] = []
     for found in (record(row, rows) for row in rows):
+        floors = [s for s in (found["arithmetic_floor_s"], found["traffic_floor_s"]) if s is not None]
         cells.append(
             {
                 "B": str(found["batch_size"]),
@@ -124,7 +123,7 @@ def table(rows: list[Row]) -> str:
                 "step, × plain's time": number(found["step_of_plain"], ".2f"),
                 "multiply-adds, 10⁹": number(found["multiply_adds"], ".4g", 1e-9),
                 "of matrix-product rate": number(found["efficiency"], ".0%"),
-                "floor, ms": number(max_or_none(found["arithmetic_floor_s"], found["traffic_floor_s"]), ".3g", 1000),
+                "floor, ms": number(max(floors, default=None), ".3g", 1000),
                 "step, × floor": number(found["step_of_floor"], ".1f"),
                 "peak memory, MB": number(found["peak_bytes"], ".0f", 1e-6),
                 "estimated, MB": number(found["estimated_bytes"], ".0f", 1e-6),
@@ -134,29 +133,23 @@ def table(rows: list[Row]) -> str:
             }
         )
     titles = [title for title in cells[0] if any(line[title] for line in cells)]
-    words = ("B", "precision", "how")
-    lines = [titles, ["---" if title in words else "--:" for title in titles]]
-    lines += [[line[title] for title in titles] for line in cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def max_or_none(a: float | None, b: float | None) -> float | None:
-    return max(a, b) if a is not None and b is not None else None
+    return markdown_table(titles, [[line[title] for title in titles] for line in cells], left=3)
 
 
 def legend(rows: list[Row]) -> list[str]:
-    """What the columns are, and what could not be measured."""
+    """Return sentences that explain the columns, and say what could not be measured."""
     lines = [
-        "Times are medians and quartiles of interleaved repeats. *Propagation*: graph, forward and backward. *Loss "
-        "step*: everything that the loss adds to an iteration, optimizer included; the naive one has the two graph "
-        "passes of the published schedule. *Plain*: pml-gca without options, in the same precision. *Of matrix-product "
-        "rate*: counted multiply-adds over the time that matrix products of the same widths take for as many. *Peak "
-        "memory*: of a loss step, beyond parameters and optimizer state, in a process of its own."
+        "Times are medians and quartiles of interleaved repeats. *Propagation*: one pass through the graph, forward "
+        "and backward. *Loss step*: everything that the loss adds to an iteration, optimizer included; the naive one "
+        "passes the graph twice, as in the published schedule. *Plain*: pml-gca without options, in the same "
+        "precision. *Of matrix-product rate*: the step's multiply-adds per second, as a share of the rate of bare "
+        "matrix products of the same widths. *Peak memory*: of a loss step, in addition to parameters and optimizer "
+        "state, in a process of its own."
     ]
     if any(row.bandwidth for row in rows):
         lines[0] += (
-            " *Floor*: the longer of the multiply-adds at the matrix-product rate, and of the estimated bytes written "
-            "and read once at the bandwidth of a copy."
+            " *Floor*: the time of the multiply-adds at the matrix-product rate, or the time to write and read the "
+            "estimated bytes once at the bandwidth of a copy, whichever is longer."
         )
     for precision in dict.fromkeys(row.case.precision for row in rows):
         rates = {r.case.batch_size: r.rate for r in rows if r.case.precision == precision and r.rate}
@@ -170,7 +163,7 @@ def legend(rows: list[Row]) -> list[str]:
 
 
 def series(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows that differ in batch size only, by name; the precision is named where there are several."""
+    """Group the rows that differ in batch size only, by name. Name the precision if there are several."""
     several = len({row.case.precision for row in rows}) > 1
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -179,13 +172,17 @@ def series(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def growth(rows: list[Row], what: str = "step") -> float | None:
-    """Exponent of B in the time of a step or a propagation; None for less than three batch sizes."""
+    """Return the exponent of B in the time of a step or a propagation; None for fewer than three batch sizes.
+
+    It is the slope of log time over log batch size.
+    """
     timed = [(row.case.batch_size, getattr(row, what)) for row in rows]
-    points = [(size, statistics.median(times)) for size, times in timed if times]
-    return growth_exponent([b for b, _ in points], [s for _, s in points]) if len(points) >= 3 else None
+    points = [(math.log(size), math.log(statistics.median(times))) for size, times in timed if times]
+    return statistics.linear_regression(*zip(*points, strict=True)).slope if len(points) >= 3 else None
 
 
 def growth_lines(rows: list[Row]) -> list[str]:
+    """Say how time grows with the batch size, where there are three sizes or more."""
     lines = []
     for title, what in (("Propagation", "propagation"), ("Loss step", "step")):
         exponents = {name: growth(of, what) for name, of in series(rows).items()}
@@ -194,7 +191,7 @@ def growth_lines(rows: list[Row]) -> list[str]:
 
 
 def speed_lines(rows: list[Row]) -> list[str]:
-    """How much faster than fp32 the other precisions are."""
+    """Say how much faster than fp32 the other precisions are."""
     fp32 = {(r.case.batch_size, r.case.name): median(r.step) for r in rows if r.case.precision == "fp32"}
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
@@ -206,47 +203,9 @@ def speed_lines(rows: list[Row]) -> list[str]:
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
+    """Write one line for each row, with the columns of `record`."""
     records = [record(row, rows) for row in rows]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(records[0]))
         writer.writeheader()
         writer.writerows(records)
-
-
-def plot(rows: list[Row], title: str, path: Path) -> None:
-    """Time and memory of a step against the batch size, both axes logarithmic, growth in the legend."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
-
-    figure, (time, memory) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
-    for k, (name, of) in enumerate(series(rows).items()):
-        color, marker = STYLES[k % len(STYLES)]
-        style = {"color": color, "marker": marker, "markersize": 6, "linewidth": 1.8, "capsize": 3}
-        exponent = growth(of)
-        label = name if exponent is None else f"{name}: time ∝ B$^{{{exponent:.2f}}}$"
-        timed = [(row.case.batch_size, statistics.median(row.step), quartiles(row.step)) for row in of if row.step]
-        bars = [[m - (low or m) for _, m, (low, _) in timed], [(high or m) - m for _, m, (_, high) in timed]]
-        time.errorbar([b for b, _, _ in timed], [m for _, m, _ in timed], bars, label=label, **style)
-        held = [(row.case.batch_size, row.peak_bytes / 1e9) for row in of if row.peak_bytes]
-        memory.errorbar([b for b, _ in held], [gb for _, gb in held], **style)
-    for panel, quantity in ((time, "Time of a loss step, s (quartiles)"), (memory, "Peak memory of a loss step, GB")):
-        panel.set(title=quantity)
-        if not any(len(line.get_xdata()) for line in panel.lines):
-            panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center")
-            continue  # an axis without data cannot be logarithmic
-        panel.set(xscale="log", yscale="log", xlabel="Batch size B")
-        panel.xaxis.set(
-            major_locator=FixedLocator(sorted({row.case.batch_size for row in rows})),
-            minor_locator=NullLocator(),
-            major_formatter="{x:.0f}",
-        )
-        panel.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:g}")
-        panel.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2)
-    figure.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

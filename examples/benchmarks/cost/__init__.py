@@ -1,0 +1,1 @@
+"""The measurements behind step_cost.py, its table and its plot."""
