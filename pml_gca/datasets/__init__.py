@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from ..utils.optional import import_pillow
 from .affine import AffineRange
 from .benchmarks import Benchmark, load_benchmark
+from .class_folder import ClassFolder
 from .class_subset import ClassSubset, UnreadableImageError, check_queries, small_classes
 from .glyphs import Glyphs
-from .image_folder import ClassFolder
 
 if TYPE_CHECKING:
     from .in_shop import InShop

@@ -1,4 +1,4 @@
-"""Random affine distortions of image batches: drawn, then applied, as pure functions of tensors."""
+"""Random affine distortions of image batches: functions that draw them and functions that apply them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AffineRange:
-    """Half-widths of the uniform ranges that an affine distortion is drawn from.
+    """Half-widths of the uniform ranges from which an affine distortion is drawn.
 
     Attributes:
         rotation: largest rotation either way, in degrees (0 to 180).
-        scale: largest relative change of size, drawn for each axis on its own (0 to below 1).
+        scale: largest relative change of size, drawn separately for each axis (0 to 0.95).
         shear: largest horizontal shear, as a slope.
         shift: largest shift along each axis, as a fraction of the image's side (0 to 1).
 
     Raises:
-        TypeError: a half-width is no number.
+        TypeError: a half-width is not a number.
         ValueError: a half-width is negative, not finite or too large.
     """
 
@@ -43,7 +43,7 @@ class AffineRange:
 
 
 def check_range(name: str, value: AffineRange | None, default: AffineRange) -> AffineRange:
-    """``value``, or ``default`` for None; TypeError for anything else."""
+    """Return ``value``, or ``default`` for None. Raise TypeError for anything else."""
     if not (value is None or isinstance(value, AffineRange)):
         raise TypeError(f"{name} must be an AffineRange or None, found {type(value).__name__}: {value!r}")
     return default if value is None else value
@@ -52,11 +52,11 @@ def check_range(name: str, value: AffineRange | None, default: AffineRange) -> A
 def draw_affines(count: int, limits: AffineRange, generator: torch.Generator | None = None) -> Tensor:
     """Draw ``count`` affine maps, shape (count, 2, 3), float32, in ``affine_grid``'s coordinates.
 
-    Each maps a point of the *output* image to the point of the input image it is read from; image
-    coordinates run from -1 to 1. The forward map is scale, then shear, then rotation, then shift, all about
-    the image's centre. ``generator`` is the source of chance; None takes torch's global one.
+    Each map takes a point of the *output* image to the point of the input image that it is read from. Image
+    coordinates run from -1 to 1. The forward map is scale, then shear, then rotation, then shift, all about the
+    image's centre. ``generator`` is the random number generator; None means torch's global one.
     """
-    # The arithmetic is numpy's, whose small operations cost a fraction of torch's: it matters for one image.
+    # numpy's small operations cost a fraction of torch's, which matters for single images.
     u = torch.rand(count, 6, generator=generator, device="cpu").numpy() * np.float32(2) - np.float32(1)
     angle = u[:, 0] * np.float32(math.radians(limits.rotation))
     scale_x, scale_y = 1 + u[:, 1] * np.float32(limits.scale), 1 + u[:, 2] * np.float32(limits.scale)
@@ -71,7 +71,7 @@ def draw_affines(count: int, limits: AffineRange, generator: torch.Generator | N
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 images of any shape as float32 in [0, 1]."""
+    """Return uint8 images of any shape as float32 in [0, 1]."""
     return images.to(torch.float32).div_(255.0)
 
 
@@ -81,7 +81,7 @@ def warp(images: Tensor, affines: Tensor, *, padding: str = "zeros") -> Tensor:
     Args:
         images: (N, C, H, W), uint8 in 0..255 or float32 in [0, 1].
         affines: (N, 2, 3) as from `draw_affines`.
-        padding: what lies outside the image: ``"zeros"``, ``"border"`` or ``"reflection"``.
+        padding: fill outside the image: ``"zeros"``, ``"border"`` or ``"reflection"``.
 
     Returns:
         (N, C, H, W) float32 in [0, 1].
@@ -92,10 +92,10 @@ def warp(images: Tensor, affines: Tensor, *, padding: str = "zeros") -> Tensor:
 
 
 def warp_fixed(images: Tensor, limits: AffineRange, seed: int, *, chunk: int = 1024) -> Tensor:
-    """Distort every image once, by maps drawn from ``seed``; (N, C, H, W) uint8 to the same, uint8."""
+    """Distort every image once, by maps drawn from ``seed``. Images are (N, C, H, W) uint8, before and after."""
     affines = draw_affines(len(images), limits, torch.Generator().manual_seed(seed))
     out = torch.empty_like(images)
-    for start in range(0, len(images), chunk):  # in parts: the sampling grid is 8 bytes a pixel and float
+    for start in range(0, len(images), chunk):  # in chunks: the sampling grid takes 8 bytes per pixel
         part = slice(start, start + chunk)
         out[part] = warp(images[part], affines[part]).mul_(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
     return out

@@ -1,4 +1,4 @@
-"""The data sets that papers on image retrieval train and test on, read and split as they do."""
+"""The usual data sets of image retrieval, read and split as papers do."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..utils.validation import check_flag
 from . import transforms
 from .class_subset import ClassSubset, ImageSource, Label, UnreadableImageError, raw_labels, read_image
 from .data_root import check_root
-from .image_search import tell_left_out
-from .pictures import UnknownRangeError, to_rgb
-from .sources import BENCHMARKS, MIN_CLASSES, checked, find_source, open_splits
+from .image_files import tell_left_out
+from .rgb import UnknownRangeError, to_rgb
+from .sources import BENCHMARKS, MIN_CLASSES, find_source, open_splits, splits_to_check
 from .splits import check_int, split_classes
 
 __all__ = ["BENCHMARKS", "Benchmark", "load_benchmark"]
@@ -35,10 +35,10 @@ class Benchmark:
     Attributes:
         name: e.g. ``"cub"``.
         train: training images, augmented.
-        val: images of the training classes held out, in the test transform; None if none are.
-        test: ``{"test": ...}``, or ``{"query": ..., "gallery": ...}`` whose labels agree.
+        val: images of the held-out training classes, with the test transform; None if none are held out.
+        test: ``{"test": ...}``, or ``{"query": ..., "gallery": ...}`` with common labels.
         recall_at: the K of Recall@K that papers report.
-        left_out: paths of the files that could not be read, where they were to be skipped.
+        left_out: paths of unreadable files, if these are skipped.
     """
 
     name: str
@@ -50,7 +50,10 @@ class Benchmark:
 
     @property
     def splits_to_eval(self) -> list[tuple[str, list[str]]] | None:
-        """For PML's testers: which split is sought in which; None for each in itself. Testers alter it."""
+        """Splits for PML's testers, each query split with its references; None if each split searches itself.
+
+        Testers alter the list, and each access therefore makes a new one.
+        """
         query, *gallery = self.test
         return [(query, gallery)] if gallery else None
 
@@ -71,30 +74,29 @@ def load_benchmark(
 ) -> Benchmark:
     """Read a benchmark's training and test images, and hold out some training classes for validation.
 
-    The validation classes follow from the raw labels, ``val_fraction`` and ``seed`` alone: the training classes
-    are sorted by the SHA-256 of ``"<seed>:<raw label>"``, and the last are held out. At least 2 classes are, and
-    2 are left.
+    The validation classes depend only on the raw labels, ``val_fraction`` and ``seed``. The training classes are
+    sorted by the SHA-256 of ``"<seed>:<raw label>"``, and the last ones are held out: at least 2, and at least 2 stay.
 
     Args:
         name: ``"cub"``, ``"cars196"``, ``"sop"``, ``"inshop"``, or ``"folder"`` for your own images in
-            ``<root>/<class>/<image>``, of whose classes half are trained and half are tested on, whatever the seed.
+            ``<root>/<class>/<image>``. Half the classes of a folder are for training and half for testing, with any
+            seed.
         root: the data set's folder.
         image_size: side of the images in pixels, 8 to 1024.
         val_fraction: share of the training classes to hold out, in [0, 1); 0 for none.
-        seed: of the classes held out, 0 to 2**63 - 1.
-        unreadable: ``"stop"`` raises an error when a file that cannot be read is met; ``"skip"`` decodes all files
-            up front, leaves those out, and warns.
-        check_train: whether to look at the files to train and validate on. False is for testing alone: these files
-            may be missing, which shows only where one is accessed, and ``unreadable="skip"`` leaves none of them out.
-        download: have PML download the data set if ``root`` is empty or does not exist. Not for ``"inshop"`` and
+        seed: seed for the choice of held-out classes, 0 to 2**63 - 1.
+        unreadable: ``"stop"`` raises an error on access to a file that cannot be read. ``"skip"`` decodes all files
+            up front, leaves out the unreadable ones, and warns.
+        check_train: whether to look for the files to train and validate on. False is for testing alone. These files
+            may then be missing, and only access to one of them fails. ``unreadable="skip"`` does not decode them.
+        download: let PML download the data set if ``root`` is empty or does not exist. Not for ``"inshop"`` and
             ``"folder"``.
-        train_transform: of a PIL image of any mode, see `to_rgb`; None for
-            `train_transform`.
-        test_transform: the same for validation and test.
-        progress: show a progress bar where 500 files or more are decoded up front.
+        train_transform: applied to PIL images of any mode, see `to_rgb`; None means `train_transform`.
+        test_transform: the same for validation and test images; None means `test_transform`.
+        progress: show a progress bar if 500 files or more are decoded up front.
 
     Raises:
-        ImportError: pillow is missing, or torchvision where a transform is not given.
+        ImportError: pillow is missing, or torchvision if a transform is not given.
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range, something is missing in ``root``, or there are too few classes.
     """
@@ -115,9 +117,9 @@ def load_benchmark(
     to_test = transforms.test_transform(image_size) if test_transform is None else test_transform
 
     splits = open_splits(name, folder, download=download, check_train=check_train)
-    if hasattr(splits["train"], "left_out"):  # of a folder of one's own, not all files may be images
+    if hasattr(splits["train"], "left_out"):  # a folder of one's own may hold other files, too
         tell_left_out(folder, splits["train"].left_out)
-    looked_at = checked(splits, check_train)
+    looked_at = splits_to_check(splits, check_train)
     as_rgb = train_transform is None or test_transform is None
     left_out = find_unreadable(looked_at, progress, as_rgb=as_rgb) if unreadable == "skip" else {}
     if left_out:
@@ -161,7 +163,7 @@ def _check_fraction(value: object) -> float:
 def find_unreadable(
     splits: Sequence[ImageSource], progress: bool, many: int = 500, *, as_rgb: bool = True
 ) -> dict[str, str]:
-    """Decode all files, and bring them to RGB with ``as_rgb``; path and reason of those that fail."""
+    """Decode all files, and with ``as_rgb`` convert them to RGB. Return path and reason of those that fail."""
     jobs = [(dataset, row, as_rgb) for dataset in splits for row in range(len(dataset.paths))]
     failed = {}
     with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
@@ -196,9 +198,9 @@ def _classes_left(dataset: ImageSource, left_out: dict[str, str]) -> set[Label]:
 def hold_out_classes(
     dataset: ImageSource, fraction: float, seed: int, left_out: dict[str, str], what: str
 ) -> tuple[list[Label], list[Label]]:
-    """Raw labels of the classes to train on, and of those to hold out, in this order.
+    """Return the raw labels of the classes to train on, and of those to hold out.
 
-    Which classes are held out does not depend on which images can be read.
+    The choice does not depend on which images can be read.
     """
     classes: list[Any] = sorted(set(raw_labels(dataset)))
     left = _classes_left(dataset, left_out)

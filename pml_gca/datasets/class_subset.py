@@ -1,4 +1,4 @@
-"""Chosen classes of a data set made in the manner of PML's, with labels from 0."""
+"""Chosen classes of a data set of PML's kind, with labels from 0."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch.utils.data import Dataset
 
 from ..utils.text import first_of
 from ..utils.validation import check_positive_int
-from .pictures import decode, what_to_do
+from .rgb import decode, what_to_do
 
 Label = int | str
-"""A class as its data set calls it: a number, or the name of a folder."""
+"""A class label of the data set itself: a number, or the name of a folder."""
 
 
 class UnreadableImageError(ValueError):
-    """An image file that cannot be read; the message names it and says what is wrong."""
+    """An image file cannot be read. The message names the file and the reason."""
 
 
 class ImageSource(Protocol):
-    """What PML's data sets have: the file and the raw label of each item, and items that start with the image."""
+    """The interface of PML's data sets: file and raw label of each item, and items that start with the image."""
 
     paths: Any
     labels: Any
@@ -34,21 +34,21 @@ class ImageSource(Protocol):
 
 
 class Labelled(Protocol):
-    """What this package's data sets have: (N,) labels from 0."""
+    """A data set of this package: (N,) labels from 0."""
 
     labels: Tensor
 
 
 class LabelledClasses(Labelled, Protocol):
-    """The same, and the classes that the labels index."""
+    """A `Labelled` data set with the classes that its labels index."""
 
     classes: list[Any]
 
 
 def raw_labels(dataset: ImageSource) -> list[Label]:
-    """The raw labels as a list, be they a list, an array or a tensor. TypeError, ValueError: see `ClassSubset`."""
+    """Return the raw labels, which may be a list, an array or a tensor, as a list. Raise as `ClassSubset` does."""
     if not (hasattr(dataset, "paths") and hasattr(dataset, "labels")):
-        raise TypeError(f"dataset must have paths and labels, as PML's have, found {type(dataset).__name__}")
+        raise TypeError(f"dataset must have paths and labels, like PML's data sets, found {type(dataset).__name__}")
     found = dataset.labels
     labels = found.tolist() if hasattr(found, "tolist") else list(found)
     if len(labels) != len(dataset.paths):
@@ -57,18 +57,18 @@ def raw_labels(dataset: ImageSource) -> list[Label]:
 
 
 def read_image(dataset: ImageSource, row: int) -> Any:
-    """The decoded image of one item. UnreadableImageError if its file cannot be read."""
+    """Return the decoded image of one item. Raise UnreadableImageError if its file cannot be read."""
     image: Any = None
     try:
         image = dataset[row][0]
-        if hasattr(image, "load"):  # PIL decodes on first use, which would be in the transform
+        if hasattr(image, "load"):  # PIL would decode on first use, in the transform
             decode(image)
     except Exception as error:  # PIL's plugins raise errors of many kinds on malformed files
         if hasattr(image, "close"):
             image.close()
         raise UnreadableImageError(
             f"{dataset.paths[row]} cannot be read as an image ({type(error).__name__}: {error}); "
-            f"{what_to_do(error)}, or have files that cannot be read skipped"
+            f"{what_to_do(error)}, or skip unreadable files"
         ) from error
     return image
 
@@ -78,10 +78,10 @@ class ClassSubset(Dataset[tuple[Any, int]]):
 
     Args:
         dataset: one of PML's data sets, or any with ``paths``, ``labels`` and items that start with an image.
-        classes: raw labels of the classes to take; None takes all that have images. The labels number these in
-            ascending order, also where one of them has no image.
+        classes: raw labels of the classes to take; None takes all that have images. New labels number these in
+            ascending order, and a class without images has a number, too.
         transform: applied to each image; None for none.
-        leave_out: paths of images not to take, as str or path objects, absolute or not. A warning names those
+        leave_out: paths of images to leave out, as str or path objects, absolute or relative. A warning names those
             that ``dataset`` does not have.
 
     Attributes:
@@ -135,7 +135,7 @@ class ClassSubset(Dataset[tuple[Any, int]]):
 
 
 def _rows_left(dataset: ImageSource, leave_out: object) -> list[int]:
-    """Rows of the images whose paths are not in ``leave_out``."""
+    """Return the rows of the images whose paths are not in ``leave_out``."""
     if isinstance(leave_out, (str, bytes, os.PathLike)) or not isinstance(leave_out, Iterable):
         found = f"{type(leave_out).__name__}: {leave_out!r}"
         raise TypeError(f"leave_out must be a collection of paths, such as ['folder/image.jpg'], found {found}")
@@ -150,7 +150,7 @@ def _rows_left(dataset: ImageSource, leave_out: object) -> list[int]:
     unknown = [out[path] for path in out.keys() - set(paths)]
     if unknown:
         warnings.warn(
-            f"{len(unknown)} of {len(out)} paths in leave_out are of no image of the data set: "
+            f"{len(unknown)} of {len(out)} paths in leave_out are not images of the data set: "
             f"{first_of(sorted(map(str, unknown)))}; expected paths such as {dataset.paths[0]}",
             stacklevel=3,
         )
@@ -158,7 +158,7 @@ def _rows_left(dataset: ImageSource, leave_out: object) -> list[int]:
 
 
 def small_classes(dataset: LabelledClasses, samples_per_class: int) -> list[tuple[str, int]]:
-    """Name and number of images of each class that has fewer than ``samples_per_class``, an integer."""
+    """Return name and number of images of each class with fewer than ``samples_per_class`` images."""
     check_positive_int("samples_per_class", samples_per_class, minimum=0)
     counts = torch.bincount(dataset.labels, minlength=len(dataset.classes)).tolist()
     pairs = zip(dataset.classes, counts, strict=True)
@@ -166,19 +166,19 @@ def small_classes(dataset: LabelledClasses, samples_per_class: int) -> list[tupl
 
 
 def check_queries(what: str, queries: Labelled, gallery: Labelled | None = None) -> str | None:
-    """Whether retrieval can be measured: what a query is to find is an image of its class, other than itself.
+    """Check that retrieval can be measured: each query needs another image of its class to find.
 
     Args:
-        what: the queries in words, such as "the validation set".
+        what: name of the queries in messages, such as "the validation set".
         queries: a data set with (N,) ``labels``.
-        gallery: what they search, with labels that agree; None for themselves.
+        gallery: the data set that they search, with common labels; None if they search each other.
 
     Returns:
-        A sentence about queries that find nothing, and do not count, or that cannot but find their class; None if
-        there are none.
+        A note about queries that have nothing to find and do not count, or that can only find their own class. None
+        if all is well.
 
     Raises:
-        ValueError: no query has anything to find, so that recall would be NaN.
+        ValueError: no query has anything to find, and recall would be NaN.
     """
     searched = queries.labels if gallery is None else gallery.labels
     length = 1 + int(max(queries.labels.max(), searched.max()))
@@ -193,5 +193,5 @@ def check_queries(what: str, queries: Labelled, gallery: Labelled | None = None)
     if lone:
         return f"{lone} of {total} images of {what} have no image of their class to find, and do not count"
     if len(searched.unique()) == 1:
-        return f"all images of {what} are of one class: recall is 1, whatever the model"
+        return f"all images of {what} are of one class: recall is 1 with any model"
     return None

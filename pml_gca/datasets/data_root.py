@@ -1,4 +1,4 @@
-"""Whether the folder of a data set holds all that it should, and where else it may lie."""
+"""Checks of a data set's folder, and a search nearby if it is another one."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 
 def check_root(root: object) -> Path:
-    """``root`` as a path; TypeError if it is none."""
+    """Return ``root`` as a path. Raise TypeError if it is not one."""
     if not isinstance(root, (str, os.PathLike)):
         raise TypeError(f"root must be a path, found {type(root).__name__}: {root!r}")
     return Path(root)
 
 
 def found_at(path: Path) -> str:
-    """What lies at ``path``, in words."""
+    """Describe what lies at ``path``: a folder, a file or nothing."""
     return "a folder" if path.is_dir() else "a file" if path.exists() else "nothing"
 
 
 def nearby_root(root: Path, is_root: Callable[[Path], bool]) -> Path | None:
-    """A folder that ``is_root``: the parent of ``root``, its parent, or a folder in ``root``; None if none is."""
+    """Return a folder for which ``is_root`` holds: one of two parents of ``root``, or a folder in it; else None."""
     with os.scandir(root) as entries:
         inside = sorted(entry.name for entry in entries if entry.is_dir())
     candidates = [*root.resolve().parents[:2], *(root / name for name in inside)]
@@ -28,13 +28,13 @@ def nearby_root(root: Path, is_root: Callable[[Path], bool]) -> Path | None:
 
 
 def other_root(root: Path, is_root: Callable[[Path], bool]) -> str:
-    """`nearby_root` as a question, for an error message; empty if there is none."""
+    """Return `nearby_root` as a question for an error message, empty if there is none."""
     found = nearby_root(root, is_root)
     return "" if found is None else f" (did you mean {found}?)"
 
 
 def missing_images(paths: Sequence[str]) -> list[str]:
-    """Those of ``paths`` that are no files. Folders are listed, as asking for each file is slow."""
+    """Return the paths that are not files. List each folder once: checking file by file is slow."""
     names: dict[str, set[str]] = {}
     missing = []
     for path in paths:
@@ -55,8 +55,8 @@ def _names_in(folder: str) -> set[str]:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a file, or a link that leads to one."""
+    """Return whether it is a file, or a link to one."""
     try:
         return entry.is_file()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False

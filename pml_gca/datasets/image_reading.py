@@ -1,4 +1,4 @@
-"""Image files to pixels, and which of them cannot be read."""
+"""Reading of many image files, with one error that names all unreadable ones."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tqdm import tqdm
 
 from ..utils.optional import import_pillow
 from ..utils.text import first_of
-from .pictures import to_rgb, what_to_do
+from .rgb import to_rgb, what_to_do
 
 MANY = 500
-"""Files from which on a progress bar is shown."""
+"""A progress bar is shown from this many files on."""
 
-_whole: set[int] = set()
+_known_readable: set[int] = set()
 
 
 def read_image(path: Path, size: int) -> Tensor:
-    """One file as (3, size, size) uint8: upright, shorter side scaled to ``size``, centre cut out."""
+    """Return a file as (3, size, size) uint8: upright, shorter side scaled to ``size``, centre cut out."""
     image_module = import_pillow()
     from PIL import ImageOps
 
@@ -35,20 +35,20 @@ def read_image(path: Path, size: int) -> Tensor:
 
 
 def check_images(root: Path, files: Sequence[Path], *, progress: bool = True) -> None:
-    """Decode every file; ValueError that counts and names those that fail. What was found whole is not read again."""
+    """Decode every file, once per process. Raise a ValueError that counts and names those that fail."""
 
     def check(row: int) -> None:
         status = files[row].stat()
         key = hash((str(files[row]), status.st_mtime_ns, status.st_size))
-        if key not in _whole:
+        if key not in _known_readable:
             _read(files[row], 1)
-            _whole.add(key)
+            _known_readable.add(key)
 
     _read_all(root, files, check, "checking images", progress=progress)
 
 
 def load_images(root: Path, files: Sequence[Path], size: int, *, progress: bool = True, threads: int = 16) -> Tensor:
-    """Every file by `read_image`, (N, 3, size, size); ValueError that counts and names those that fail."""
+    """Read every file by `read_image`, (N, 3, size, size). Raise a ValueError that counts and names failures."""
     images = torch.empty((len(files), 3, size, size), dtype=torch.uint8, device="cpu")
 
     def load(row: int) -> None:
@@ -59,7 +59,7 @@ def load_images(root: Path, files: Sequence[Path], size: int, *, progress: bool 
 
 
 def _read(path: Path, size: int) -> Any:
-    """A file as upright RGB, of ``size`` or larger."""
+    """Return a file as upright RGB, of ``size`` or larger."""
     with import_pillow().open(path) as file:
         if file.format in ("JPEG", "MPO"):
             file.draft("RGB", (size, size))  # decodes large photographs at a fraction of the cost
@@ -75,7 +75,7 @@ def _read_all(
     progress: bool,
     threads: int = 16,
 ) -> None:
-    """Call ``read`` with the row of each file; ValueError that counts and names those that fail, and says why."""
+    """Call ``read`` with the row of each file. Raise a ValueError that counts and names failures, with reasons."""
     failed: dict[int, Exception] = {}
 
     def attempt(row: int) -> None:

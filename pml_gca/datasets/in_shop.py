@@ -1,4 +1,4 @@
-"""DeepFashion's In-shop Clothes Retrieval Benchmark, in the manner of PML's data sets."""
+"""DeepFashion's In-shop Clothes Retrieval Benchmark, as a data set of PML's kind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATUSES = {
     "test": ("query", "gallery"),
     "train+test": ("train", "query", "gallery"),
 }
-"""For each split the statuses of its images in the partition file, in the order in which they come."""
+"""The statuses in the partition file of each split's images, in the order of the split."""
 
 PARTITION = "list_eval_partition.txt"
 HEADER = ["image_name", "item_id", "evaluation_status"]
@@ -29,7 +29,7 @@ NESTED = "In-shop Clothes Retrieval Benchmark"
 
 
 class InShop(BaseDataset):
-    """In-shop Clothes Retrieval: each photograph of ``query`` is sought among those of ``gallery``.
+    """In-shop Clothes Retrieval: each photograph of ``query`` searches those of ``gallery``.
 
     Query and gallery hold the same items, and train holds others. The data set cannot be downloaded
     automatically; see https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html.
@@ -49,7 +49,7 @@ class InShop(BaseDataset):
     An item is ``(image, label)``, as in PML.
 
     Raises:
-        TypeError: ``root`` is no path.
+        TypeError: ``root`` is not a path.
         ValueError: ``download`` is true, ``split`` is unknown, something is missing in ``root``, or the
             partition file is malformed.
     """
@@ -73,11 +73,11 @@ class InShop(BaseDataset):
         super().__init__(root, split, transform, target_transform)
 
     def get_available_splits(self) -> list[str]:
-        """Names of the splits."""
+        """Return the names of the splits."""
         return list(STATUSES)
 
     def generate_split(self) -> None:
-        """Fill ``paths`` and ``labels``; PML calls it once."""
+        """Fill ``paths`` and ``labels``. PML calls this once."""
         root = Path(self.root)
         partition, base = find_partition(root), find_image_base(root)
         if partition is None:
@@ -90,29 +90,29 @@ class InShop(BaseDataset):
         self.labels = [item for _, item, _ in rows]
 
     def download_and_remove(self) -> None:
-        """Refused, as the data set cannot be downloaded automatically."""
+        """Raise ValueError: the data set cannot be downloaded automatically."""
         raise ValueError(_how_to_get(Path(self.root)))
 
 
 def find_partition(root: Path) -> Path | None:
-    """The partition file of ``root``, None if there is none."""
+    """Return the partition file of ``root``, None if there is none."""
     folders = (root, root / "Eval", root / NESTED, root / NESTED / "Eval")
     return next((folder / PARTITION for folder in folders if (folder / PARTITION).is_file()), None)
 
 
 def find_image_base(root: Path) -> Path | None:
-    """The folder that the partition file's image names start from, None if there is none."""
-    # Img first: where case is ignored, Img passes for img, so that root would seem to hold img as well.
+    """Return the folder that image names in the partition file are relative to, None if there is none."""
+    # Look in Img first: on systems that ignore case, root seems to hold img if it holds Img.
     folders = (root / "Img", root, root / NESTED / "Img", root / NESTED)
     return next((folder for folder in folders if (folder / "img").is_dir()), None)
 
 
 def read_partition(path: Path) -> list[tuple[str, int, str]]:
-    """Image name, number of the item and status, for each image of a partition file.
+    """Return image name, item number and status of each image in a partition file.
 
     Raises:
-        ValueError: a line is malformed, names an image a second time or outside of the data set's folder, or the file
-            holds more or fewer images than its first line says.
+        ValueError: a line is malformed, repeats an image, or names one outside the data set's folder; or the number
+            of images is not that of the first line.
     """
     content = path.read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -141,17 +141,17 @@ def read_partition(path: Path) -> list[tuple[str, int, str]]:
         rows.append((columns[0], int(item[1]), columns[2]))
     if len(rows) != int(lines[0]):
         raise ValueError(
-            f"{path}, line 1: found {int(lines[0])} as the number of images, expected {len(rows)}, as many lines "
-            "follow; the file seems to be cut short or altered"
+            f"{path}, line 1: found {int(lines[0])} as the number of images, expected {len(rows)}, the number of lines "
+            "that follow; the file seems to be cut short or altered"
         )
     twice = next((numbers for numbers in lines_of.values() if len(numbers) > 1), None)
     if twice:
-        raise malformed(twice[1], f"each image once: it is in line {twice[0]}, too")
+        raise malformed(twice[1], f"each image once, but it is in line {twice[0]}, too")
     return rows
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name stays in the folder that it starts from, on every system."""
+    """Return whether a relative name stays in its folder, on every system."""
     return not (name.startswith("/") or "\\" in name or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"))
 
 

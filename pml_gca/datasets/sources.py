@@ -1,4 +1,4 @@
-"""Where each benchmark's images come from, and whether all of them are there."""
+"""The data set class and files of each benchmark, and checks that all images are there."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from ..utils.optional import import_pillow
 from ..utils.text import first_of, suggestion
 from .class_subset import ImageSource, Label, raw_labels
 from .data_root import found_at, missing_images, other_root
-from .image_search import find_images
-from .pictures import to_rgb
+from .image_files import find_images
+from .rgb import to_rgb
 from .splits import split_classes
 
 CUB, CARS196, SOP, INSHOP = "cub", "cars196", "sop", "inshop"
 FOLDER = "folder"
 MIN_CLASSES = 2
-"""Classes that a data set needs at least: with one there is nothing to tell apart."""
+"""Smallest number of classes of a data set. With one class there is nothing to tell apart."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a benchmark's images come from, and how it is scored.
+    """The files of a benchmark, the class that reads it, and how it is scored.
 
     Attributes:
-        dataset: dotted name of the class that reads it, made in the manner of PML's.
+        dataset: dotted name of the class that reads it, a data set of PML's kind.
         recall_at: the K of Recall@K.
-        label_files: what a complete root holds besides the images, for data sets that PML can download; empty for
+        label_files: files of a complete root besides the images, for data sets that PML can download. Empty for
             those that check their root themselves.
-        paired: of the label files, those with one line for each image.
-        rows: of the label files, those whose lines together are the images of all splits.
+        paired: the label files with one line for each image.
+        rows: the label files whose lines together list the images of all splits.
         headed: whether label files start with a line that is not read.
         test_splits: splits of ``dataset`` to test on; the first holds the queries.
     """
@@ -81,10 +81,10 @@ BENCHMARKS = {
 
 
 class FolderHalf(Dataset[tuple[Any, str]]):
-    """Half of the classes of ``<root>/<class>/<image>``, in the manner of PML; raw labels are the folders' names.
+    """Half of the classes of ``<root>/<class>/<image>``, as a data set of PML's kind.
 
-    The halves are those of `split_classes` with seed 0. Images are upright RGB.
-    ``left_out`` has the reason for each file of the folder that is not taken.
+    Raw labels are the folders' names. `split_classes` with seed 0 gives the halves. Images are upright RGB.
+    ``left_out`` has the reason for each file of the folder that is left out.
     """
 
     def __init__(self, root: str | os.PathLike[str], split: str) -> None:
@@ -105,7 +105,7 @@ class FolderHalf(Dataset[tuple[Any, str]]):
 
 
 def find_source(name: object) -> Source:
-    """The entry of :data:`BENCHMARKS`. TypeError if ``name`` is no str; ValueError if there is none, listing all."""
+    """Return the entry of `BENCHMARKS`. Raise TypeError if ``name`` is not a str, ValueError if it is not known."""
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, found {type(name).__name__}: {name!r}")
     if name not in BENCHMARKS:
@@ -115,13 +115,13 @@ def find_source(name: object) -> Source:
 
 
 def open_splits(name: str, root: Path, *, download: bool, check_train: bool = True) -> dict[str, ImageSource]:
-    """The train and test splits of a benchmark, by name, once all images that they list are known to be there.
+    """Return the train and test splits of a benchmark by name, after a check that all their images are there.
 
-    Those to train on are looked for only with ``check_train``.
+    Training images are looked for only with ``check_train``.
 
     Raises:
-        ValueError: something is missing in ``root``, its label files contradict themselves or name files outside of
-            it, or ``download`` is true where it cannot be.
+        ValueError: something is missing in ``root``, its label files contradict each other or name files outside it,
+            or the data set cannot be downloaded and ``download`` is true.
     """
     source = find_source(name)
     module, _, attribute = source.dataset.rpartition(".")
@@ -129,23 +129,23 @@ def open_splits(name: str, root: Path, *, download: bool, check_train: bool = Tr
     if download and name == FOLDER:
         raise ValueError(f"{FOLDER!r} stands for your own images, which cannot be downloaded")
     if download and (name == INSHOP or _is_empty(root)):
-        _open(dataset_class, name, source, root, "train", download=True)  # In-shop refuses, and says where to get it
+        _open(dataset_class, name, source, root, "train", download=True)  # In-shop says where to get it
     if source.label_files:
         _check_label_files(name, source, root)
     splits = {split: _open(dataset_class, name, source, root, split) for split in ("train", *source.test_splits)}
     _check_rows(name, source, root, splits)
-    paths = [path for dataset in checked(splits, check_train) for path in dataset.paths]
+    paths = [path for dataset in splits_to_check(splits, check_train) for path in dataset.paths]
     missing = missing_images(paths)
     if missing:
         raise ValueError(
             f"{len(missing)} of the {len(paths)} images of {name} are not in {root}: {first_of(missing)}; expected all "
-            "that its label files list: was the archive unpacked to the end?"
+            "that its label files list: was the archive unpacked completely?"
         )
     return splits
 
 
-def checked(splits: Mapping[str, ImageSource], check_train: bool) -> list[ImageSource]:
-    """Those of a benchmark's splits whose files are to be looked at."""
+def splits_to_check(splits: Mapping[str, ImageSource], check_train: bool) -> list[ImageSource]:
+    """Return the splits of a benchmark whose files must be there."""
     return [dataset for split, dataset in splits.items() if check_train or split != "train"]
 
 
@@ -168,7 +168,7 @@ def _check_label_files(name: str, source: Source, root: Path) -> None:
         hint = other_root(root, is_root)
         raise ValueError(f"{first_of(missing)} of {name} is missing in {root}{hint}; {expected}")
     counts = {file: _count_lines(root / file) for file in source.paired}
-    if len(set(counts.values())) > 1:  # PML would pass over the surplus without a word
+    if len(set(counts.values())) > 1:  # PML would silently ignore the surplus
         found = ", ".join(f"{count} in {file}" for file, count in counts.items())
         raise ValueError(f"the label files of {name} in {root} must have equally many lines, found {found}")
 
@@ -181,13 +181,13 @@ def _check_label_files(name: str, source: Source, root: Path) -> None:
 
 
 def _check_rows(name: str, source: Source, root: Path, splits: Mapping[str, ImageSource]) -> None:
-    """Refuse label files of which images would be passed over, counted twice or taken from elsewhere."""
+    """Refuse label files with images that would be ignored, counted twice or read from elsewhere."""
     paths = [os.path.abspath(path) for dataset in splits.values() for path in dataset.paths]
     listed = sum(_count_lines(root / file) for file in source.rows)
     if source.rows and listed != len(paths):
         raise ValueError(
-            f"{', '.join(source.rows)} of {name} in {root} list {listed} images, but {len(paths)} are of a class that "
-            "the data set has and have the same number in all label files; expected all: are the files as distributed?"
+            f"{', '.join(source.rows)} of {name} in {root} list {listed} images, but only {len(paths)} have a class of "
+            "the data set and the same number in all label files; expected all: are the files as distributed?"
         )
     outside = [path for path in paths if not path.startswith(os.path.join(os.path.abspath(root), ""))]
     if outside:
@@ -218,7 +218,7 @@ def _open(dataset_class: Any, name: str, source: Source, root: Path, split: str,
         return dataset_class(root, split, **options)
     except (IndexError, ValueError) as error:
         if not source.label_files:
-            raise  # it says itself what is wrong
+            raise  # its own message says what is wrong
         raise ValueError(
             f"the label files of {name} in {root} ({', '.join(source.label_files)}) cannot be understood "
             f"({type(error).__name__}: {error}); expected them as they are distributed"

@@ -1,4 +1,4 @@
-"""Class-disjoint splits of a list of classes, by a rule that depends on no random number generator."""
+"""Class-disjoint splits of a list of classes, by a fixed rule without random numbers."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ DEFAULT_FRACTIONS = (0.4, 0.1, 0.5)
 
 
 def check_split(split: object) -> str:
-    """Return ``split`` if it names one; raise ValueError otherwise."""
+    """Return ``split`` if it names one, else raise ValueError."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, found {split!r}")
     return str(split)
 
 
 def check_augment(augment: bool | None, split: str) -> bool:
-    """``augment``, or whether ``split`` is train where it is None; TypeError for anything else."""
+    """Return ``augment``, or for None whether ``split`` is train. Raise TypeError for anything else."""
     if not (augment is None or isinstance(augment, bool)):
         raise TypeError(f"augment must be True, False or None, found {type(augment).__name__}: {augment!r}")
     return split == "train" if augment is None else augment
 
 
 def check_int(name: str, value: object, low: int, high: int) -> int:
-    """Return ``value`` as an int in [low, high]; TypeError for another type, ValueError outside."""
+    """Return ``value`` as an int in [low, high]. Raise TypeError for another type, ValueError outside the range."""
     try:
-        number = operator.index(value)  # type: ignore[arg-type]  # what is no integer is told by a TypeError
+        number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError for anything but an integer
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
@@ -39,7 +39,7 @@ def check_int(name: str, value: object, low: int, high: int) -> int:
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
-    """Return ``fractions`` as floats >= 0 (train and test > 0) that sum to 1; raise ValueError if not."""
+    """Return ``fractions`` as floats >= 0 (train and test > 0) that sum to 1, else raise ValueError."""
     expected = "three numbers >= 0 (train, val, test) that sum to 1, of which only val may be 0"
     try:
         train, val, test = (float(f) for f in fractions)
@@ -51,10 +51,10 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
 
 
 def split_sizes(count: int, fractions: tuple[float, float, float]) -> tuple[int, int, int]:
-    """Numbers of train, val and test classes out of ``count``.
+    """Return the numbers of train, val and test classes out of ``count``.
 
-    val and test are rounded and train takes the rest; then train and test get at least 2 classes (a metric
-    needs two to tell apart) and val at least 1 (none if its fraction is 0), taken from the largest split.
+    Val and test are rounded, and train takes the rest. Then classes move from the largest split until train and test
+    have at least 2 classes (with one there is nothing to tell apart) and val at least 1 (0 if its fraction is 0).
 
     Raises:
         ValueError: ``count`` is too small for that.
@@ -75,10 +75,10 @@ def split_sizes(count: int, fractions: tuple[float, float, float]) -> tuple[int,
 def split_classes(
     names: Sequence[str], split: str, fractions: tuple[float, float, float] = DEFAULT_FRACTIONS, seed: int = 0
 ) -> list[int]:
-    """Indices, ascending, of the ``names`` that belong to ``split``.
+    """Return the indices, ascending, of the ``names`` that belong to ``split``.
 
-    The permutation: names are sorted by the SHA-256 digest of ``"<seed>:<name>"`` in UTF-8; the first go to
-    train, the next to val, the last to test. It is the same on every machine and library version.
+    Names are sorted by the SHA-256 digest of ``"<seed>:<name>"`` in UTF-8. The first go to train, the next to val,
+    the last to test. The result is the same on every machine and with every library version.
     """
     n_train, n_val, _ = split_sizes(len(names), fractions)
 

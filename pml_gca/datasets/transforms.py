@@ -1,4 +1,4 @@
-"""What happens to an image file on its way into a backbone that was trained on ImageNet."""
+"""Transforms of image files for backbones that were trained on ImageNet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..utils.optional import import_torchvision
-from .pictures import to_rgb
+from .rgb import to_rgb
 from .splits import check_int
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -16,7 +16,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ToRGB:
-    """A PIL image of any mode, as `to_rgb` makes it upright 8-bit RGB."""
+    """Convert a PIL image of any mode to upright 8-bit RGB, by `to_rgb`."""
 
     def __call__(self, image: Any) -> Any:
         return to_rgb(image)
@@ -26,14 +26,14 @@ class ToRGB:
 
 
 def train_transform(image_size: int = 224) -> Callable[[Any], Tensor]:
-    """A random crop, scaled to ``image_size``, mirrored half of the time and normalized.
+    """Return the transform for training: random crop, scaled to ``image_size``, mirrored half the time, normalized.
 
     Returns:
-        a function of a PIL image of any size and mode to (3, image_size, image_size) float32.
+        A function from a PIL image of any size and mode to (3, image_size, image_size) float32.
 
     Raises:
         ImportError: torchvision is missing or does not match torch.
-        TypeError, ValueError: ``image_size`` is no int in [8, 1024].
+        TypeError, ValueError: ``image_size`` is not an int in [8, 1024].
     """
     size = check_int("image_size", image_size, 8, 1024)
     tv = import_torchvision().transforms
@@ -41,16 +41,16 @@ def train_transform(image_size: int = 224) -> Callable[[Any], Tensor]:
 
 
 def test_transform(image_size: int = 224) -> Callable[[Any], Tensor]:  # noqa: PT028
-    """The shorter side scaled to 8/7 of ``image_size`` (256 for 224), the centre cut out and normalized.
+    """Return the transform for testing: shorter side scaled to 8/7 of ``image_size`` (256 for 224), centre crop.
 
-    Returns, and raises, as `train_transform` does.
+    Images are normalized. Returns and raises as `train_transform` does.
     """
     size = check_int("image_size", image_size, 8, 1024)
     tv = import_torchvision().transforms
     return _compose([tv.Resize(round(size * 8 / 7)), tv.CenterCrop(size)])
 
 
-test_transform.__test__ = False  # type: ignore[attr-defined]  # not a test, though pytest would take it for one
+test_transform.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it as a test
 
 
 def _compose(cuts: list[Any]) -> Callable[[Any], Tensor]:

@@ -84,7 +84,7 @@ def test_classes_without_images_count() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(TypeError, match="dataset must have paths and labels, as PML's have, found list"):
+    with pytest.raises(TypeError, match="dataset must have paths and labels, like PML's data sets, found list"):
         ClassSubset([1, 2])  # type: ignore[arg-type]
     uneven = Listed([1, 2])
     uneven.paths.append("more")
@@ -113,7 +113,7 @@ def test_leave_out_in_any_form(make: Any, collection: Any) -> None:
 
 def test_paths_that_leave_nothing_out_are_named() -> None:
     message = (
-        r"2 of 3 paths in leave_out are of no image of the data set: 3\.jpg, x/0\.jpg; expected paths such as 0\.jpg"
+        r"2 of 3 paths in leave_out are not images of the data set: 3\.jpg, x/0\.jpg; expected paths such as 0\.jpg"
     )
     with pytest.warns(UserWarning, match=message) as caught:
         subset = ClassSubset(Listed([5, 6]), leave_out=["1.jpg", "x/0.jpg", "3.jpg"])
@@ -175,8 +175,8 @@ def test_faults_of_the_transform_are_its_own(broken: Files) -> None:
         ([0, 0, 1, 2, 2, 5], None, "2 of 6 images of it have no image of their class to find, and do not count"),
         ([0, 1, 2], [2, 2, 2, 1, 0], None),
         ([0, 1, 2], [2, 9], "2 of 3 images of it have no image of their class to find, and do not count"),
-        ([3, 3], None, "all images of it are of one class: recall is 1, whatever the model"),
-        ([3, 3], [3], "all images of it are of one class: recall is 1, whatever the model"),
+        ([3, 3], None, "all images of it are of one class: recall is 1 with any model"),
+        ([3, 3], [3], "all images of it are of one class: recall is 1 with any model"),
         ([3, 3], [3, 4], None),
     ],
 )

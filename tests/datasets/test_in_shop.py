@@ -146,7 +146,7 @@ def test_an_image_listed_twice_is_refused(partition: Path, status: str, name: st
     again = name.format(lines[2].split()[0].removeprefix("img/" if name != "{}" else ""))
     lines[7] = f"{again} id_00000009 {status}"
     partition.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"line 8: found .*, expected each image once: it is in line 3, too"):
+    with pytest.raises(ValueError, match=r"line 8: found .*, expected each image once, but it is in line 3, too"):
         InShop(partition.parent)
 
 

@@ -1,12 +1,24 @@
-"""Picture files that Pillow reads but does not write, byte by byte."""
+"""Pictures for tests: files that Pillow reads but does not write, and one random picture."""
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from pml_gca.datasets.rgb import to_rgb
+
+HEIGHT, WIDTH = 12, 10
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)
+GREY[0, :2] = 0, 255
+COLOUR = RNG.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+ALPHA = RNG.integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)
+ALPHA[0, :2] = 0, 255
 
 
 def png(pixels: np.ndarray, depth: int, transparent: bytes | None = None) -> bytes:
@@ -70,3 +82,23 @@ def exif(entries: list[tuple[int, int, int, bytes]], order: str = ">") -> bytes:
 
 def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """The picture as `to_rgb` makes it, as integers."""
+    made = to_rgb(image)
+    assert made.mode == "RGB"
+    return np.asarray(made).astype(int)
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes | None:
+    """The file; None if Pillow cannot write this mode in it, or cannot read its own file."""
+    file = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.save(file, kind, **options)
+            opened(file.getvalue()).load()
+    except Exception:  # Pillow's plugins raise errors of many kinds
+        return None
+    return file.getvalue()

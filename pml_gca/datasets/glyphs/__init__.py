@@ -1,5 +1,5 @@
-"""Characters in the fonts of matplotlib, as images: a data set without a download."""
+"""Characters in the fonts of matplotlib, as images: a data set that needs no download."""
 
-from .glyphs import Glyphs
+from .dataset import Glyphs
 
 __all__ = ["Glyphs"]

@@ -1,4 +1,4 @@
-"""One .npz file that keeps the rendered glyphs between runs."""
+"""A cache of the rendered glyphs between runs, one .npz file per image size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .render import FACES, Rendering, import_extra
+from .render import FACES, Rendering, import_font_packages
 
 FORMAT_VERSION = 1
 """Raise this whenever the rendering, the look-alike rule or the file's layout changes."""
@@ -20,21 +20,21 @@ _warned: set[str] = set()
 
 
 def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/pml_gca``, or ``~/.cache/pml_gca`` where that variable is unset or empty."""
+    """Return ``$XDG_CACHE_HOME/pml_gca``, or ``~/.cache/pml_gca`` if that variable is unset or empty."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "pml_gca"
 
 
 def cache_path(cache_dir: str | os.PathLike[str] | None, image_size: int) -> Path:
-    """The file for one image size, the installed matplotlib (fonts) and Pillow (rasteriser)."""
-    matplotlib, pil = import_extra()
+    """Return the file for an image size, the installed matplotlib (fonts) and Pillow (rasteriser)."""
+    matplotlib, pil = import_font_packages()
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
     key = f"v{FORMAT_VERSION}-{image_size}px-matplotlib{matplotlib.__version__}-pillow{pil.__version__}"
     return folder / f"glyphs-{key}.npz"
 
 
 def load_rendering(path: Path, image_size: int) -> Rendering | None:
-    """The rendering stored at ``path``; None if there is none or it cannot be read or makes no sense."""
+    """Return the rendering stored at ``path``, None if there is none or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             rendering = Rendering(*(stored[name] for name in Rendering._fields))
@@ -59,7 +59,7 @@ def _is_sound(rendering: Rendering, image_size: int) -> bool:
 
 
 def store_rendering(path: Path, rendering: Rendering) -> None:
-    """Write ``rendering`` to ``path`` so that no reader sees half a file; warn once if that is impossible."""
+    """Write ``rendering`` to ``path`` atomically. Warn once if the folder cannot be written to."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def store_rendering(path: Path, rendering: Rendering) -> None:
         if str(path.parent) not in _warned:
             _warned.add(str(path.parent))
             warnings.warn(
-                f"the rendered glyphs could not be kept in {path.parent} ({error}); they will be drawn again "
-                "next time. Pass cache_dir= a folder that can be written to.",
+                f"the rendered glyphs could not be saved in {path.parent} ({error}); they will be drawn again "
+                "next time. Pass a writable folder as cache_dir=.",
                 stacklevel=4,
             )

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pml_gca.datasets import AffineRange, Glyphs
-from pml_gca.datasets.affine import draw_affines, warp
+from pml_gca.datasets import Glyphs
 from pml_gca.datasets.glyphs import cache as glyph_cache
-from pml_gca.datasets.glyphs import glyphs
-from pml_gca.datasets.glyphs.render import MIN_FACES, Rendering, dilate, group_roots, stray_ink
+from pml_gca.datasets.glyphs import dataset
+from pml_gca.datasets.glyphs.render import MIN_FACES, Rendering
 
 SPLITS = ("train", "val", "test")
 
@@ -38,7 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch, splits: dict[str, Glyphs], cache_dir:
         calls.append(image_size)
         return rendering
 
-    monkeypatch.setattr(glyphs, "render_glyphs", draw)
+    monkeypatch.setattr(dataset, "render_glyphs", draw)
     return calls
 
 
@@ -185,7 +184,7 @@ def test_cache_that_cannot_be_written_warns_once(
     small: list[int], tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.warns(UserWarning, match=r"could not be kept.*cache_dir="):
+    with pytest.warns(UserWarning, match=r"could not be saved.*cache_dir="):
         Glyphs("val", cache_dir=tmp_path / "file")
     recwarn.clear()
     assert len(Glyphs("val", cache_dir=tmp_path / "file")) > 0
@@ -229,41 +228,3 @@ def test_other_sizes_have_the_same_classes(
     assert tiny.images.shape == (6, 8, 8)
     assert large.codes.tolist() == tiny.codes.tolist() == [65, 66, 111]  # Alpha went, its A stayed
     assert large.labels.tolist() == [0, 0, 1, 1, 2, 2]
-
-
-class TestAffine:
-    def test_no_range_is_the_identity(self) -> None:
-        images = torch.rand(3, 1, 9, 9)
-        still = draw_affines(3, AffineRange(0.0, 0.0, 0.0, 0.0))
-        assert torch.allclose(warp(images, still), images, atol=1e-5)
-
-    def test_inverse_of_scale_shear_rotation_shift(self) -> None:
-        limits = AffineRange(30.0, 0.3, 0.4, 0.2)
-        u = torch.rand(50, 6, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
-        got = draw_affines(50, limits, torch.Generator().manual_seed(0)).double()
-        for row, affine in zip(u, got, strict=True):
-            angle = torch.deg2rad(row[0] * 30)
-            rotate = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(2, 2)
-            shear = torch.tensor([[1.0, float(row[3]) * 0.4], [0.0, 1.0]], dtype=torch.float64)
-            forward = torch.eye(3, dtype=torch.float64)
-            forward[:2, :2] = rotate @ shear @ torch.diag(1 + 0.3 * row[1:3])
-            forward[:2, 2] = row[4:] * 0.4
-            assert torch.allclose(forward.inverse()[:2], affine, atol=1e-5)
-
-    @pytest.mark.parametrize("bad", [{"rotation": -1.0}, {"scale": 1.0}, {"shift": float("nan")}])
-    def test_bad_range(self, bad: dict[str, float]) -> None:
-        with pytest.raises(ValueError, match=rf"{next(iter(bad))} must lie in"):
-            AffineRange(**bad)
-
-
-def test_look_alike_parts() -> None:
-    shapes = np.zeros((3, 8, 8), bool)
-    shapes[0, 2:4, 2:4] = shapes[1, 3:5, 2:4] = shapes[2, 6:, 6:] = True
-    assert dilate(shapes, 1)[0].sum() == 16
-    stray = stray_ink(shapes, 1)
-    assert np.allclose(stray, stray.T)
-    assert stray[0, 1] == 0.0  # one pixel apart
-    assert stray[0, 2] == 1.0
-    alike = np.zeros((5, 5), bool)
-    alike[0, 3] = alike[3, 4] = True
-    assert group_roots(alike) == [0, 1, 2, 0, 0]

@@ -1,4 +1,4 @@
-"""Characters in many typefaces: an image-retrieval data set that needs no download."""
+"""`Glyphs`: characters in many typefaces, an image-retrieval data set that needs no download."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _progress_bar(paths: Iterable[Path]) -> Iterable[Path]:
 def load_glyphs(
     image_size: int = 32, cache_dir: str | os.PathLike[str] | None = None, *, progress: bool = True
 ) -> Rendering:
-    """All glyphs of all splits, from the cache or drawn (and then cached).
+    """Return all glyphs of all splits, from the cache or drawn (and then cached).
 
     Returns:
         ``images`` (N, S, S) uint8, ``labels`` (N,), ``faces`` (N,), ``codes`` (K,): see `Rendering`.
@@ -45,34 +45,33 @@ def load_glyphs(
 class Glyphs(Dataset[tuple[Tensor, int]]):
     """Characters (classes) in 16 typefaces (samples), each image distorted by an affine map.
 
-    The fonts are the DejaVu and STIX text faces that ship inside matplotlib, so the data is there wherever
-    matplotlib is. A class is a letter, number, punctuation mark or symbol that at least 14 faces cover: about
-    800 classes and 12,500 images. An image is light ink on dark ground, scaled to fill the frame up to a
-    border of 1/16 of its side.
+    The fonts are the DejaVu and STIX text faces that ship with matplotlib. A class is a letter, number, punctuation
+    mark or symbol that at least 14 faces cover: about 800 classes and 12,500 images. An image is light ink on a dark
+    ground, scaled to fill the frame up to a border of 1/16 of its side.
 
-    **Look-alikes.** Since every glyph is scaled to the frame, many characters would be told apart by nothing
-    (Latin A, Greek Alpha and Cyrillic A; o and O; the dashes). Two glyphs look alike if, both stretched to a
-    32 x 32 raster, less than 0.5% of their ink lies more than one pixel from ink of the other, and the sides
-    of their unstretched ink boxes differ by less than 20% of the frame in sum. Two characters look alike if
-    their glyphs do in at least half of the faces that have both. Chains of look-alikes form a group; its
-    lowest code point stays, the others are dropped.
+    **Look-alikes.** Every glyph is scaled to the frame. Many characters would then look the same: Latin A, Greek
+    Alpha and Cyrillic A; o and O; the dashes. Two glyphs look alike under two conditions. First, both stretched to a
+    32 x 32 raster, less than 0.5% of their ink lies more than one pixel from ink of the other. Second, the sides of
+    their unstretched ink boxes differ by less than 20% of the frame in total. Two characters look alike if their
+    glyphs do in at least half of the faces that have both. Chains of look-alikes form a group. Its lowest code point
+    stays, the others are dropped.
 
-    **Splits.** Classes, never images of one class, are divided about 40 / 10 / 50% into train, val and test,
-    in the order of the SHA-256 of ``"0:<character>"``. The division is always the same.
+    **Splits.** Whole classes are divided about 40 / 10 / 50% into train, val and test, in the order of the SHA-256 of
+    ``"0:<character>"``. The division is always the same.
 
-    **Distortion.** With ``augment`` (the default for train only) every draw of an item is distorted afresh,
-    by torch's global random number generator. Without, each image has one distortion, fixed by ``seed``.
+    **Distortion.** With ``augment`` (by default for train only) every access to an item draws a new distortion from
+    torch's global random number generator. Without it, each image has one distortion, fixed by ``seed``.
 
     Args:
         split: ``"train"``, ``"val"`` or ``"test"``.
         image_size: side S of the images in pixels, 8 to 128.
-        seed: of the fixed distortions, 0 to 2**63 - 1; unused with ``augment``.
-        augment: fresh distortions (True) or fixed ones (False); None: fresh for train, fixed otherwise.
+        seed: seed of the fixed distortions, 0 to 2**63 - 1; unused with ``augment``.
+        augment: new distortions on each access (True) or fixed ones (False); None: new for train, fixed otherwise.
         distortion: ranges that the distortions are drawn from.
-        cache_dir: folder for the drawn glyphs (one file of some MB for each image size), made if it is
-            missing; None takes ``$XDG_CACHE_HOME/pml_gca`` or ``~/.cache/pml_gca``. Where nothing can be
-            written to it, a warning is given once and the glyphs are drawn anew each time.
-        progress: show a progress bar while drawing (some seconds, only when they are not cached).
+        cache_dir: folder for the drawn glyphs (a file of some MB per image size), created if missing. None means
+            ``$XDG_CACHE_HOME/pml_gca`` or ``~/.cache/pml_gca``. If it cannot be written to, a warning is given once,
+            and the glyphs are drawn again each time.
+        progress: show a progress bar while drawing (a few seconds, only if they are not cached).
 
     Attributes:
         images: (N, S, S) uint8, the undistorted glyphs.
@@ -134,7 +133,7 @@ class Glyphs(Dataset[tuple[Tensor, int]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[tuple[Tensor, int]]:
-        """The items at ``indices``, distorted as one batch; torch's DataLoader calls this if it is there."""
+        """Return the items at ``indices``, distorted as one batch. torch's DataLoader calls this method."""
         rows = [int(i) for i in indices]
         source = self._source[rows]
         pixels = warp(source, draw_affines(len(rows), self.distortion)) if self.augment else to_unit(source)

@@ -1,4 +1,4 @@
-"""A user's own images, one folder per class, split by class."""
+"""`ClassFolder`: your own images, one folder per class, split by class."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from ..utils.text import first_of
 from ..utils.validation import check_flag
 from .affine import AffineRange, check_range, draw_affines, to_unit, warp
+from .image_files import LAYOUT, find_images, tell_left_out
 from .image_reading import check_images, load_images
-from .image_search import LAYOUT, find_images, tell_left_out
 from .splits import (
     DEFAULT_FRACTIONS,
     check_augment,
@@ -27,43 +27,42 @@ from .splits import (
 )
 
 PHOTO_RANGE = AffineRange(rotation=10.0, scale=0.1, shear=0.1, shift=0.05)
-"""Default distortion: milder than for glyphs, as photographs already vary."""
+"""Default distortion. It is milder than for glyphs because photographs already vary."""
 
 MEMORY_LIMIT = 2**30
-"""Bytes of decoded images up to which they are kept in memory by default."""
+"""By default, decoded images are kept in memory up to this many bytes."""
 
 
 class ClassFolder(Dataset[tuple[Tensor, int]]):
-    """Images in ``root/<class>/<image>``, with classes (never images of one class) split three ways.
+    """Images in ``root/<class>/<image>``, whose classes are split into train, val and test.
 
-    Images may also lie in folders of a class folder. All that Pillow reads are taken, and seen as
-    `to_rgb` says: upright, on white where they are transparent. A warning counts and
-    names the files that are left out. All images of the folder are decoded when the data set is made, those of other
-    splits too, but only the first time.
+    Images may also lie in subfolders of a class folder. All formats that Pillow reads are taken. `to_rgb` makes images
+    upright, with white where they are transparent. A warning counts and names the files that are left out. Making the
+    first data set of a folder decodes all its images, those of other splits too; later ones do not.
 
-    The split is a function of the folder names, ``fractions`` and ``seed`` alone: classes are sorted by the SHA-256
-    of ``"<seed>:<name>"``, and go to train, val and test in that order.
+    The split depends only on the folder names, ``fractions`` and ``seed``. Classes are sorted by the SHA-256 of
+    ``"<seed>:<name>"``, and go to train, val and test in that order.
 
     Args:
         root: the folder.
         split: ``"train"``, ``"val"`` or ``"test"``.
         image_size: side S in pixels, 8 to 1024; the shorter side is scaled to it and the centre cut out.
-        fractions: shares of the classes that go to train, val and test; only val's may be 0. Train and test
-            get 2 classes or more, val 1 or more.
-        seed: of the split, 0 to 2**63 - 1.
-        augment: distort each drawn image afresh, by torch's global random number generator; None: for train
-            only. Without it images are returned as they are.
-        distortion: ranges of the affine distortion; None takes :data:`PHOTO_RANGE`.
+        fractions: shares of the classes for train, val and test; only val's may be 0. Train and test get 2 classes
+            or more, val 1 or more.
+        seed: seed of the split, 0 to 2**63 - 1.
+        augment: distort an image on each access, by torch's global random number generator; None: for train only.
+            Without it, images are returned as they are.
+        distortion: ranges of the affine distortion; None means `PHOTO_RANGE`.
         flip: with ``augment``, also mirror left and right with probability 1/2.
-        in_memory: keep the decoded images; None: if this split's take up to 1 GiB.
-        progress: show a progress bar where 500 files or more are read.
+        in_memory: keep the decoded images; None: if those of this split take at most 1 GiB.
+        progress: show a progress bar if 500 files or more are read.
 
     Attributes:
         labels: (N,) int64, from 0 to ``num_classes - 1``.
         classes: names of the class folders; ``classes[label]`` is the label's.
         num_classes: number of classes in this split.
         files: path of each image.
-        left_out: of each file of the folder that is not taken, hidden ones if they are named as images, the reason.
+        left_out: the reason for each file of the folder that is left out. Hidden files count if named as images.
 
     An item is ``(image, label)``: a (3, S, S) float32 tensor (RGB) in [0, 1] and an int.
 
@@ -131,7 +130,7 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[tuple[Tensor, int]]:
-        """The items at ``indices``, distorted as one batch; torch's DataLoader calls this if it is there."""
+        """Return the items at ``indices``, distorted as one batch. torch's DataLoader calls this method."""
         rows = [int(i) for i in indices]
         if self._images is None:
             chosen = [self.files[row] for row in rows]
@@ -140,7 +139,7 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
             images = self._images[rows]
         if self.augment:
             affines = draw_affines(len(rows), self.distortion)
-            if self.flip:  # mirroring the input is negating the x coordinate that is read from
+            if self.flip:  # to mirror, negate the x coordinate that is read from
                 affines[:, 0] *= torch.randint(0, 2, (len(rows), 1), device="cpu").mul_(2).sub_(1)
             pixels = warp(images, affines, padding="border")
         else:

@@ -84,7 +84,7 @@ def test_augmentation(root: Path) -> None:
 
 
 def test_flip(root: Path) -> None:
-    still = AffineRange(0.0, 0.0, 0.0, 0.0)
+    still = AffineRange(rotation=0.0, scale=0.0, shear=0.0, shift=0.0)
     plain = ClassFolder(root, "train", image_size=16, augment=False)[0][0]
     data = ClassFolder(root, "train", image_size=16, distortion=still)
     drawn = [image for image, _ in data.__getitems__([0] * 40)]

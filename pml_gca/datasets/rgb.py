@@ -1,4 +1,4 @@
-"""Any picture that Pillow opens, as upright 8-bit RGB."""
+"""Conversion of any picture that Pillow opens to upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from ..utils.optional import import_pillow
 
 ORIENTATION = 0x0112
-"""EXIF's number for how a camera was held."""
+"""EXIF's tag for the orientation of the camera."""
 
 TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -20,34 +20,34 @@ TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-"""What makes a picture of each orientation upright, as Pillow calls it."""
+"""Pillow's name of the operation that makes a picture of each orientation upright."""
 
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 
 
 class UnknownRangeError(ValueError):
-    """A picture of more than 8 bits, of which nothing says which value is white."""
+    """The value of white is not known for a picture of more than 8 bits."""
 
 
 def to_rgb(image: Any) -> Any:
-    """A picture as people see it: upright, 8-bit RGB, on white where it is transparent.
+    """Return a picture as people see it: upright 8-bit RGB, with white where it is transparent.
 
-    - Orientation: that of EXIF or XMP, where it can be read. Metadata that cannot be read is passed over.
-    - Transparency: of every kind (alpha, palette, one transparent colour); the picture is laid on white.
-    - 9 to 16 bits: scaled, so that white stays white. Refused if no value of a 16-bit picture exceeds 255, but some
-      are not 0: these are 8-bit values in a wider file, or a picture too dark to see.
-    - 32-bit integers and floats, of which nothing says which is white: whole numbers up to 255 are taken as they are,
-      and floats up to 1 are multiplied by 255. Others are refused.
+    - Orientation: from EXIF or XMP. Metadata that cannot be read is ignored.
+    - Transparency of any kind (alpha, palette, one transparent colour): the picture is laid on white.
+    - 9 to 16 bits: scaled to 8 bits, white to white. A 16-bit picture is refused if its largest value is from 1 to
+      255: it holds 8-bit values in a wider file, or is too dark to see.
+    - 32-bit integers and floats, whose white is not known: whole numbers up to 255 are taken as they are, and floats
+      up to 1 are multiplied by 255. Others are refused.
 
     Args:
-        image: a PIL image of any mode, decoded or not; it keeps its pixels.
+        image: a PIL image of any mode, decoded or not. Its pixels do not change.
 
     Returns:
-        a new PIL image of mode RGB.
+        A new PIL image of mode RGB.
 
     Raises:
-        UnknownRangeError: it is not known which of its values is white.
-        Exception: as Pillow raises for a file that it cannot decode.
+        UnknownRangeError: the value of white is not known.
+        Exception: Pillow's own, for a file that it cannot decode.
     """
     decode(image)
     turn = TURNS.get(_orientation(image))
@@ -57,12 +57,12 @@ def to_rgb(image: Any) -> Any:
     rgb = picture.convert("RGB")
     if turn is not None:
         rgb = rgb.transpose(getattr(import_pillow().Transpose, turn))
-    rgb.info = {}  # or the next to read the orientation would turn it again
+    rgb.info = {}  # or the next reader of the orientation would turn the picture again
     return rgb
 
 
 def decode(image: Any) -> None:
-    """Decode an opened picture. Pillow's transparent colour of a PNG is brought to the bits of its pixels first."""
+    """Decode an opened picture. Before, scale the transparent colour of a PNG to the bits of Pillow's pixels."""
     colour = getattr(image, "info", {}).get("transparency")
     raw_mode = str(getattr(image, "tile", None) and image.tile[0][3])
     if getattr(image, "format", None) == "PNG" and colour is not None:
@@ -74,7 +74,7 @@ def decode(image: Any) -> None:
 
 
 def is_transparent(image: Any) -> bool:
-    """Whether some of its pixels may be transparent."""
+    """Return whether some pixels may be transparent."""
     palette = getattr(image, "palette", None)
     return (
         image.getbands()[-1] in ("A", "a")
@@ -84,11 +84,11 @@ def is_transparent(image: Any) -> bool:
 
 
 def what_to_do(error: BaseException) -> str:
-    """What helps against a file that was not read for this reason."""
+    """Return advice for a file that could not be read because of ``error``."""
     if type(error).__name__.startswith("DecompressionBomb"):
         return (
-            "it has more pixels than Pillow reads unasked: set PIL.Image.MAX_IMAGE_PIXELS to as many if you trust the "
-            "file, or scale it down"
+            "it has more pixels than Pillow reads by default: raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file, "
+            "or scale it down"
         )
     if isinstance(error, UnknownRangeError):
         return "save it with 8 bits, or with 16 and 65535 as white"
@@ -96,7 +96,7 @@ def what_to_do(error: BaseException) -> str:
 
 
 def _orientation(image: Any) -> int:
-    """1 to 8 as in EXIF; 1, upright, if there is none that can be read."""
+    """Return the orientation, 1 to 8 as in EXIF; 1 (upright) if it is missing or cannot be read."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
         return value[0] if isinstance(value, bytes) else int(value)
@@ -105,7 +105,7 @@ def _orientation(image: Any) -> int:
 
 
 def _on_white(image: Any) -> Any:
-    if image.mode == "La":  # which Pillow converts to LA alone
+    if image.mode == "La":  # Pillow converts it only to LA
         image = image.convert("LA")
     rgba = image.convert("RGBA")
     white = import_pillow().new("RGBA", rgba.size, "white")
@@ -113,14 +113,14 @@ def _on_white(image: Any) -> Any:
 
 
 def _eight_bits(image: Any) -> Any:
-    """A grey picture of more than 8 bits as L, or LA if one of its values is transparent."""
+    """Return a grey picture of more than 8 bits as L, or LA if one of its values is transparent."""
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     bits = _bits(image, tags)
     grey = _scaled(image, values) if bits is None else values >> (bits - 8)
     if bits == 16 and 0 < values.max() < 256:
         raise _refusal(image, values, "values of 16 bits", "which is all black if 65535 is white, but not if 255 is")
-    if tags.get(PHOTOMETRIC) == 0:  # 0 is white, which Pillow minds up to 8 bits only
+    if tags.get(PHOTOMETRIC) == 0:  # 0 is white; Pillow handles this only up to 8 bits
         grey = 255 - grey
     picture = import_pillow().fromarray(grey.astype(np.uint8))
     transparent = image.info.get("transparency")
@@ -130,16 +130,16 @@ def _eight_bits(image: Any) -> Any:
 
 
 def _bits(image: Any, tags: Any) -> int | None:
-    """How many bits white has; None if nothing says."""
+    """Return the number of bits of white, None if it is not known."""
     if image.mode.startswith("I;16"):
         return min(16, *tags.get(BITS_PER_SAMPLE, (16,)), 16)
-    if image.mode == "I" and getattr(image, "format", None) in ("PNG", "PPM"):  # which Pillow scales to 16 bits
+    if image.mode == "I" and getattr(image, "format", None) in ("PNG", "PPM"):  # Pillow scales these to 16 bits
         return 16
     return None
 
 
 def _scaled(image: Any, values: Any) -> Any:
-    """Values without a known white, brought to 0 to 255."""
+    """Return values without a known white, scaled to the range 0 to 255."""
     floats = image.mode == "F"
     low, high = float(values.min()), float(values.max())  # both NaN if there is one
     if floats and low >= 0 and high <= 1 + 1e-6:
@@ -147,7 +147,7 @@ def _scaled(image: Any, values: Any) -> Any:
     if low >= 0 and high <= 255 and (not floats or bool((values == np.rint(values)).all())):
         return values
     kind, expected = ("floats", "floats from 0 to 1, or whole") if floats else ("32-bit integers", "whole")
-    why = f"and nothing says which is white; expected {expected} numbers from 0 to 255"
+    why = f"and the value of white is not known; expected {expected} numbers from 0 to 255"
     raise _refusal(image, values, kind, why)
 
 

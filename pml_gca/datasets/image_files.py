@@ -1,4 +1,4 @@
-"""The image files of a folder of class folders, and what is left out of it."""
+"""Search for the image files of a folder of class folders, and for the files that are left out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..utils.optional import import_pillow
 from ..utils.text import first_of
 
 NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
-"""Formats that Pillow knows by name, but leaves to others to draw."""
+"""Formats that Pillow recognises but cannot draw itself."""
 
 LAYOUT = "expected <root>/<class>/<image>, with images of a format that Pillow reads, such as .jpg and .png"
 
@@ -27,17 +27,17 @@ _told: set[str] = set()
 
 
 def find_images(root: str | os.PathLike[str]) -> tuple[dict[str, list[Path]], dict[Path, str]]:
-    """Image files of each class folder of ``root`` and of the folders in it, both sorted by name; and what is left out.
+    """Find the image files of each class folder of ``root``, subfolders included, and the files that are left out.
 
-    Images are files with an ending of a format that Pillow reads, in upper or lower case, and files without an ending
-    in which Pillow finds an image.
+    An image is a file with an ending that Pillow reads, in upper or lower case, or a file without an ending in which
+    Pillow finds an image.
 
     Returns:
-        the files of each class, and the reason for each file or link that is left out. Hidden files and what lies
-        beside the class folders count as left out if they are named as images.
+        The files of each class, classes and files sorted by name, and the reason for each file or link that is left
+        out. Hidden files, and files beside the class folders, count as left out if they are named as images.
 
     Raises:
-        ValueError: ``root`` is no folder, holds no class folder, or a class folder holds no image.
+        ValueError: ``root`` is not a folder, holds no class folder, or a class folder holds no image.
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -69,14 +69,14 @@ def find_images(root: str | os.PathLike[str]) -> tuple[dict[str, list[Path]], di
 
 
 class _Search:
-    """A walk through class folders, which notes what it leaves out and why."""
+    """A walk through class folders that notes what it leaves out and why."""
 
     def __init__(self, endings: frozenset[str]) -> None:
         self.endings = endings
         self.left_out: dict[Path, str] = {}
 
     def images_in(self, folder: Path, above: list[tuple[int, int]], hidden: bool = False) -> list[Path]:
-        """Images of a folder and of those in it, sorted; ``above`` are the folders that it lies in."""
+        """Return the images of a folder and its subfolders, sorted. ``above`` are the folders that it lies in."""
         hidden = hidden or folder.name.startswith(".")
         here = [*above, _identity(folder)]
         images = []
@@ -95,7 +95,7 @@ class _Search:
         return sorted(images)
 
     def _why_not(self, path: Path, hidden: bool) -> str | None:
-        """Why a file is no image of its class, None if it is one; empty if nobody would take it for one."""
+        """Return why a file is left out, None if it is an image, or "" if nobody would expect an image there."""
         named = path.suffix.lower() in self.endings
         if hidden:
             return HIDDEN if named else ""
@@ -114,11 +114,11 @@ def _class_of(root: Path, path: Path) -> str:
 
 
 def image_endings() -> frozenset[str]:
-    """Endings, in lower case, of the files that Pillow reads; with those of plugins that were added to it."""
+    """Return the endings, in lower case, of the files that Pillow reads, with those of installed plugins."""
     image_module = import_pillow()
     image_module.init()
     known = image_module.registered_extensions().items()
-    # MPO is several JPEGs in one file, and read by that plugin.
+    # MPO is several JPEGs in one file. The JPEG plugin reads it.
     return frozenset(e for e, kind in known if (kind in image_module.OPEN or kind == "MPO") and kind not in NO_PICTURES)
 
 
@@ -134,7 +134,7 @@ def _holds_image(path: Path) -> bool:
 
 
 def describe(root: Path, left_out: Mapping[Path, str]) -> str:
-    """Reasons, how many files were left out for each, and the first of them; empty if there are none."""
+    """Return each reason with the number of its files and the first of them; empty if there are none."""
     by_reason: dict[str, list[Path]] = defaultdict(list)
     for path, reason in left_out.items():
         by_reason[reason].append(path.relative_to(root))
@@ -142,7 +142,7 @@ def describe(root: Path, left_out: Mapping[Path, str]) -> str:
 
 
 def tell_left_out(root: Path, left_out: Mapping[Path, str], stacklevel: int = 3) -> None:
-    """Warn of what is left out, once: train, val and test leave out the same."""
+    """Warn about the files that are left out. Warn once: they are the same for train, val and test."""
     if not left_out:
         return
     files = "file is" if len(left_out) == 1 else "files are"

@@ -9,7 +9,7 @@ from helpers.picture_files import exif, jpeg
 from PIL import Image
 
 from pml_gca.datasets import ClassFolder, load_benchmark
-from pml_gca.datasets.image_search import find_images, image_endings
+from pml_gca.datasets.image_files import find_images, image_endings
 
 PICTURE = Image.fromarray(
     np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -164,7 +164,7 @@ def test_too_many_pixels_are_a_reason(root: Path, monkeypatch: pytest.MonkeyPatc
     Image.new("L", (100, 100)).save(root / "c0" / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     message = (
-        r"cannot be read: c0.large\.png \(1 for DecompressionBombError.*10000 pixels.*set PIL\.Image\.MAX_IMAGE_PIX"
+        r"cannot be read: c0.large\.png \(1 for DecompressionBombError.*10000 pixels.*raise PIL\.Image\.MAX_IMAGE_PIX"
     )
     with pytest.raises(ValueError, match=message) as caught:
         ClassFolder(root)
@@ -172,7 +172,7 @@ def test_too_many_pixels_are_a_reason(root: Path, monkeypatch: pytest.MonkeyPatc
     for label in range(5, 8):
         add(root / f"c{label}" / "a.png")
     data = load_benchmark("folder", root, val_fraction=0, train_transform=str, test_transform=str)
-    with pytest.raises(ValueError, match=r"DecompressionBombError.*set PIL\.Image\.MAX_IMAGE_PIXELS"):
+    with pytest.raises(ValueError, match=r"DecompressionBombError.*raise PIL\.Image\.MAX_IMAGE_PIXELS"):
         _ = [part[i] for part in (data.train, data.test["test"]) for i in range(len(part))]
 
 
