@@ -1,15 +1,13 @@
 """What a round of propagation is made of: the node block, the edge block, and the batch norm of the outputs."""
 
-import functools
 import math
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.dtypes import compute_dtype
-from ..utils.gradients_anew import gradients_anew
 from ..utils.norms import excess_of
 from ..utils.wide_buffers import WideBuffers
 from .edges import at_ends, sum_over_neighbours
@@ -111,30 +109,15 @@ def negative_attention(
     return torch.bmm(weights, v).transpose(0, 1).flatten(1)
 
 
-class NegativeAttention(torch.autograd.Function):
-    """`negative_attention`, which keeps no weights, (H, N, N), for the backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int, scale: Tensor | None
-    ) -> Tensor:
-        ctx.num_heads = num_heads
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(query, key, value, labels, scale)
-        return negative_attention(query, key, value, labels, num_heads, scale)
-
-    @staticmethod
-    @torch.compiler.disable
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        *rows, labels, scale = ctx.saved_tensors
-        attend = functools.partial(negative_attention, labels=labels, num_heads=ctx.num_heads, scale=scale)
-        return *gradients_anew(attend, rows, ctx.needs_input_grad[:3], [grad]), None, None, None
-
-
 class NodeBlock(nn.Module):
-    """Nodes listen to their negatives, then to all their edges, then pass a feed-forward net; post-norm throughout.
+    """Nodes attend to their negatives, take in messages of all their edges, and pass a feed-forward net.
 
-    With ``any_length`` nodes may be as long as embeddings are; those that come from another block are normalised.
+    Post-norm throughout, norm(x) = LayerNorm(GELU(x)), with one shared norm. Sections 3.2 and 3.3 of the paper.
+
+    Args:
+        embedding_size: D.
+        num_heads: H.
+        any_length: whether nodes may be as long as embeddings are; those from another block are normalised.
     """
 
     def __init__(self, embedding_size: int, num_heads: int, any_length: bool = True) -> None:
@@ -150,37 +133,40 @@ class NodeBlock(nn.Module):
         self.contract = nn.Linear(4 * embedding_size, embedding_size)
         self.norm = nn.LayerNorm(embedding_size)
 
-    def listen(self, nodes: Tensor, labels: Tensor, keeps_weights: bool = True) -> Tensor:
-        """(N, D) nodes and (N,) labels to nodes that have heard their negatives, (N, D).
+    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
+        """(N, D) nodes, (E, D) edges, (2, E) pairs, (N,) labels to (N, D) nodes."""
+        nodes = self.attend(nodes, labels)
+        messages = sum_over_neighbours(F.gelu(self.edge_to_node(edges)), pairs, len(nodes))
+        return self.update(nodes, messages)
 
-        Attention weights are kept for the backward pass, or else computed anew. The first nodes are as long as the
-        embeddings, so that all is computed in float32 or wider, whatever autocast does.
+    def attend(self, nodes: Tensor, labels: Tensor, attention: Callable[..., Tensor] = negative_attention) -> Tensor:
+        """Return a = norm(h + Linear(attention over negatives)), (N, D), for (N, D) nodes h and (N,) labels.
+
+        The first nodes are as long as the embeddings: all is computed in float32 or wider, whatever autocast does.
         """
         with torch.autocast(nodes.device.type, enabled=False):
             x = nodes.to(compute_dtype(nodes))
             q, k, v = (linear(module, x) for module in (self.query, self.key, self.value))
             scale = excess_of(x) if self.any_length else None
-            attend = negative_attention if keeps_weights else NegativeAttention.apply
-            heard = F.gelu(x + linear(self.out, attend(q, k, v, labels, self.num_heads, scale)))
+            heard = F.gelu(x + linear(self.out, attention(q, k, v, labels, self.num_heads, scale)))
             if self.any_length:
                 heard = heard / excess_of(heard)  # beside so large a variance eps is nothing
             weight, bias = (parameter.to(x.dtype) for parameter in (self.norm.weight, self.norm.bias))
             return F.layer_norm(heard, x.shape[1:], weight, bias, self.norm.eps).to(self.norm.weight.dtype)
 
-    def gather(self, nodes: Tensor, messages: Tensor) -> Tensor:
-        """(N, D) nodes and sums of their edges' messages, (N, D), through the feed-forward net to (N, D)."""
+    def update(self, nodes: Tensor, messages: Tensor) -> Tensor:
+        """Return norm(b + FF(b)), (N, D), where b = norm(a + messages) of (N, D) nodes a and their edges' messages."""
         nodes = self.norm(F.gelu(nodes + messages.to(nodes.dtype)))
         return self.norm(F.gelu(nodes + self.contract(F.gelu(self.expand(nodes)))))
 
-    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
-        """(N, D) nodes, (E, D) edges, (2, E) pairs, (N,) labels to (N, D) nodes."""
-        nodes = self.listen(nodes, labels)
-        messages = sum_over_neighbours(F.gelu(self.edge_to_node(edges)), pairs, len(nodes))
-        return self.gather(nodes, messages)
-
 
 class EdgeBlock(nn.Module):
-    """Every edge attends, with one head, to its two end nodes, then passes an MLP; post-norm throughout."""
+    """Every edge attends, with one head, to its two end nodes, then passes an MLP; post-norm throughout.
+
+    t = norm(attended + e), e ← norm(MLP(t) + t). Section 3.3 of the paper. Keys and values are computed per node, not
+    per edge. The softmax over two ends is a sigmoid of the difference of their scores, into which the query projection
+    folds. So the MLP is the only product with a D x D matrix per edge here.
+    """
 
     def __init__(self, embedding_size: int, dropout: float) -> None:
         super().__init__()
@@ -195,19 +181,19 @@ class EdgeBlock(nn.Module):
         self.norm = nn.LayerNorm(embedding_size)
 
     def mlp(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights and biases of the MLP, the scale and shift of its LayerNorm folded into the second ones."""
+        """Return weights and biases of the MLP; the second ones include the scale and shift of its LayerNorm."""
         contract, norm = self.contract, self.expand_norm
         shift = (contract.weight * norm.bias).sum(dim=1)
         return self.expand.weight, self.expand.bias, contract.weight * norm.weight, contract.bias + shift
 
     def fold(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r"""What edges attend to, per node: u = Qᵀ K g (N, D), c = b_Q · K g (N,) and V g (N, D)."""
+        """Return what edges attend to, per node: u = Qᵀ K g (N, D), c = b_Q · K g (N,) and V g (N, D)."""
         g = F.gelu(self.node_to_edge(nodes))
         keys = self.key(g)
         return keys @ self.query.weight, keys @ self.query.bias, self.value(g)
 
     def attend(self, nodes: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
-        r"""Attention of each edge to its end nodes, per undirected edge.
+        r"""Return the attention of each undirected edge to its end nodes: (E, D).
 
         With u and c of `fold`, the score difference of the two ends is
         :math:`(e_{ij} \cdot (u_i - u_j) + c_i - c_j)/\sqrt{D}`, and the softmax over two is its sigmoid.

@@ -1,9 +1,9 @@
-"""Tiles of the circulant edge list: what is computed at a time, and how it meets its end nodes without a lookup.
+"""Tiles of the edge list: which edges are computed at a time, and how they meet their end nodes without a lookup.
 
-In circulant order (`edge_pairs`) the edges of one offset are rows of the node list, and the same
-list turned by the offset. A tile is a rectangle of offsets and first ends, so that its edge values, (R, D), are a
-dense (offsets, first ends, D) box; the values of its first ends are one slice of the nodes, those of its second ends
-overlapping slices of the nodes listed twice.
+Edges are listed in circulant order (`edge_pairs`): edge (d, i) connects node i with node i + d, around the circle of
+nodes. A tile is a rectangle of offsets d and first ends i. Its edge values, (R, D), are a dense box of shape (offsets,
+first ends, D). The values of its first ends are a slice of the nodes, those of its second ends a slice of the nodes
+`turned`.
 """
 
 import functools
@@ -20,58 +20,26 @@ GPU_TILE_VALUES = 2**26  # fill a GPU
 
 @dataclass(frozen=True)
 class Tile:
-    """Edges with offsets from ``offset`` on and first ends from ``node`` on.
+    """A rectangle of offsets and first ends.
 
     Attributes:
-        rows: where they are in the list of all edges.
-        offset, num_offsets: range of offsets.
-        node, num_nodes: range of first ends.
+        rows: where its R edges are in the list of all edges.
+        offsets: range of offsets.
+        nodes: range of first ends.
+        shape: number of offsets and of first ends; their product is R.
     """
 
     rows: slice
-    offset: int
-    num_offsets: int
-    node: int
-    num_nodes: int
-
-    def box(self, values: Tensor) -> Tensor:
-        """(R, ...) values of this tile's edges as (offsets, first ends, ...)."""
-        return values.view(self.num_offsets, self.num_nodes, *values.shape[1:])
+    offsets: slice
+    nodes: slice
+    shape: tuple[int, int]
 
     def multiplicity(self, like: Tensor) -> Tensor:
         """How many of the N² ordered pairs each edge stands for, 1 for self pairs, else 2: (offsets, first ends)."""
-        count = like.new_full((self.num_offsets, self.num_nodes), 2.0)
-        if self.offset == 0:
+        count = like.new_full(self.shape, 2.0)
+        if self.offsets.start == 0:
             count[0] = 1.0
         return count
-
-    def first(self, twice: Tensor) -> Tensor:
-        """(2N, ...) values of nodes listed twice, at the first ends: (first ends, ...), to broadcast over offsets."""
-        return twice[self.node : self.node + self.num_nodes]
-
-    def second(self, twice: Tensor) -> Tensor:
-        """Likewise at the second ends: (offsets, first ends, ...), a view whose rows overlap; not to be written to."""
-        start = self.node + self.offset
-        near = twice[start : start + self.num_nodes + self.num_offsets - 1]
-        return near.unfold(0, self.num_nodes, 1).movedim(-1, 1)
-
-    def add_to_first(self, twice: Tensor, values: Tensor) -> None:
-        """Add (offsets, first ends, ...) values of edges to their first ends in (2N, ...) totals."""
-        twice[self.node : self.node + self.num_nodes] += values.sum(dim=0)
-
-    def add_to_second(self, twice: Tensor, values: Tensor, skip_self: bool = False) -> None:
-        """Likewise to their second ends; ``skip_self`` leaves out self pairs, which are one end and not two."""
-        skip = int(skip_self and self.offset == 0)
-        values = values[skip:]
-        count, width = values.shape[:2]
-        if count == 0:
-            return
-        # Row o belongs o nodes further on. Padded by one row less than its pitch, a box shears when it is refolded.
-        pitch = width + count - 1
-        padded = F.pad(values, (0, 0) * (values.ndim - 2) + (0, count))
-        sheared = padded.flatten(0, 1)[: count * pitch].view(count, pitch, *values.shape[2:])
-        start = self.node + self.offset + skip
-        twice[start : start + pitch] += sheared.sum(dim=0)
 
 
 def default_chunk_size(embedding_size: int, device: torch.device) -> int:
@@ -83,35 +51,67 @@ def default_chunk_size(embedding_size: int, device: torch.device) -> int:
 @functools.lru_cache(maxsize=8)
 def edge_tiles(num_nodes: int, max_edges: int) -> tuple[Tile, ...]:
     """Return the edges of a graph of ``num_nodes`` nodes in tiles of at most ``max_edges`` and similar size."""
-    offset, tiles = 0, []
     # Half way round an even circle every edge is met from both ends, and listed from the first half of them alone.
-    bands = [(offset, (num_nodes + 1) // 2, num_nodes), (num_nodes // 2, 1, num_nodes // 2)][: 2 - num_nodes % 2]
+    bands = [(0, (num_nodes + 1) // 2, num_nodes), (num_nodes // 2, 1, num_nodes // 2)][: 2 - num_nodes % 2]
+    tiles = []
     for first_offset, num_offsets, width in bands:
         if width == 0:
             continue
         together = max(max_edges // width, 1)
-        parts = -(-num_offsets // together)
-        pieces = -(-width // max_edges)
-        for offsets in _ranges(first_offset, num_offsets, parts):
-            for nodes in _ranges(0, width, pieces):
+        for offsets in _ranges(first_offset, num_offsets, -(-num_offsets // together)):
+            for nodes in _ranges(0, width, -(-width // max_edges)):
+                shape = (offsets.stop - offsets.start, nodes.stop - nodes.start)
                 start = offsets.start * num_nodes + nodes.start
-                count = len(offsets) * len(nodes)
-                tiles.append(Tile(slice(start, start + count), offsets.start, len(offsets), nodes.start, len(nodes)))
+                tiles.append(Tile(slice(start, start + shape[0] * shape[1]), offsets, nodes, shape))
     return tuple(tiles)
 
 
-def _ranges(start: int, length: int, parts: int) -> Iterator[range]:
-    """``parts`` neighbouring ranges of nearly equal length."""
+def _ranges(start: int, length: int, parts: int) -> Iterator[slice]:
+    """Yield ``parts`` neighbouring ranges of nearly equal length."""
     for part in range(parts):
-        yield range(start + part * length // parts, start + (part + 1) * length // parts)
+        yield slice(start + part * length // parts, start + (part + 1) * length // parts)
 
 
-def twice(values: Tensor) -> Tensor:
-    """(N, ...) values of nodes listed twice, as tiles take them."""
-    return torch.cat([values, values])
+def turned(values: Tensor) -> Tensor:
+    """Return (N, ...) values of nodes, turned by each offset d: (N + 1, N, ...), where [d, i] is of node i + d.
+
+    ``turned(values)[tile.offsets, tile.nodes]`` are those of the second ends of a tile. A view whose rows overlap: do
+    not write to it.
+    """
+    return torch.cat([values, values]).unfold(0, len(values), 1).movedim(-1, 1)
 
 
-def once(totals: Tensor) -> Tensor:
-    """(2N, ...) totals of nodes listed twice, as (N, ...)."""
-    num_nodes = len(totals) // 2
-    return totals[:num_nodes] + totals[num_nodes:]
+def sums_of(values: Tensor) -> Tensor:
+    """Return zeros to sum up values of edges in, with every node listed twice: (2N, ...) for (N, ...) ``values``.
+
+    Add values of first ends to ``sums[tile.nodes]``, those of second ends by `add_to_second`, and `fold` the sums.
+    """
+    return values.new_zeros(2 * len(values), *values.shape[1:])
+
+
+def add_to_second(sums: Tensor, tile: Tile, values: Tensor, skip_self: bool = False) -> None:
+    """Add (offsets, first ends, ...) values of edges to their second ends.
+
+    Args:
+        sums: (2N, ...), as from `sums_of`.
+        tile: the edges.
+        values: of the edges.
+        skip_self: leave out self pairs, which have one end and not two.
+    """
+    skip = int(skip_self and tile.offsets.start == 0)
+    values = values[skip:]
+    count, width = values.shape[:2]
+    if count == 0:
+        return
+    # Row d belongs d nodes further on. Padded by one row less than its pitch, a box shears when it is refolded.
+    pitch = width + count - 1
+    padded = F.pad(values, (0, 0) * (values.ndim - 2) + (0, count))
+    sheared = padded.flatten(0, 1)[: count * pitch].view(count, pitch, *values.shape[2:])
+    start = tile.nodes.start + tile.offsets.start + skip
+    sums[start : start + pitch] += sheared.sum(dim=0)
+
+
+def fold(sums: Tensor) -> Tensor:
+    """Return the sums of each node: (2N, ...) to (N, ...)."""
+    num_nodes = len(sums) // 2
+    return sums[:num_nodes] + sums[num_nodes:]

@@ -11,12 +11,8 @@ from torch.func import functional_call
 from ..correlation.blocks import linear
 from ..correlation.correlations import Correlations
 from ..correlation.cost import StepCost, choose_memory, step_bytes, step_multiply_adds
-from ..correlation.objective import (
-    classification_loss,
-    diversity_loss,
-    frozen_classification_loss,
-    similarity_loss,
-)
+from ..correlation.diversity import diversity_loss
+from ..correlation.objective import classification_loss, frozen_classification_loss, similarity_loss
 from ..correlation.propagation import CorrelationPropagation
 from ..utils.dtypes import compute_dtype, matmul_dtype
 from ..utils.host import HostCopy, to_device

@@ -1,4 +1,4 @@
-"""Products of many rows with rows that they share."""
+"""Dot products of many rows with rows that they share, and norms of many rows; gradients in portions."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,20 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gradients_anew import differentiable_again
 from .norms import length, scale_of
+from .recompute_gradients import differentiate_plain
 
 VALUES_AT_A_TIME = 2**20
 
 
-def plain_row_dots(ctx: Any) -> Any:
-    """See `row_dots`."""
-    shared, index, rows = ctx.saved_tensors
-    return lambda shared, rows: (shared.index_select(0, index) * rows).sum(dim=1), {0: shared, 2: rows}
-
-
 class RowDots(torch.autograd.Function):
-    """See `row_dots`."""
+    """Compute `row_dots`, and its gradient in portions."""
 
     @staticmethod
     def forward(ctx: Any, shared: Tensor, index: Tensor, rows: Tensor) -> Tensor:
@@ -31,9 +25,11 @@ class RowDots(torch.autograd.Function):
 
     @staticmethod
     @torch.compiler.disable
-    @differentiable_again(plain_row_dots)
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         shared, index, rows = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs: dict[int, Tensor | None] = {0: shared, 2: rows}
+            return differentiate_plain(ctx, lambda s, r: (s.index_select(0, index) * r).sum(dim=1), inputs, [grad])
         want_shared, _, want_rows = ctx.needs_input_grad
         for_shared = torch.zeros_like(shared) if want_shared else None
         for_rows = torch.empty_like(rows) if want_rows else None
@@ -48,13 +44,15 @@ class RowDots(torch.autograd.Function):
 
 
 def parts(rows: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of (R, D) ``rows`` and of others as long, in portions that stay in the cache."""
+    """Yield views of (R, D) ``rows`` and of others as long, in portions that stay in the cache."""
     size = max(VALUES_AT_A_TIME // max(rows.shape[1], 1), 1)
     return zip(*(x.split(size) for x in (rows, *others)), strict=True)
 
 
 def row_dots(shared: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """Dot product of each row with the shared row it belongs to; nothing of the rows' size is made but their gradient.
+    """Return the dot product of each row with the shared row it belongs to.
+
+    Nothing as large as the rows is allocated but their gradient.
 
     Args:
         shared: (B, D), floating.
@@ -66,12 +64,6 @@ def row_dots(shared: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     """
     dots: Tensor = RowDots.apply(shared, index, rows)
     return dots
-
-
-def plain_row_lengths(ctx: Any) -> Any:
-    """See `norm_or_floor`."""
-    rows, _ = ctx.saved_tensors
-    return length, {0: rows}
 
 
 class RowLengths(torch.autograd.Function):
@@ -87,9 +79,10 @@ class RowLengths(torch.autograd.Function):
 
     @staticmethod
     @torch.compiler.disable
-    @differentiable_again(plain_row_lengths)
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, norms = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiate_plain(ctx, length, {0: rows}, [grad])
         out = torch.empty_like(rows)
         # Directions first: gradients over norms may overflow where directions times gradients do not.
         scales = norms.masked_fill(norms == 0, 1.0)[:, None], grad[:, None]
@@ -99,7 +92,7 @@ class RowLengths(torch.autograd.Function):
 
 
 def norm_or_floor(rows: Tensor, p: float = 2.0, floor: float = 1e-12) -> Tensor:
-    """p-norms of (R, D) rows, at least ``floor``, as `torch.nn.functional.normalize` divides by: (R,)."""
+    """Return p-norms of (R, D) rows, at least ``floor``: (R,). `torch.nn.functional.normalize` divides by them."""
     if p == 2:
         norms: Tensor = RowLengths.apply(rows)
     else:

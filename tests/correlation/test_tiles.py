@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pml_gca.correlation.edges import edge_multiplicity, edge_pairs
-from pml_gca.correlation.tiles import edge_tiles, once, twice
+from pml_gca.correlation.tiles import add_to_second, edge_tiles, fold, sums_of, turned
 
 graphs = st.tuples(st.integers(0, 14), st.one_of(st.integers(1, 30), st.sampled_from([105, 10_000])))
 
@@ -24,10 +24,11 @@ def test_tiles_list_every_edge_once_in_order_and_keep_to_their_size(graph):
     for tile in edge_tiles(num_nodes, max_edges):
         assert tile.rows.start == edge
         assert 1 <= tile.rows.stop - edge <= max_edges
-        assert tile.num_offsets * tile.num_nodes == tile.rows.stop - edge
-        first, second = (tile.box(end[tile.rows]) for end in pairs)
-        assert first[0, 0] == tile.node
-        assert (second[0, 0] - first[0, 0]) % num_nodes == tile.offset
+        assert tile.shape == (tile.offsets.stop - tile.offsets.start, tile.nodes.stop - tile.nodes.start)
+        assert tile.shape[0] * tile.shape[1] == tile.rows.stop - edge
+        first, second = (end[tile.rows].view(tile.shape) for end in pairs)
+        assert first[0, 0] == tile.nodes.start
+        assert (second[0, 0] - first[0, 0]) % num_nodes == tile.offsets.start
         edge = tile.rows.stop
     assert edge == pairs.shape[1]
 
@@ -43,29 +44,27 @@ def test_values_of_nodes_at_both_ends(graph, shape):
     num_nodes, max_edges = graph
     values, pairs = whole(num_nodes, *shape), edge_pairs(num_nodes)
     for tile in edge_tiles(num_nodes, max_edges):
-        first, second = (tile.box(values[end[tile.rows]]) for end in pairs)
-        assert torch.equal(tile.first(twice(values)).expand_as(first), first)
-        assert torch.equal(tile.second(twice(values)), second)
+        first, second = (values[end[tile.rows]].view(*tile.shape, *shape) for end in pairs)
+        assert torch.equal(values[tile.nodes].expand_as(first), first)
+        assert torch.equal(turned(values)[tile.offsets, tile.nodes], second)
 
 
 @given(graphs, st.sampled_from([(), (1,), (3,), (2, 3)]), st.booleans())
-def test_sums_over_both_ends(graph, shape, skip_self):
+def test_sums_over_second_ends(graph, shape, skip_self):
     num_nodes, max_edges = graph
     pairs = edge_pairs(num_nodes)
     edges = whole(pairs.shape[1], *shape)
-    at_first, at_second = (torch.zeros(2 * num_nodes, *shape, dtype=edges.dtype) for _ in pairs)
+    at_second = sums_of(edges.new_ones(num_nodes, *shape))
     for tile in edge_tiles(num_nodes, max_edges):
-        values = tile.box(edges[tile.rows])
+        values = edges[tile.rows].view(*tile.shape, *shape)
         before = values.clone()
-        tile.add_to_first(at_first, values)
-        tile.add_to_second(at_second, values, skip_self=skip_self)
+        add_to_second(at_second, tile, values, skip_self=skip_self)
         assert torch.equal(values, before)
     counted = edges.clone()
     zeros = edges.new_zeros(num_nodes, *shape)
-    assert torch.equal(once(at_first), zeros.index_add(0, pairs[0], edges))
     if skip_self:
         counted[pairs[0] == pairs[1]] = 0
-    assert torch.equal(once(at_second), zeros.index_add(0, pairs[1], counted))
+    assert torch.equal(fold(at_second), zeros.index_add(0, pairs[1], counted))
 
 
 @given(graphs, st.sampled_from([torch.float32, torch.float64]))
@@ -75,21 +74,25 @@ def test_multiplicity(graph, dtype):
     for tile in edge_tiles(num_nodes, max_edges):
         found = tile.multiplicity(torch.zeros((), dtype=dtype))
         assert found.dtype == dtype
-        assert torch.equal(found, tile.box(count[tile.rows]))
+        assert torch.equal(found, count[tile.rows].view(tile.shape))
 
 
 @settings(max_examples=10)
 @given(st.integers(0, 14))
-def test_listing_twice_and_once(num_nodes):
+def test_values_turned_and_sums_folded(num_nodes):
     values = whole(num_nodes, 2)
-    assert torch.equal(twice(values), torch.cat([values, values]))
-    assert torch.equal(once(torch.cat([values, 10 * values])), 11 * values)
+    for offset, found in enumerate(turned(values)):
+        assert torch.equal(found, values.roll(-offset, dims=0))
+    sums = sums_of(values)
+    assert sums.shape == (2 * num_nodes, 2)
+    assert not sums.any()
+    assert torch.equal(fold(torch.cat([values, 10 * values])), 11 * values)
 
 
 def test_the_boxes_of_a_small_graph_by_hand():
-    tiles = [(t.offset, t.num_offsets, t.node, t.num_nodes) for t in edge_tiles(4, 5)]
+    tiles = [(t.offsets.start, t.shape[0], t.nodes.start, t.shape[1]) for t in edge_tiles(4, 5)]
     assert tiles == [(0, 1, 0, 4), (1, 1, 0, 4), (2, 1, 0, 2)]
-    tiles = [(t.offset, t.num_offsets, t.node, t.num_nodes) for t in edge_tiles(5, 3)]
+    tiles = [(t.offsets.start, t.shape[0], t.nodes.start, t.shape[1]) for t in edge_tiles(5, 3)]
     assert tiles == [(d, 1, start, n) for d in range(3) for start, n in ((0, 2), (2, 3))]
 
 
@@ -97,6 +100,6 @@ def test_values_need_not_be_contiguous():
     (tile,) = edge_tiles(5, 100)
     for values in (whole(5, 3, 2).transpose(0, 1), whole(3, 5, 1).expand(3, 5, 2)):
         totals = [torch.zeros(10, 2, dtype=torch.float64) for _ in range(2)]
-        tile.add_to_second(totals[0], values)
-        tile.add_to_second(totals[1], values.contiguous())
+        add_to_second(totals[0], tile, values)
+        add_to_second(totals[1], tile, values.contiguous())
         assert torch.equal(*totals)

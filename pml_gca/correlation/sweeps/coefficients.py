@@ -1,23 +1,27 @@
-"""From edges to coefficients."""
+"""From edges to coefficients, tile by tile.
 
+What it buys: of the normalised edges and the logits nothing is kept but λ itself, where autograd keeps three more
+(E, D) tensors.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...utils.gradients_anew import differentiable_again
-from .rows import EdgeRows, EdgeState, SweepPlan, add_product, plain_edges, without_autocast
+from .rows import EdgeRows, EdgeState, SweepPlan, SweptFunction, add_product
 
 
 @torch.no_grad()
 def edge_statistics(plan: SweepPlan, state: EdgeState) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight, mean and (biased) variance, each channel's, of all edges as ordered pairs."""
-    kept, edges = state.kept, EdgeRows(*state)
-    count = kept.new_zeros(())
-    mean, squares = kept.new_zeros(kept.shape[1]), kept.new_zeros(kept.shape[1])
+    """Return the number of edges as ordered pairs, and mean and (biased) variance of each channel over them."""
+    edges, like = EdgeRows(state), state.kept
+    count = like.new_zeros(())
+    mean, squares = like.new_zeros(like.shape[1]), like.new_zeros(like.shape[1])
     for tile in plan.tiles:
-        rows, weights = edges(tile), tile.multiplicity(kept).view(-1, 1)
+        rows, weights = edges(tile), tile.multiplicity(like).view(-1, 1)
         new = weights.sum()
         new_mean = (rows * weights).sum(dim=0) / new
         new_squares = ((rows - new_mean).square_() * weights).sum(dim=0)
@@ -29,35 +33,13 @@ def edge_statistics(plan: SweepPlan, state: EdgeState) -> tuple[Tensor, Tensor, 
     return count, mean, squares / count
 
 
-def plain_coefficients(ctx: Any) -> Any:
-    """See `EdgeCoefficients`."""
-    kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, bias, _ = ctx.saved_tensors
-    dtype = ctx.plan.matmul_dtype
-    multiplicity = torch.cat([tile.multiplicity(kept).flatten() for tile in ctx.plan.tiles])[:, None]
+class EdgeCoefficients(SweptFunction):
+    """λ = sigmoid(W BatchNorm(e) + b) of all edges, (E, D), with given statistics. Section 3.3 of the paper.
 
-    def coefficients(
-        kept: Tensor, norm_weight: Tensor, norm_bias: Tensor, scale: Tensor, weight: Tensor, bias: Tensor
-    ) -> Tensor:
-        edges = plain_edges(kept, norm_weight, norm_bias)
-        centred, spread = edges - mean, rstd
-        if count is not None:
-            centred = edges - (edges * multiplicity).sum(dim=0) / count
-            variance = (centred.square() * multiplicity).sum(dim=0) / count
-            eps = (rstd.pow(-2) - variance).detach()  # which the statistics were given with
-            spread = torch.rsqrt(variance + eps)
-        return F.linear((centred * (spread * scale)).to(dtype), weight.to(dtype), bias.to(dtype)).sigmoid()
-
-    return coefficients, {1: kept, 2: norm_weight, 3: norm_bias, 7: scale, 8: weight, 9: bias}
-
-
-class EdgeCoefficients(torch.autograd.Function):
-    """sigmoid(W BatchNorm(e) + b) of all edges, (E, D), with given statistics.
-
-    ``scale`` is the BatchNorm's. Of batch statistics (``count`` not None) the gradient includes their own.
+    ``scale`` is the BatchNorm's. With statistics of the batch (``count`` is not None) the gradient includes their own.
     """
 
     @staticmethod
-    @without_autocast
     def forward(
         ctx: Any,
         plan: SweepPlan,
@@ -71,7 +53,7 @@ class EdgeCoefficients(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
     ) -> Tensor:
-        edges = EdgeRows(kept, norm_weight, norm_bias)
+        edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias))
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
         out = kept.new_empty(plan.num_edges, len(w), dtype=plan.matmul_dtype)
         for tile in plan.tiles:
@@ -84,18 +66,13 @@ class EdgeCoefficients(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.compiler.disable
-    @differentiable_again(plain_coefficients)
-    @without_autocast
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        if grad is None:
-            return (None,) * 10
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         plan: SweepPlan = ctx.plan
         kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, _, out = ctx.saved_tensors
         w = weight.to(plan.matmul_dtype)
-        edges = EdgeRows(kept, norm_weight, norm_bias)
-        edges.start_backward(plan.gradient_pass)
-        # First what all edges together say: of the parameters and, through them, of the batch's statistics.
+        edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias))
+        edges.start_backward(plan.gradient_pass.to_parameters)
+        # First the sums over all edges: gradients of the parameters and, through them, of the batch's statistics.
         by_pair, grad_b = kept.new_zeros(weight.shape), kept.new_zeros(len(w))
         for tile in plan.tiles:
             logits = torch.ops.aten.sigmoid_backward(grad[tile.rows], out[tile.rows])
@@ -115,3 +92,23 @@ class EdgeCoefficients(torch.autograd.Function):
             edges.backward(tile, g)
         own = (grad_scale, by_pair * scale, grad_b) if plan.gradient_pass.to_parameters else (None,) * 3
         return None, *edges.gradients(), None, None, None, *own
+
+    @staticmethod
+    def plain(ctx: Any) -> tuple[Callable[..., Tensor], dict[int, Tensor | None]]:
+        kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, bias, _ = ctx.saved_tensors
+        dtype = ctx.plan.matmul_dtype
+        multiplicity = torch.cat([tile.multiplicity(kept).flatten() for tile in ctx.plan.tiles])[:, None]
+
+        def coefficients(
+            kept: Tensor, norm_weight: Tensor, norm_bias: Tensor, scale: Tensor, weight: Tensor, bias: Tensor
+        ) -> Tensor:
+            edges = EdgeState(kept, norm_weight, norm_bias).plain()
+            centred, spread = edges - mean, rstd
+            if count is not None:
+                centred = edges - (edges * multiplicity).sum(dim=0) / count
+                variance = (centred.square() * multiplicity).sum(dim=0) / count
+                eps = (rstd.pow(-2) - variance).detach()  # which the statistics were given with
+                spread = torch.rsqrt(variance + eps)
+            return F.linear((centred * (spread * scale)).to(dtype), weight.to(dtype), bias.to(dtype)).sigmoid()
+
+        return coefficients, {1: kept, 2: norm_weight, 3: norm_bias, 7: scale, 8: weight, 9: bias}

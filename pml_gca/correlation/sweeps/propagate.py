@@ -1,4 +1,8 @@
-"""The propagation, edges swept tile by tile."""
+"""The propagation, edges swept tile by tile.
+
+What it buys: what `pml_gca.correlation.sweeps` says of the whole; here, whether hidden activations are kept is decided
+by the memory that is free, once per number of nodes.
+"""
 
 from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
@@ -7,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ...utils.dtypes import compute_dtype, matmul_dtype
+from ..blocks import negative_attention
 from ..correlations import Correlations
 from ..cost import choose_memory
 from ..edges import standardize
 from ..tiles import default_chunk_size, edge_tiles
+from .attention import RecomputedAttention
 from .coefficients import EdgeCoefficients, edge_statistics
 from .messages import EdgeMessages
 from .rows import EdgeState, SweepPlan
@@ -40,10 +46,11 @@ def sweep_layer(
     layer: "PropagationLayer", plan: SweepPlan, nodes: Tensor, edges: EdgeState, labels: Tensor
 ) -> tuple[Tensor, EdgeState]:
     """Compute what ``layer.forward`` does, tile by tile."""
-    to_node, block = layer.node.edge_to_node, layer.edge
-    heard = layer.node.listen(nodes, labels, plan.keep_hidden)
-    messages = EdgeMessages.apply(plan, len(nodes), *edges, to_node.weight, to_node.bias)
-    nodes = layer.node.gather(heard, messages)
+    node, block = layer.node, layer.edge
+    nodes = node.attend(nodes, labels, negative_attention if plan.keep_hidden else RecomputedAttention.apply)
+    with torch.autocast(nodes.device.type, enabled=False):  # swept functions cast by themselves
+        messages = EdgeMessages.apply(plan, len(nodes), *edges, node.edge_to_node.weight, node.edge_to_node.bias)
+    nodes = node.update(nodes, messages)
     if block is None:
         return nodes, edges
     dtype = messages.dtype
@@ -51,8 +58,9 @@ def sweep_layer(
     mask = None
     if block.dropout.training and block.dropout.p:
         mask = block.dropout(messages.new_ones(2, plan.num_edges))
-    norm = (block.norm.weight.to(dtype), block.norm.bias.to(dtype))
-    kept = EdgeUpdate.apply(plan, *edges, *ends, mask, *norm, *block.mlp())
+    norm, mlp = (block.norm.weight.to(dtype), block.norm.bias.to(dtype)), block.mlp()
+    with torch.autocast(nodes.device.type, enabled=False):
+        kept = EdgeUpdate.apply(plan, *edges, *ends, mask, *norm, *mlp)
     return nodes, EdgeState(kept, *norm)
 
 
@@ -67,9 +75,10 @@ def sweep_coefficients(module: "CorrelationPropagation", plan: SweepPlan, edges:
     dtype = edges.kept.dtype
     rstd = torch.rsqrt(variance.to(dtype) + norm.eps)
     linear, scale = module.edge_coefficients, norm.weight.to(dtype)
-    coefficients: Tensor = EdgeCoefficients.apply(
-        plan, *edges, count, mean.to(dtype), rstd, scale, linear.weight, linear.bias
-    )
+    with torch.autocast(rstd.device.type, enabled=False):
+        coefficients: Tensor = EdgeCoefficients.apply(
+            plan, *edges, count, mean.to(dtype), rstd, scale, linear.weight, linear.bias
+        )
     return coefficients
 
 

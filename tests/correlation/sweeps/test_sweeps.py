@@ -13,8 +13,9 @@ from torch.autograd import grad, gradcheck
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.correlation.correlations import GradientPass
+from pml_gca.correlation.diversity import diversity_loss
 from pml_gca.correlation.edges import edge_pairs
-from pml_gca.correlation.objective import diversity_loss, frozen_classification_loss
+from pml_gca.correlation.objective import frozen_classification_loss
 from pml_gca.correlation.sweeps.coefficients import EdgeCoefficients, edge_statistics
 from pml_gca.correlation.sweeps.messages import EdgeMessages
 from pml_gca.correlation.sweeps.rows import EdgeState, SweepPlan, add_product

@@ -1,0 +1,83 @@
+"""J_div, which makes coefficients differ. Section 3.5 of https://arxiv.org/abs/2411.13145"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..utils.dtypes import compute_dtype
+from ..utils.recompute_gradients import differentiate_plain
+from .edges import at_ends, edge_multiplicity, edge_pairs, sum_over_neighbours
+from .tiles import add_to_second, default_chunk_size, edge_tiles, fold, turned
+
+
+def diversity_loss(coefficients: Tensor, num_nodes: int, edge_chunk_size: int | None = None) -> Tensor:
+    r"""Return how alike the coefficients of each node are, over all ordered pairs.
+
+    .. math:: J_{div} = 1 - \sqrt{\sum_{ijd} (\lambda_{ijd} - \bar{\lambda}_{id})^2 / N^2}, \quad
+              \bar{\lambda}_{id} = \text{mean}_j \lambda_{ijd}
+
+    Args:
+        coefficients: (E, D), of undirected edges as `edge_pairs` lists them.
+        num_nodes: N.
+        edge_chunk_size: edges computed at a time; chosen by the device if None.
+
+    Returns:
+        Scalar, in float32 or wider; 1 when nothing differs, and may be negative, as channels are summed.
+    """
+    chunk = edge_chunk_size or default_chunk_size(coefficients.shape[1], coefficients.device)
+    loss: Tensor = Diversity.apply(coefficients, num_nodes, chunk)
+    return loss
+
+
+def plain_diversity_loss(coefficients: Tensor, num_nodes: int) -> Tensor:
+    """Compute `diversity_loss`, as autograd can differentiate it."""
+    pairs = edge_pairs(num_nodes, coefficients.device)
+    values = coefficients.to(compute_dtype(coefficients))
+    means = sum_over_neighbours(values, pairs, num_nodes) / max(num_nodes, 1)
+    mean_i, mean_j = at_ends(means, pairs)
+    squares = (values - mean_i).square() + (values - mean_j).square()
+    spread = (squares.sum(dim=1) * edge_multiplicity(pairs, values.dtype)).sum() / 2
+    return 1 - (spread / max(num_nodes, 1) ** 2).clamp_min(2 * torch.finfo(values.dtype).tiny).sqrt()
+
+
+class Diversity(torch.autograd.Function):
+    """Compute `diversity_loss`, tile by tile: no tensor of the coefficients' size is kept but themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, coefficients: Tensor, num_nodes: int, chunk: int) -> Tensor:
+        dtype, tiles = compute_dtype(coefficients), edge_tiles(num_nodes, chunk)
+        total = coefficients.new_zeros(2 * num_nodes, coefficients.shape[1], dtype=dtype)
+        for tile in tiles:
+            values = coefficients[tile.rows].to(dtype).view(*tile.shape, -1)
+            total[tile.nodes] += values.sum(dim=0)
+            add_to_second(total, tile, values, skip_self=True)
+        mean = fold(total) / max(num_nodes, 1)
+        turned_mean, spread = turned(mean), mean.new_zeros(())
+        for tile in tiles:
+            values = coefficients[tile.rows].to(dtype).view(*tile.shape, -1)
+            # Both ends of an edge see it; a self pair has one end, met twice.
+            by_ends = (values - mean[tile.nodes]).square_()
+            by_ends += (values - turned_mean[tile.offsets, tile.nodes]).square_()
+            spread += (by_ends.sum(dim=2) * tile.multiplicity(mean)).sum() / 2
+        # The bound keeps the root's infinite slope at 0 out of the gradient.
+        root = (spread / max(num_nodes, 1) ** 2).clamp_min(torch.finfo(dtype).tiny).sqrt()
+        ctx.tiles = tiles
+        ctx.save_for_backward(coefficients, mean, root)
+        return 1 - root
+
+    @staticmethod
+    @torch.compiler.disable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        coefficients, mean, root = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiate_plain(ctx, lambda c: plain_diversity_loss(c, len(mean)), {0: coefficients}, [grad])
+        turned_mean, out = turned(mean), torch.empty_like(coefficients)
+        # d root = Σ (2 λ_ij - mean_i - mean_j) dλ_ij / (N² root) per ordered pair; nothing where nothing differs.
+        scale = -grad / (root * max(len(mean), 1) ** 2)
+        scale = scale.masked_fill(root.square() <= 2 * torch.finfo(root.dtype).tiny, 0.0)
+        for tile in ctx.tiles:
+            values = 2 * coefficients[tile.rows].to(mean.dtype).view(*tile.shape, -1)
+            values = values.sub_(mean[tile.nodes]).sub_(turned_mean[tile.offsets, tile.nodes])
+            out[tile.rows] = values.mul_((tile.multiplicity(mean) * (scale / 2))[..., None]).flatten(0, 1)
+        return out, None, None
