@@ -6,16 +6,16 @@ import math
 
 import pytest
 import torch
+from helpers.compared import generate
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import DotProductSimilarity
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss, SyntheticNegatives
 from pml_gca.correlation.blocks import ScaleBatchNorm
-from pml_gca.generators.base_generator import BaseGenerator
+from pml_gca.generators.batch import HostValues
 from pml_gca.losses import SyntheticBatch, synthetic_loss
 from pml_gca.utils.host import HostCopy
-from pml_gca.utils.validation import FiniteCheck, check_embeddings
 
 SIZE, NUM_CLASSES = 8, 9
 LABELS = torch.tensor([2, 5, 2, 0, 5, 2, 1, 1, 8])  # merging, plain negatives, and two skipped anchors
@@ -132,23 +132,19 @@ def meta(monkeypatch):
 
     monkeypatch.setattr(torch, "autocast", no_autocast)  # which that device lacks
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: "meta" not in device and is_enabled(*device))
-    monkeypatch.setattr(BaseGenerator, "start_check", lambda self, *args: FinishedCheck())
     copied = []
 
     class Copy:
+        ready = False
+
         def __init__(self, tensor):
             copied.append(tensor)
 
         def wait(self):
-            return LABELS
+            return torch.cat([LABELS, torch.zeros(3).long()])
 
-    monkeypatch.setattr("pml_gca.generators.global_correlation_generator.HostCopy", Copy)
+    monkeypatch.setattr("pml_gca.generators.batch.HostCopy", Copy)
     return copied
-
-
-class FinishedCheck:
-    def finish(self):
-        pass
 
 
 class DotLoss(BaseMetricLossFunction):
@@ -186,7 +182,7 @@ def test_a_step_waits_for_no_device(meta, level_momentum, chunk):
     z, value = meta_step(loss)
     assert value.device == z.grad.device == torch.device("meta")
     assert all(p.grad.shape == p.shape for p in loss.parameters())
-    assert [t.device.type for t in meta] == ["meta"]  # the labels, once
+    assert [t.device.type for t in meta] == ["meta"]  # labels and check, once
 
 
 @pytest.mark.parametrize("merging", ["random", "mean", "hardest"])
@@ -261,7 +257,7 @@ def test_n_pairs_without_skipped_anchors_are_those_with_the_count_unknown(normal
     found = []
     loss = losses.NPairsLoss(distance=DotProductSimilarity(normalize_embeddings=normalized))
     for count in (0, None):
-        made = make().generate(z, y, 6, 2.0, torch.full((6, 6), 0.5))
+        made = generate(make(), z, y, 6, 2.0, draws=torch.full((6, 6), 0.5))
         negatives = SyntheticNegatives(made.embeddings, made.labels, made.anchors, {}, count)
         value = synthetic_loss(loss, SyntheticBatch(z, y, z, y, negatives))
         found.append((value, *torch.autograd.grad(value, z)))
@@ -300,11 +296,7 @@ def test_the_propagation_of_a_batch_that_is_not_finite_changes_nothing(bad, chun
 def test_a_refused_batch_has_changed_nothing(bad, late, monkeypatch):
     """Told late, as by a device that is not waited for, a step has been computed in part; draws were made then."""
     if late:
-
-        def start_check(self, embeddings, labels, names=("embeddings", "labels")):
-            return check_embeddings(embeddings, self.embedding_size, names[0])
-
-        monkeypatch.setattr(BaseGenerator, "start_check", start_check)
+        monkeypatch.setattr(HostCopy, "ready", False)
     loss = HardNegativeGenerationLoss(losses.TripletMarginLoss(), make(dropout=0.1))
     z, _ = batch(9)
     loss(z, LABELS).backward()
@@ -321,15 +313,28 @@ def test_a_refused_batch_has_changed_nothing(bad, late, monkeypatch):
     assert loss(z, LABELS).isfinite()
 
 
-def test_a_check_says_what_it_saw_when_it_began():
+def test_a_check_says_what_it_saw_when_it_began(monkeypatch):
     z = torch.randn(3, SIZE)
-    check = FiniteCheck(z, "embeddings")
+    monkeypatch.setattr(HostCopy, "ready", False)
+    check = values_of(z)
     z.fill_(math.nan)
-    check.finish()
-    check = FiniteCheck(z, "ref_emb")
+    check.wait()
+    check = values_of(z)
     z.zero_()
     with pytest.raises(ValueError, match="ref_emb must be finite, got 24 NaN and 0 infinite of 24 values"):
-        check.finish()
+        check.wait()
+
+
+def values_of(z):
+    return HostValues(z, torch.zeros(3).long(), num_classes=1, largest=1e30, names=("ref_emb", "ref_labels"))
+
+
+def test_the_host_waits_once_for_a_batch(monkeypatch):
+    waits, wait = [], HostCopy.wait
+    monkeypatch.setattr(HostCopy, "wait", lambda self: waits.append(self) or wait(self))
+    loss = HardNegativeGenerationLoss(losses.TripletMarginLoss(), make())
+    loss(batch(9)[0], LABELS)
+    assert len(waits) == 1
 
 
 def test_a_copy_on_the_host():
@@ -344,5 +349,6 @@ def test_labels_out_of_range_are_refused_where_they_arrive():
     generator = make()
     for labels in (torch.tensor([0, 9]), torch.tensor([-1, 3], dtype=torch.int32)):
         with pytest.raises(ValueError, match=r"labels must lie in \[0, num_classes\)"):
-            generator.labels_on_host(HostCopy(labels))
-    assert generator.labels_on_host(HostCopy(torch.tensor([3, 8], dtype=torch.uint8))).dtype == torch.long
+            generator.batch(torch.randn(2, SIZE), labels).labels_on_host()
+    small = generator.batch(torch.randn(2, SIZE), torch.tensor([3, 8], dtype=torch.uint8))
+    assert small.labels_on_host().dtype == small.labels.dtype == torch.long

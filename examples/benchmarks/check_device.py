@@ -139,7 +139,7 @@ def waits(device: torch.device) -> None:
                 print(f"    {count} x {place}")
     generator = GlobalCorrelationGenerator(CLASSES, SIZE).to(device)
     on_device = batch(device)
-    found = waited(lambda: sum(generator.generate(*on_device, BATCH).objectives.values()).backward())
+    found = waited(lambda: sum(generator.generate(generator.batch(*on_device)).objectives.values()).backward())
     print(f"waits of the generator alone: {sum(found.values())}, {dict(found)}\n")
 
 
@@ -203,7 +203,7 @@ def everything(data: dict[str, Tensor], device: torch.device, precision: str, dt
     z = data["embeddings"].detach().to(device, dtype, copy=True).requires_grad_()
     with arithmetic(precision, device.type):
         coefficients = generator.propagation(z.detach(), labels).coefficients
-        negatives = generator.generate(z, labels, len(z), meta["metric_level"], draws)
+        negatives = generator.generate(generator.batch(z, labels, len(z)), meta["metric_level"], draws=draws)
         loss = synthetic_loss(n_pairs(0, 0), SyntheticBatch(z, labels, z, labels, negatives))
         loss = loss + sum(negatives.objectives.values())
     scale = 1024.0 if precision == "fp16" else 1.0  # as a gradient scaler does

@@ -1,6 +1,7 @@
 """Generators of hard negatives."""
 
 from .base_generator import BaseGenerator, SyntheticNegatives
+from .batch import Batch
 from .constant_generator import ConstantGenerator
 from .embedding_expansion_generator import EmbeddingExpansionGenerator
 from .global_correlation_generator import GlobalCorrelationGenerator
@@ -11,6 +12,7 @@ from .symmetrical_synthesis_generator import SymmetricalSynthesisGenerator
 
 __all__ = [
     "BaseGenerator",
+    "Batch",
     "ConstantGenerator",
     "EmbeddingExpansionGenerator",
     "GlobalCorrelationGenerator",

@@ -1,4 +1,4 @@
-"""What a generator of hard negatives is to the loss that uses it."""
+"""The interface of all generators of hard negatives."""
 
 import math
 from collections.abc import Mapping
@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..utils.dtypes import compute_dtype
-from ..utils.host import HostCopy
+from ..utils.host import to_device
 from ..utils.norms import length
 from ..utils.validation import (
-    FiniteCheck,
+    check_choice,
     check_embeddings,
-    check_label_range,
     check_labels,
     check_learning_rates,
     check_level,
@@ -24,6 +23,7 @@ from ..utils.validation import (
     largest_value,
 )
 from ..utils.wide_buffers import restored_on_error
+from .batch import PHASES, Batch, HostValues
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class SyntheticNegatives:
 class BaseGenerator(ModuleWithRecords):
     """Embeddings and labels go in, labelled synthetic negatives come out, whatever loss they are for.
 
-    A subclass implements `generate`. It may be called on any label composition and order, must not step
-    optimizers, and returns objective terms only if it has parameters.
+    A subclass implements `generate`. It takes any label composition and order, steps no optimizer, and returns
+    objective terms only if it has parameters.
 
     Args:
         num_classes: training classes N; labels lie in [0, N).
@@ -66,9 +66,13 @@ class BaseGenerator(ModuleWithRecords):
     """
 
     stat_names: tuple[str, ...] = ("num_negatives", "num_skipped_anchors")
-    phase = "all"  # which half of an alternating schedule asks, see HardNegativeGenerationLoss.phase
+    has_objective: bool = False
+    """Whether it returns ``generation_loss``, whose level decides how much its negatives count.
 
-    def __init__(self, num_classes: int, embedding_size: int, collect_stats: bool | None = None) -> None:
+    The negatives of a generator without one count fully from the first batch, even if it has parameters to train.
+    """
+
+    def __init__(self, num_classes: int, embedding_size: int, *, collect_stats: bool | None = None) -> None:
         check_positive_int("num_classes", num_classes)
         check_positive_int("embedding_size", embedding_size)
         check_pml_arguments({"collect_stats": collect_stats})
@@ -79,18 +83,22 @@ class BaseGenerator(ModuleWithRecords):
             self.start_collecting_stats()
 
     def start_collecting_stats(self) -> None:
-        """Record statistics from now on, as the loss asks when it collects them itself."""
-        self.collect_stats = True
-        self.add_to_recordable_attributes(list_of_names=list(self.stat_names), is_stat=True)
-        # No stat in PML's sense, which is reset when a batch begins: this one is known after backward.
-        self.add_to_recordable_attributes(name="gradient_norm")
+        """Record statistics from now on, also of generators inside this one. A loss that collects its own calls it."""
+        for generator in (module for module in self.modules() if isinstance(module, BaseGenerator)):
+            generator.collect_stats = True
+            generator.add_to_recordable_attributes(list_of_names=list(generator.stat_names), is_stat=True)
+            # No stat in PML's sense, which is reset when a batch begins: this one is known after backward.
+            generator.add_to_recordable_attributes(name="gradient_norm")
 
-    def generate(
-        self, embeddings: Tensor, labels: Tensor, num_anchors: int, metric_level: Tensor | float
-    ) -> SyntheticNegatives:
-        """As `forward`, on checked input; labels may be on the host, or out of range on another device.
+    def generate(self, batch: Batch, metric_level: Tensor | float = math.inf) -> SyntheticNegatives:
+        """Generate negatives for the anchors of a batch.
 
-        Where it raises, the caller gives the buffers back their values.
+        On a GPU the values of the batch are not checked yet: ``batch.labels_on_host()`` waits for the check, and so
+        does the caller afterwards. Where it raises, the caller restores the buffers.
+
+        Args:
+            batch: as from `batch`.
+            metric_level: running mean of the metric loss, L, 0-dimensional; infinite before any was seen.
         """
         raise NotImplementedError
 
@@ -117,83 +125,73 @@ class BaseGenerator(ModuleWithRecords):
             ValueError: a wrong shape, a value that is not finite, a label or ``num_anchors`` out of range, a level
                 that is NaN.
         """
-        check = self.start_check(embeddings, labels)
-        num_anchors = len(embeddings) if num_anchors is None else num_anchors
-        check_positive_int("num_anchors", num_anchors, minimum=0)
         check_level("metric_level", metric_level)
         metric_level = metric_level.reshape(()) if isinstance(metric_level, Tensor) else metric_level
-        if num_anchors > len(embeddings):
-            raise ValueError(f"num_anchors must lie in [0, {len(embeddings)}], the batch size, got {num_anchors}")
+        batch = self.batch(embeddings, labels, num_anchors)
         self.follow_device(embeddings.device)
-        with restored_on_error(self.buffers()):  # what a GPU says late must have changed nothing
-            negatives = self.generate(embeddings, labels, num_anchors, metric_level)
-            check.finish()
+        with restored_on_error(self.buffers()):
+            negatives = self.generate(batch, metric_level)
+            batch.finish()
         return negatives
 
-    def largest_value(self, dtype: torch.dtype) -> float:
-        """The largest value that embeddings of ``dtype`` may have at present; longer ones are refused."""
-        return largest_value(dtype)
+    def batch(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        num_anchors: int | None = None,
+        phase: str = "all",
+        *,
+        names: tuple[str, str] = ("embeddings", "labels"),
+    ) -> Batch:
+        """Check a batch, and start the one copy to the host that it needs.
 
-    def start_check(
-        self, embeddings: object, labels: object, names: tuple[str, str] = ("embeddings", "labels")
-    ) -> FiniteCheck:
-        """Raise if a batch is not what `forward` says; ``names`` are those of the arguments in messages.
+        Shapes and dtypes are checked now. Values on a GPU are checked when `Batch.labels_on_host` first waits for them.
 
-        Values that another device holds are not waited for: the check that is returned is to be finished later, and
-        labels are checked where `labels_on_host` first needs them.
-        """
-        largest = self.largest_value(embeddings.dtype) if isinstance(embeddings, Tensor) else None
-        check = check_embeddings(embeddings, self.embedding_size, names[0], largest)
-        assert isinstance(embeddings, Tensor)
-        check_labels(labels, len(embeddings), names[1], of=names[0])
-        assert isinstance(labels, Tensor)
-        if not labels.is_cuda:
-            check_label_range(labels, self.num_classes, names[1])
-        if not embeddings.is_cuda:
-            check.finish()
-        return check
-
-    def check_batch(
-        self, embeddings: object, labels: object, names: tuple[str, str] = ("embeddings", "labels")
-    ) -> None:
-        """As `start_check`, and wait for all values."""
-        check = self.start_check(embeddings, labels, names)
-        assert isinstance(labels, Tensor)
-        check_label_range(labels, self.num_classes, names[1])
-        check.finish()
-
-    def labels_on_host(self, copy: HostCopy) -> Tensor:
-        """Labels, as (N,) long, whose copy was started earlier.
+        Args:
+            embeddings, labels, num_anchors: as for `forward`.
+            phase: see `Batch`.
+            names: of the first two arguments, for messages.
 
         Raises:
-            ValueError: one is out of range.
+            TypeError, ValueError: as `forward`; on a GPU not yet for values.
         """
-        labels = copy.wait()
-        check_label_range(labels, self.num_classes)
-        return labels.long()
+        self.check_shapes(embeddings, labels, names)
+        num_anchors = len(embeddings) if num_anchors is None else num_anchors
+        check_positive_int("num_anchors", num_anchors, minimum=0)
+        if num_anchors > len(embeddings):
+            raise ValueError(f"num_anchors must lie in [0, {len(embeddings)}], the batch size, got {num_anchors}")
+        check_choice("phase", phase, PHASES)
+        labels = to_device(labels.long(), embeddings.device)
+        host = HostValues(
+            embeddings,
+            labels,
+            num_classes=self.num_classes,
+            largest=self.largest_value(embeddings.dtype),
+            names=names,
+        )
+        return Batch(embeddings, labels, num_anchors, host, phase)
 
-    def wants(self, objective: str) -> bool:
-        """Whether an objective term counts in this `phase`; a term that does not need not be computed.
+    def check_shapes(
+        self, embeddings: object, labels: object, names: tuple[str, str] = ("embeddings", "labels")
+    ) -> None:
+        """Raise unless embeddings and labels have the types, dtypes and shapes that `forward` takes."""
+        check_embeddings(embeddings, self.embedding_size, names[0])
+        assert isinstance(embeddings, Tensor)
+        check_labels(labels, len(embeddings), names[1], of=names[0])
 
-        ``generation_loss`` has a phase of its own, and all others, whatever their names, are of the other.
-        """
-        return self.phase == "all" or (objective == "generation_loss") == (self.phase == "generation")
+    def largest_value(self, dtype: torch.dtype) -> float:
+        """Return the largest value that embeddings of ``dtype`` may have at present; larger ones are refused."""
+        return largest_value(dtype)
 
-    def parameter_groups(self, lr: float, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
-        """Optimizer groups of the learned parameters; empty for a generator that does not learn."""
+    def parameter_groups(self, lr: float, *, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
+        """Return optimizer groups of the parameters that may learn; none where there are none."""
         check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         parameters = [p for p in self.parameters() if p.requires_grad]
         return [{"params": parameters, "lr": lr}] if parameters else []
 
-    @property
-    def learns(self) -> bool:
-        """Whether it has parameters. The negatives of a generator that has none count fully, from the start.
-
-        One that learns is to return ``generation_loss`` among its objectives, as its level decides how much its
-        negatives count. One that has parameters and no such objective overrides this with False: they are trained all
-        the same, and its negatives count fully.
-        """
-        return next(self.parameters(), None) is not None
+    def objective_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that ``generation_loss`` trains: an alternating schedule steps them twice."""
+        return list(self.parameters()) if self.has_objective else []
 
     @property
     def gradient_norm(self) -> float:

@@ -20,9 +20,9 @@ class ConstantGenerator(InterpolationGenerator):
         coefficient: λ in [0, 1]. With 1 and ``alpha`` 0 the negatives are real ones, merged at random; with 0 they are
             as near to the anchor as its positive.
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
-        collect_stats: record statistics for PML's hooks; PML's global default if None.
         merging: how the candidates of a class become one negative: ``"random"``, ``"mean"`` or ``"hardest"``, as for
             `GlobalCorrelationGenerator`.
+        collect_stats: record statistics for PML's hooks; PML's global default if None.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -39,13 +39,13 @@ class ConstantGenerator(InterpolationGenerator):
         self,
         num_classes: int,
         embedding_size: int,
+        *,
         coefficient: float = 0.5,
         alpha: float = 5.0,
-        collect_stats: bool | None = None,
-        *,
         merging: str = "random",
+        collect_stats: bool | None = None,
     ) -> None:
-        super().__init__(num_classes, embedding_size, alpha, collect_stats, merging=merging)
+        super().__init__(num_classes, embedding_size, alpha=alpha, merging=merging, collect_stats=collect_stats)
         check_share("coefficient", coefficient)
         self.coefficient = float(coefficient)
 

@@ -15,7 +15,6 @@ from ..correlation.diversity import diversity_loss
 from ..correlation.objective import classification_loss, frozen_classification_loss, similarity_loss
 from ..correlation.propagation import CorrelationPropagation
 from ..utils.dtypes import compute_dtype, matmul_dtype
-from ..utils.host import HostCopy, to_device
 from ..utils.norms import scale_of
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import (
@@ -28,6 +27,7 @@ from ..utils.validation import (
     check_share,
 )
 from .base_generator import BaseGenerator, SyntheticNegatives
+from .batch import Batch
 from .interpolation import MERGINGS, CandidatePlan, class_weights, plan_candidates, pull_strength
 from .synthesis import synthesize
 
@@ -112,7 +112,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         merging: str = "random",
         classify_embeddings: bool = True,
     ) -> None:
-        super().__init__(num_classes, embedding_size, collect_stats)
+        super().__init__(num_classes, embedding_size, collect_stats=collect_stats)
         check_positive_int("num_layers", num_layers, minimum=0)
         if num_heads is None:
             num_heads = next(heads for heads in (4, 3, 2, 1) if embedding_size % heads == 0)
@@ -153,14 +153,14 @@ class GlobalCorrelationGenerator(BaseGenerator):
             num_heads=num_heads,
             dropout=dropout,
             edge_chunk_size=edge_chunk_size,
-            with_coefficients=self.learns,
+            with_coefficients=self.has_objective,
         )
         if not edge_messages:
             for layer in self.propagation.layers:  # GELU(0) = 0: every message is zero
                 for parameter in layer.get_submodule("node.edge_to_node").parameters():
                     nn.init.zeros_(parameter).requires_grad_(False)
         self.auxiliary_classifier = nn.Linear(embedding_size, num_classes)
-        if not self.learns:
+        if not self.has_objective:
             self.auxiliary_classifier.requires_grad_(False)  # it never gets one; distributed training would wait for it
         hide_modules_from_records(self)
 
@@ -174,9 +174,10 @@ class GlobalCorrelationGenerator(BaseGenerator):
         Raises:
             TypeError, ValueError: see `forward`.
         """
-        self.check_batch(embeddings, labels)
+        batch = self.batch(embeddings, labels)
+        batch.finish()
         self.follow_device(embeddings.device)
-        return self._propagate(embeddings.dtype, embeddings, labels.to(embeddings.device).long())
+        return self._propagate(embeddings.dtype, embeddings, batch.labels)
 
     def _propagate(self, dtype: torch.dtype, *inputs: Any) -> Correlations:
         """The propagation, computed in ``dtype`` where parameters are narrower: PML casts those of losses likewise."""
@@ -190,28 +191,21 @@ class GlobalCorrelationGenerator(BaseGenerator):
         return found
 
     def generate(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        num_anchors: int,
-        metric_level: Tensor | float = math.inf,
-        draws: Tensor | None = None,
+        self, batch: Batch, metric_level: Tensor | float = math.inf, *, draws: Tensor | None = None
     ) -> SyntheticNegatives:
-        """As `forward`, on input already checked; ``draws`` (A, N) in [0, 1] take the place of random ones."""
-        if self.wants("node_classification_loss"):  # else it is the second half of an iteration
+        """Interpolate by learned coefficients; ``draws`` (A, N) in [0, 1] take the place of random ones."""
+        if batch.wants("node_classification_loss"):  # else it is the second half of an iteration
             self.reset_stats()
+        embeddings, labels, num_anchors = batch.embeddings, batch.labels, batch.num_anchors
         self.follow_device(embeddings.device)
-        on_host = HostCopy(labels)
-        labels = to_device(labels.long(), embeddings.device)
-        anchors = embeddings[:num_anchors]
-        nodes = torch.cat([anchors, embeddings[num_anchors:].detach()])
+        anchors, nodes = batch.anchors, batch.nodes
         # One propagation, from a leaf copy, serves all terms; what may reach the embeddings is handed on to them.
         learns = self.training and torch.is_grad_enabled()
         hands_on = learns and embeddings.requires_grad and self.classify_embeddings
-        leaf = nodes.detach().to(compute_dtype(nodes)).requires_grad_(hands_on)
+        leaf = nodes.detach().requires_grad_(hands_on)
         with torch.set_grad_enabled(learns):
-            correlations = self._propagate(nodes.dtype, leaf, labels)
-        plan = plan_candidates(self.labels_on_host(on_host), num_anchors)
+            correlations = self._propagate(embeddings.dtype, leaf, labels)
+        plan = plan_candidates(batch.labels_on_host(), num_anchors)
         num_skipped = int((~plan.has_positive).sum())
         plan = plan.to(nodes.device)
         if draws is None:
@@ -223,7 +217,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         synthetic, own = synthesize(nodes, correlations.coefficients, plan, weights, strength, chunk)
         objectives: dict[str, Tensor] = {}
         if learns:
-            objectives = self._objectives(anchors, labels, leaf, correlations, own, plan)
+            objectives = self._objectives(batch, anchors, labels, leaf, correlations, own, plan)
         if self.collect_stats:
             self.num_negatives, self.num_skipped_anchors = len(synthetic), num_skipped
             self._record(nodes, correlations, synthetic, weights, plan)
@@ -240,7 +234,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
         in_half = matmul_dtype(self.auxiliary_classifier.weight) == torch.float16
         return (
             torch.finfo(torch.float16).max
-            if in_half and self.learns and self.training
+            if in_half and self.has_objective and self.training
             else super().largest_value(dtype)
         )
 
@@ -263,6 +257,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
 
     def _objectives(
         self,
+        batch: Batch,
         anchors: Tensor,
         labels: Tensor,
         leaf: Tensor,
@@ -275,11 +270,11 @@ class GlobalCorrelationGenerator(BaseGenerator):
         anchor_labels = labels[: len(anchors)]
         real = leaf.detach()
         classifier = self.auxiliary_classifier
-        if self.wants("node_classification_loss"):
+        if batch.wants("node_classification_loss"):
             logits = correlations.node_logits[: len(anchors)]
             node_classification = classification_loss(logits, anchor_labels)
             terms["node_classification_loss"] = correlations.with_gradient_to(anchors, node_classification)
-        if self.wants("generation_loss") and self.learns:
+        if batch.wants("generation_loss") and self.has_objective:
             weight, bias = (x.to(torch.promote_types(x.dtype, real.dtype)) for x in classifier.parameters())
             generated = frozen_classification_loss(synthetic, weight, bias, plan.synthetic_labels)
             similarity = similarity_loss(real, plan.synthetic_anchors, synthetic)
@@ -292,7 +287,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
             if self.collect_stats:
                 self.generated_classification_loss = generated.item()
                 self.similarity_loss, self.diversity_loss = similarity.item(), diversity.item()
-        if self.wants("auxiliary_classification_loss") and self.learns:
+        if batch.wants("auxiliary_classification_loss") and self.has_objective:
             with torch.autocast(real.device.type, enabled=False):  # real embeddings may be too long for float16
                 guesses = linear(classifier, real[: len(anchors)].to(compute_dtype(classifier.weight, real)))
             terms["auxiliary_classification_loss"] = AUXILIARY_WEIGHT * classification_loss(guesses, anchor_labels)
@@ -311,9 +306,13 @@ class GlobalCorrelationGenerator(BaseGenerator):
         return learned if self.channelwise else learned.mean(dim=1, keepdim=True).expand_as(learned)
 
     @property
-    def learns(self) -> bool:
+    def has_objective(self) -> bool:  # type: ignore[override]
         """Whether J_gen is there to be followed."""
         return self.coefficients == "learned"
+
+    def objective_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the propagation; the auxiliary classifier is trained by a term of its own."""
+        return list(self.propagation.parameters()) if self.has_objective else []
 
     @torch.no_grad()
     def _record(
@@ -334,7 +333,7 @@ class GlobalCorrelationGenerator(BaseGenerator):
             apart = real > 0
             self.hardness = (pulled[apart] / real[apart]).mean().item() if apart.any() else 1.0
 
-    def parameter_groups(self, lr: float, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float, *, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Optimizer groups: the propagation at ``lr``, the auxiliary classifier at ``classifier_lr``."""
         check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         return [

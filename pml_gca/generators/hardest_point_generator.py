@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..utils.host import HostCopy
 from ..utils.norms import scale_of, unit
 from ..utils.validation import check_flag
 from .base_generator import BaseGenerator, SyntheticNegatives
-from .planning import ClassPlan, detach_references, on_device, plan_classes
+from .batch import Batch
+from .planning import ClassPlan, on_device, plan_classes
 
 COMPARED_VALUES = 2**24  # distances computed at a time
 
@@ -35,7 +35,7 @@ class HardestPointGenerator(BaseGenerator):
     def __init__(
         self, num_classes: int, embedding_size: int, *, normalize: bool = True, collect_stats: bool | None = None
     ) -> None:
-        super().__init__(num_classes, embedding_size, collect_stats)
+        super().__init__(num_classes, embedding_size, collect_stats=collect_stats)
         check_flag("normalize", normalize)
         self.normalize = normalize
 
@@ -50,18 +50,16 @@ class HardestPointGenerator(BaseGenerator):
         """
         raise NotImplementedError
 
-    def generate(
-        self, embeddings: Tensor, labels: Tensor, num_anchors: int, metric_level: Tensor | float = math.inf
-    ) -> SyntheticNegatives:
-        """As `forward`, on input already checked; the metric level has no influence."""
+    def generate(self, batch: Batch, metric_level: Tensor | float = math.inf) -> SyntheticNegatives:
+        """Take the nearest point of each class; the metric level has no influence."""
         self.reset_stats()
-        nodes = detach_references(embeddings, num_anchors)
-        plan = on_device(plan_classes(self.labels_on_host(HostCopy(labels)), num_anchors), nodes.device)
-        synthetic = self._hardest(nodes, num_anchors, plan) if len(plan.anchors) else nodes[:0]
+        nodes = batch.nodes
+        plan = on_device(plan_classes(batch.labels_on_host(), batch.num_anchors), nodes.device)
+        synthetic = self._hardest(nodes, batch.num_anchors, plan) if len(plan.anchors) else nodes[:0]
         if self.collect_stats:
             self.num_negatives, self.num_skipped_anchors = len(synthetic), plan.num_skipped_anchors
         return SyntheticNegatives(
-            synthetic.to(embeddings.dtype),
+            synthetic.to(batch.embeddings.dtype),
             plan.labels,
             plan.anchors,
             num_skipped_anchors=plan.num_skipped_anchors,

@@ -11,13 +11,13 @@ from torch.func import functional_call
 from ..correlation.blocks import linear
 from ..correlation.objective import classification_loss, frozen_classification_loss
 from ..utils.dtypes import compute_dtype
-from ..utils.host import HostCopy, to_device
 from ..utils.norms import length
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_flag, check_learning_rates, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
+from .batch import Batch
 from .interpolation import interpolate, pull_strength
-from .planning import detach_references, on_device, plan_negative_pairs
+from .planning import on_device, plan_negative_pairs
 
 TERMS = ("reconstruction_loss", "softmax_loss", "auxiliary_classification_loss", "generation_loss")
 
@@ -80,13 +80,14 @@ class HardnessAwareGenerator(BaseGenerator):
         softmax_weight: float = 0.5,
         collect_stats: bool | None = None,
     ) -> None:
-        super().__init__(num_classes, embedding_size, collect_stats)
+        super().__init__(num_classes, embedding_size, collect_stats=collect_stats)
         check_number("alpha", alpha)
         check_flag("reembed", reembed)
         check_number("softmax_weight", softmax_weight)
         self.alpha = alpha
         self.reembed = reembed
         self.softmax_weight = softmax_weight
+        self.has_objective = reembed
         if reembed:
             hidden = 2 * embedding_size
             self.network = nn.Sequential(
@@ -95,15 +96,13 @@ class HardnessAwareGenerator(BaseGenerator):
             self.auxiliary_classifier = nn.Linear(embedding_size, num_classes)
             hide_modules_from_records(self)
 
-    def generate(
-        self, embeddings: Tensor, labels: Tensor, num_anchors: int, metric_level: Tensor | float = math.inf
-    ) -> SyntheticNegatives:
-        """As `forward`, on input already checked."""
+    def generate(self, batch: Batch, metric_level: Tensor | float = math.inf) -> SyntheticNegatives:
+        """Pull every negative sample of the batch toward its anchors; see the class."""
         self.reset_stats()
-        self.follow_device(embeddings.device)
-        nodes = detach_references(embeddings, num_anchors)
-        plan = on_device(plan_negative_pairs(self.labels_on_host(HostCopy(labels)), num_anchors), nodes.device)
-        near = length(nodes[:num_anchors] - nodes.index_select(0, plan.positives))
+        self.follow_device(batch.embeddings.device)
+        nodes = batch.nodes
+        plan = on_device(plan_negative_pairs(batch.labels_on_host(), batch.num_anchors), nodes.device)
+        near = length(nodes[: batch.num_anchors] - nodes.index_select(0, plan.positives))
         synthetic = interpolate(
             nodes.index_select(0, plan.anchors),
             nodes.index_select(0, plan.negatives),
@@ -115,13 +114,13 @@ class HardnessAwareGenerator(BaseGenerator):
         if self.reembed:
             with torch.autocast(nodes.device.type, enabled=False):
                 if self.training and torch.is_grad_enabled():
-                    anchor_labels = to_device(labels[:num_anchors].long(), nodes.device)
-                    objectives = self._objectives(nodes[:num_anchors], anchor_labels, synthetic, plan.labels)
+                    anchors = nodes[: batch.num_anchors]
+                    objectives = self._objectives(anchors, batch.anchor_labels, synthetic, plan.labels)
                 synthetic = self._reembed_without_learning(synthetic)
         if self.collect_stats:
             self.num_negatives, self.num_skipped_anchors = len(synthetic), plan.num_skipped_anchors
         return SyntheticNegatives(
-            synthetic.to(embeddings.dtype), plan.labels, plan.anchors, objectives, plan.num_skipped_anchors
+            synthetic.to(batch.embeddings.dtype), plan.labels, plan.anchors, objectives, plan.num_skipped_anchors
         )
 
     def largest_value(self, dtype: torch.dtype) -> float:
@@ -130,7 +129,7 @@ class HardnessAwareGenerator(BaseGenerator):
             return super().largest_value(dtype)
         return math.sqrt(torch.finfo(torch.promote_types(dtype, torch.float32)).max / self.embedding_size) / 4
 
-    def parameter_groups(self, lr: float, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float, *, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Optimizer groups: the network at ``lr``, the classifier at ``classifier_lr``; none without ``reembed``."""
         check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         if not self.reembed:
@@ -139,6 +138,10 @@ class HardnessAwareGenerator(BaseGenerator):
             {"params": list(self.network.parameters()), "lr": lr},
             {"params": list(self.auxiliary_classifier.parameters()), "lr": classifier_lr},
         ]
+
+    def objective_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the network; the classifier is trained by a term of its own."""
+        return list(self.network.parameters()) if self.reembed else []
 
     def _reembed_without_learning(self, rows: Tensor) -> Tensor:
         """i of (S, D) rows; the gradient passes through the network, and leaves its parameters alone."""

@@ -5,10 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..utils.dtypes import compute_dtype
-from ..utils.host import HostCopy
 from ..utils.validation import check_choice, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
+from .batch import Batch
 from .interpolation import MERGINGS, class_weights, plan_candidates, pull_strength
 from .synthesis import synthesize
 
@@ -22,9 +21,9 @@ class InterpolationGenerator(BaseGenerator):
         num_classes: training classes N.
         embedding_size: channels D.
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
-        collect_stats: record statistics for PML's hooks; PML's global default if None.
         merging: how the candidates of a class become one negative: ``"random"``, ``"mean"`` or ``"hardest"``, as for
             `GlobalCorrelationGenerator`.
+        collect_stats: record statistics for PML's hooks; PML's global default if None.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -34,12 +33,12 @@ class InterpolationGenerator(BaseGenerator):
         self,
         num_classes: int,
         embedding_size: int,
-        alpha: float = 5.0,
-        collect_stats: bool | None = None,
         *,
+        alpha: float = 5.0,
         merging: str = "random",
+        collect_stats: bool | None = None,
     ) -> None:
-        super().__init__(num_classes, embedding_size, collect_stats)
+        super().__init__(num_classes, embedding_size, collect_stats=collect_stats)
         check_number("alpha", alpha)
         check_choice("merging", merging, MERGINGS)
         self.alpha = alpha
@@ -51,26 +50,25 @@ class InterpolationGenerator(BaseGenerator):
 
     def generate(
         self,
-        embeddings: Tensor,
-        labels: Tensor,
-        num_anchors: int,
+        batch: Batch,
         metric_level: Tensor | float = math.inf,
+        *,
         draws: Tensor | None = None,
         coefficients: Tensor | None = None,
     ) -> SyntheticNegatives:
-        """As `forward`, on input already checked.
+        """Interpolate and merge; see the class.
 
         ``draws`` (A, N) in [0, 1] take the place of the random ones that merge, and ``coefficients`` (E, D), of edges
         as `edge_pairs` lists them, that of the subclass's.
         """
         self.reset_stats()
-        nodes = torch.cat([embeddings[:num_anchors], embeddings[num_anchors:].detach()])
-        dtype, device, num_nodes = compute_dtype(nodes), nodes.device, len(nodes)
-        plan = plan_candidates(self.labels_on_host(HostCopy(labels)), num_anchors)
+        nodes = batch.nodes
+        dtype, device, num_nodes = nodes.dtype, nodes.device, len(nodes)
+        plan = plan_candidates(batch.labels_on_host(), batch.num_anchors)
         num_skipped = int((~plan.has_positive).sum())
         plan = plan.to(device)
         if draws is None:
-            draws = torch.rand(num_anchors, num_nodes, dtype=dtype, device=device)
+            draws = torch.rand(batch.num_anchors, num_nodes, dtype=dtype, device=device)
         if coefficients is None:
             coefficients = self.coefficients_of_edges(num_nodes * (num_nodes + 1) // 2, dtype, device)
         synthetic, _ = synthesize(
@@ -83,7 +81,7 @@ class InterpolationGenerator(BaseGenerator):
         if self.collect_stats:
             self.num_negatives, self.num_skipped_anchors = len(synthetic), num_skipped
         return SyntheticNegatives(
-            synthetic.to(embeddings.dtype),
+            synthetic.to(batch.embeddings.dtype),
             plan.synthetic_labels,
             plan.synthetic_anchors,
             num_skipped_anchors=num_skipped,

@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from ..utils.host import HostCopy
 from ..utils.norms import unit
 from ..utils.validation import check_flag, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
+from .batch import Batch
 from .directions import mix, mix_directions
-from .planning import NegativePairs, detach_references, on_device, plan_negative_pairs
+from .planning import NegativePairs, on_device, plan_negative_pairs
 
 
 class MixupGenerator(BaseGenerator):
@@ -62,7 +62,7 @@ class MixupGenerator(BaseGenerator):
         normalize: bool = True,
         collect_stats: bool | None = None,
     ) -> None:
-        super().__init__(num_classes, embedding_size, collect_stats)
+        super().__init__(num_classes, embedding_size, collect_stats=collect_stats)
         check_number("concentration", concentration)
         check_flag("normalize", normalize)
         if concentration == 0:
@@ -72,22 +72,24 @@ class MixupGenerator(BaseGenerator):
 
     def generate(
         self,
-        embeddings: Tensor,
-        labels: Tensor,
-        num_anchors: int,
+        batch: Batch,
         metric_level: Tensor | float = math.inf,
+        *,
         shares: Tensor | None = None,
         steps: Tensor | None = None,
     ) -> SyntheticNegatives:
-        """As `forward`, on input already checked; the metric level has no influence.
+        """Mix negatives with positives; the metric level has no influence.
 
-        For P pairs of an anchor and a negative, in order of anchor and then of negative, ``shares`` (P,) in [0, 1] take
-        the place of the λ drawn, and ``steps`` (P,) long, from 0 to the number of positives − 1, that of the positives:
-        how far they are behind the anchor's next positive.
+        Args:
+            batch: of P pairs of an anchor and a negative, ordered by anchor and then by negative.
+            metric_level: not used.
+            shares: (P,) in [0, 1], instead of drawn λ.
+            steps: (P,) long, instead of drawn positives: how many positives to skip after the anchor's next one, from 0
+                to the number of positives − 1.
         """
         self.reset_stats()
-        nodes = detach_references(embeddings, num_anchors)
-        plan = on_device(plan_negative_pairs(self.labels_on_host(HostCopy(labels)), num_anchors), nodes.device)
+        nodes = batch.nodes
+        plan = on_device(plan_negative_pairs(batch.labels_on_host(), batch.num_anchors), nodes.device)
         if shares is None:
             shares = self._draw_shares(nodes, plan)
         if steps is None:
@@ -103,7 +105,7 @@ class MixupGenerator(BaseGenerator):
         if self.collect_stats:
             self.num_negatives, self.num_skipped_anchors = len(synthetic), plan.num_skipped_anchors
         return SyntheticNegatives(
-            synthetic.to(embeddings.dtype),
+            synthetic.to(batch.embeddings.dtype),
             plan.labels,
             plan.anchors,
             num_skipped_anchors=plan.num_skipped_anchors,

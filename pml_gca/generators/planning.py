@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..utils.dtypes import compute_dtype
 from ..utils.host import to_device
 from .interpolation import next_positive, plan_candidates
 
@@ -125,9 +124,3 @@ def on_device(plan: Plan, device: torch.device) -> Plan:
         f.name: to_device(x, device) for f in fields(plan) if isinstance(x := getattr(plan, f.name), Tensor)
     }
     return replace(plan, **moved)
-
-
-def detach_references(embeddings: Tensor, num_anchors: int) -> Tensor:
-    """(N, D) embeddings in float32 or wider; rows from ``num_anchors`` on get no gradient."""
-    nodes = torch.cat([embeddings[:num_anchors], embeddings[num_anchors:].detach()])
-    return nodes.to(compute_dtype(nodes))

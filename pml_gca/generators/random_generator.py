@@ -19,9 +19,9 @@ class RandomGenerator(InterpolationGenerator):
         embedding_size: channels D.
         probability: of λ = 1, in [0, 1].
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
-        collect_stats: record statistics for PML's hooks; PML's global default if None.
         merging: how the candidates of a class become one negative: ``"random"``, ``"mean"`` or ``"hardest"``, as for
             `GlobalCorrelationGenerator`.
+        collect_stats: record statistics for PML's hooks; PML's global default if None.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -38,13 +38,13 @@ class RandomGenerator(InterpolationGenerator):
         self,
         num_classes: int,
         embedding_size: int,
+        *,
         probability: float = 0.5,
         alpha: float = 5.0,
-        collect_stats: bool | None = None,
-        *,
         merging: str = "random",
+        collect_stats: bool | None = None,
     ) -> None:
-        super().__init__(num_classes, embedding_size, alpha, collect_stats, merging=merging)
+        super().__init__(num_classes, embedding_size, alpha=alpha, merging=merging, collect_stats=collect_stats)
         check_share("probability", probability)
         self.probability = float(probability)
 

@@ -9,9 +9,10 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
+from ..generators.batch import PHASES, Batch
 from ..utils.dtypes import compute_dtype
 from ..utils.recomputation import check_no_recomputation
-from ..utils.validation import FiniteCheck, check_learning_rates, check_number
+from ..utils.validation import check_learning_rates, check_number
 from ..utils.wide_buffers import restored_on_error
 from .custom_losses import check_uses_negatives
 from .families import SyntheticBatch, synthetic_loss
@@ -23,7 +24,6 @@ from .wrapping_loss import WrappingLoss, already_reduced, as_scalar, without_reg
 
 SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")
 STATS = (*SUB_LOSSES, "synthetic_weight")
-PHASES = ("all", "embedding", "generation")
 
 
 class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
@@ -82,6 +82,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         self,
         loss: nn.Module,
         generator: BaseGenerator,
+        *,
         beta: float = 20.0,
         level_momentum: float | None = 0.99,
         **kwargs: Any,
@@ -98,7 +99,6 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         self.synthetic_beta = beta
         self.levels = LossLevels(level_momentum)
         self.optimizer_watch, self.frozen_watch = OptimizerWatch(), FrozenWatch()
-        self._check: FiniteCheck | None = None
         self._known: type | None = None  # the type of loss that is known to depend on negatives
         self._phase = "all"
         name_of_beta = "synthetic_beta" if hasattr(loss, "beta") else "beta"
@@ -125,15 +125,14 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         """
         if name not in PHASES:
             raise ValueError(f"name must be one of {', '.join(PHASES)}, got {name!r}")
-        before = self._phase, self.generator.phase
-        self._phase = self.generator.phase = name
+        before, self._phase = self._phase, name
         try:
             yield
         finally:
-            self._phase, self.generator.phase = before
+            self._phase = before
 
     def parameter_groups(
-        self, lr: float, classifier_lr: float = 1e-3, loss_lr: float | None = None
+        self, lr: float, *, classifier_lr: float = 1e-3, loss_lr: float | None = None
     ) -> list[dict[str, Any]]:
         """Groups for the optimizer that PML's trainers call ``metric_loss_optimizer``.
 
@@ -147,7 +146,7 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         """
         loss_lr = lr if loss_lr is None else loss_lr
         check_learning_rates(lr=lr, classifier_lr=classifier_lr, loss_lr=loss_lr)
-        groups, own = self.generator.parameter_groups(lr, classifier_lr), list(self.loss.parameters())
+        groups, own = self.generator.parameter_groups(lr, classifier_lr=classifier_lr), list(self.loss.parameters())
         return [*groups, {"params": own, "lr": loss_lr}] if own else groups
 
     @torch.compiler.disable
@@ -180,65 +179,60 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         if labels is None:
             raise ValueError(LABELS_REQUIRED)
         check_supported_loss(self.loss)  # its reducer, or itself, may be another by now
-        check = self.generator.start_check(embeddings, labels)
+        self.generator.check_shapes(embeddings, labels)
         references: tuple[Any, ...] = ()
         if ref_emb is not None and not (ref_emb is embeddings and ref_labels is labels):
             check_references(self.loss, self.generator, embeddings, ref_emb, ref_labels)
             references = (ref_emb, ref_labels if ref_labels is None else ref_labels.long())
+        labels = c_f.to_device(labels, embeddings).long()
+        nodes, node_labels = embeddings, labels
+        if references and ref_labels is not None:
+            nodes, node_labels, _ = join_references(embeddings, labels, *references)
+        batch = self.generator.batch(nodes, node_labels, len(embeddings), self._phase)
         self.frozen_watch.reset()
         self.optimizer_watch.begin_batch(self.generator.parameters())
         if self.levels["metric"].total.device != embeddings.device:
             self.to(embeddings.device)  # PML's trainers do not move losses
-        self._check = check  # to be finished once the device is busy
-        adds = self.collect_stats and self._phase == "generation"
+        adds = self.collect_stats and batch.phase == "generation"
         first_half = {name: getattr(self, name, 0) for name in STATS if adds}
         self.reset_stats()
-        labels = c_f.to_device(labels, embeddings).long()
-        try:
-            with restored_on_error(self.buffers()):
-                found = self.compute_loss(embeddings, labels, indices_tuple, *(references or (embeddings, labels)))
-                total: Tensor = self.add_up(found, embeddings, labels, regularize=self._phase != "generation")
-        finally:
-            self._check = None
+        with restored_on_error(self.buffers()):
+            found = self.sub_losses(batch, embeddings, labels, indices_tuple, *references)
+            total: Tensor = self.add_up(found, embeddings, labels, regularize=batch.phase != "generation")
         if first_half:
             first_half["generator_loss"] += self.generator_loss
             for name, value in first_half.items():
                 setattr(self, name, value)
         return total
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: tuple[Tensor, ...] | None,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-    ) -> dict[str, dict[str, Any]]:
-        """PML's interface: the sub-losses, all scalars."""
-        references = () if ref_emb is embeddings and ref_labels is labels else (ref_emb, ref_labels)
-        nodes, node_labels = embeddings, labels
-        if references and ref_labels is not None:
-            nodes, node_labels, _ = join_references(embeddings, labels, ref_emb, ref_labels)
+    def sub_losses(self, batch: Batch, embeddings: Tensor, labels: Tensor, *args: Any) -> dict[str, dict[str, Any]]:
+        """Return the sub-losses, all scalars, as PML's reducers take them.
+
+        Args:
+            batch: the nodes: embeddings, and references if any.
+            embeddings, labels: (B, D) and (B,), of the anchors.
+            *args: what else the wrapped loss is called with: a miner's indices, and references.
+        """
         metric_level, generator_level = self.metric_level, self.generator_level
-        negatives = self.generator.generate(nodes, node_labels, len(embeddings), metric_level)
-        if self._check is not None:
-            self._check.finish()
+        negatives = self.generator.generate(batch, metric_level)
+        batch.finish()
         metric = synthetic = torch.zeros_like(generator_level)
-        if self._phase != "generation":
+        if batch.phase != "generation":
             if len(negatives):
-                synthetic = self._synthetic_loss(SyntheticBatch(embeddings, labels, nodes, node_labels, negatives))
-            args = (embeddings, labels, indices_tuple, *references)  # last, so that its records are of the real batch
-            metric, is_telling = self.value_with_graph(args, node_labels, len(negatives) > 0)
+                of_pairs = SyntheticBatch(embeddings, labels, batch.embeddings, batch.labels, negatives)
+                synthetic = self._synthetic_loss(of_pairs)
+            # Last, as PML's records are of the latest call: they are to be of the real batch.
+            metric, is_telling = self.value_with_graph((embeddings, labels, *args), batch.labels, len(negatives) > 0)
             if is_telling:
                 self.levels["metric"].observe(metric)
         weight = self.synthetic_weight_at(generator_level.to(compute_dtype(embeddings)))
-        objectives = {name: term for name, term in negatives.objectives.items() if self.generator.wants(name)}
+        objectives = {name: term for name, term in negatives.objectives.items() if batch.wants(name)}
         generator = sum(objectives.values(), start=torch.zeros_like(generator_level))
         values = (metric, weight * synthetic, generator)
         if self.collect_stats:
             self.metric_loss, self.synthetic_loss, self.generator_loss = (float(v.detach()) for v in values)
             self.synthetic_weight = float(weight)
-        if len(negatives) and self._phase != "embedding":
+        if len(negatives) and batch.phase != "embedding":
             self.observe_generator(objectives)
         return {name: already_reduced(value) for name, value in zip(SUB_LOSSES, values, strict=True)}
 

@@ -129,20 +129,20 @@ class FollowsLevels:
         """Let G follow the generator's loss; say once that there is none, and that no negative will ever count."""
         if "generation_loss" in objectives:
             self.levels["generator"].observe(objectives["generation_loss"])
-        elif self.generator.learns and self.generator.training and not self._warned_of_no_level:
+        elif self.generator.has_objective and self.generator.training and not self._warned_of_no_level:
             self._warned_of_no_level = True
             name = type(self.generator).__name__
             warnings.warn(
-                f"{name} learns, but returns no objective 'generation_loss', whose level decides how much its "
-                "negatives count, so that they never do. Return that objective; or let negatives count fully, by a "
-                f"property learns of {name} that is False: its parameters are trained all the same.",
+                f"{name}.has_objective is True, but it returns no objective 'generation_loss'. The level of that loss "
+                "decides how much the negatives count, so they never count. Return it; or set "
+                f"{name}.has_objective = False: negatives then count fully, and parameters are trained all the same.",
                 UserWarning,
                 stacklevel=5,
             )
 
     def synthetic_weight_at(self, generator_level: Tensor) -> Tensor:
-        """1 − e^{−β/G}: 0 for an infinite level, 1 for a level of 0 or below, or if the generator does not learn."""
-        if not self.generator.learns:
+        """1 − e^{−β/G}: 0 for an infinite level, 1 for a level of 0 or below, or without an objective."""
+        if not self.generator.has_objective:
             return torch.ones_like(generator_level)
         level = generator_level.clamp_min(torch.finfo(generator_level.dtype).tiny)
         return -torch.expm1(-self.synthetic_beta / level)

@@ -7,7 +7,7 @@ from pytorch_metric_learning.reducers import DoNothingReducer, PerAnchorReducer
 from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
-from ..utils.validation import check_embeddings
+from ..utils.validation import check_embeddings, check_finite
 from .families import (
     SyntheticBatch,
     angular_synthetic_loss,
@@ -163,6 +163,7 @@ def check_references(
             "loss(torch.cat([embeddings, ref_emb]), torch.cat([labels, ref_labels]))"
         )
     if ref_labels is not None:
-        generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
+        generator.batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels")).finish()
     elif ref_emb is not embeddings:
-        check_embeddings(ref_emb, generator.embedding_size, "ref_emb").finish()
+        check_embeddings(ref_emb, generator.embedding_size, "ref_emb")
+        check_finite(ref_emb, "ref_emb")

@@ -50,6 +50,7 @@ class GlobalCorrelationMiner(BaseMiner):
     def __init__(
         self,
         generator: GlobalCorrelationGenerator,
+        *,
         negatives_per_anchor: int = 1,
         output: Literal["triplets", "pairs"] = "triplets",
         **kwargs: Any,
@@ -78,7 +79,7 @@ class GlobalCorrelationMiner(BaseMiner):
         nodes, labels = embeddings, labels.long()  # of unsigned integers torch can hardly do anything
         node_labels, node_of = labels, torch.arange(len(labels), device=labels.device)
         if has_references:
-            self.generator.check_batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels"))
+            self.generator.batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels")).finish()
             nodes, node_labels, node_of = join_references(embeddings, labels, ref_emb, ref_labels)
         with evaluating(self.generator):
             pull = self.generator.correlate(nodes, node_labels).mean_coefficients()[: len(labels), node_of]

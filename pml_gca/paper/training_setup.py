@@ -47,7 +47,7 @@ class TrainingSetup:
 
     def trainer(self, recipe: Recipe, options: Options, **kwargs: Any) -> AutocastTrainer:
         """Return the trainer of the chosen schedule. A generator without an objective has nothing to alternate with."""
-        alternates = self.generator is not None and self.generator.learns and options.schedule == "alternating"
+        alternates = self.generator is not None and self.generator.has_objective and options.schedule == "alternating"
         return (AlternatingTrainer if alternates else AutocastTrainer)(
             models=self.models,
             optimizers=self.optimizers,
@@ -128,8 +128,8 @@ def build_training_setup(
         )
         if recipe.xavier_attention:
             initialize_attention(generator)
-        loss = HardNegativeGenerationLoss(loss, generator, recipe.beta, level_momentum=None)
-        groups = loss.parameter_groups(recipe.generator_lr, recipe.classifier_lr, own_lr)
+        loss = HardNegativeGenerationLoss(loss, generator, beta=recipe.beta, level_momentum=None)
+        groups = loss.parameter_groups(recipe.generator_lr, classifier_lr=recipe.classifier_lr, loss_lr=own_lr)
         groups[1]["weight_decay"] = recipe.classifier_weight_decay
         factors = [partial(cosine_to_zero, recipe.epochs), constant, *factors]
     loss = loss.to(device)

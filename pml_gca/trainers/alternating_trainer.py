@@ -75,7 +75,7 @@ class AlternatingTrainer(AutocastTrainer):
                 stack.enter_context(loss.phase("embedding"))
                 stack.enter_context(recording(loss, calls))
             super().forward_and_backward()
-        self.step_generator([call for call in calls if call.weight is not None and call.loss.generator.learns])
+        self.step_generator([call for call in calls if call.weight is not None and call.loss.generator.has_objective])
 
     def zero_grad(self) -> None:
         """Clear gradients as PML does, but set those of generators, without auxiliary classifiers, to 0."""
@@ -90,10 +90,8 @@ class AlternatingTrainer(AutocastTrainer):
             parameter.grad = gradient
 
     def _stepped_twice(self) -> list[nn.Parameter]:
-        """Return the parameters of generators with an objective, without auxiliary classifiers."""
-        generators = [loss.generator for loss in self._losses if loss.generator.learns]
-        once = {p for g in generators for p in getattr(g, "auxiliary_classifier", nn.Module()).parameters()}
-        return [p for g in generators for p in g.parameters() if p.requires_grad and p not in once]
+        """Return the parameters that a generator's own objective trains."""
+        return [p for loss in self._losses for p in loss.generator.objective_parameters() if p.requires_grad]
 
     def step_generator(self, calls: list[RecordedCall]) -> None:
         """Make the second step: repeat the calls of the first that trained a generator with an objective."""

@@ -20,6 +20,11 @@ class HostCopy:
         else:
             self._values = tensor.detach().cpu()
 
+    @property
+    def ready(self) -> bool:
+        """Whether `wait` returns at once, because the values never left the host."""
+        return self._event is None
+
     def wait(self) -> Tensor:
         """The values on the host."""
         if self._event is not None:

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .host import HostCopy
-
 
 def check_number(name: str, value: object, *, minimum: float = 0.0) -> None:
     """Raise unless ``value`` is a finite number of at least ``minimum``."""
@@ -137,37 +135,45 @@ def check_dense(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be dense, got {tensor.layout}; pass .to_dense()")
 
 
-class FiniteCheck:
-    """Whether embeddings are finite and not too long, asked of their device now and answered by `finish`.
+def count_unusable(values: Tensor, largest: float) -> Tensor:
+    """Count the values that are NaN, infinite, or larger than ``largest``: (3,) long, on their device."""
+    with torch.no_grad():
+        size = values.abs()
+        kinds = torch.stack([size.isnan(), size == math.inf, size > largest])
+        return kinds.flatten(1).sum(dim=1)
+
+
+def check_counts(counts: Sequence[int], name: str, total: int, dtype: torch.dtype, largest: float) -> None:
+    """Raise ValueError if some of ``total`` values cannot be used.
 
     Args:
-        embeddings: (N, D), floating.
-        name: of the argument, for messages.
-        largest: the size that values may have; by default 2^-20 of the largest number in float32 or wider, so that
-            sums and products with weights remain numbers.
+        counts: as from `count_unusable`, on the host.
+        name: of the argument, for the message.
+        total: how many values there are.
+        dtype: of the values.
+        largest: as for `count_unusable`.
     """
+    nans, infinite, too_long = counts
+    if nans or infinite:
+        raise ValueError(f"{name} must be finite, got {nans} NaN and {infinite} infinite of {total} values")
+    if too_long:
+        raise ValueError(
+            f"{name} must have a norm below {largest:.1e}, beyond which {dtype} or this generator's loss overflows; "
+            f"got {too_long} of {total} values above it. Scale them down, or normalise them"
+        )
 
-    def __init__(self, embeddings: Tensor, name: str, largest: float | None = None) -> None:
-        self._name, self._count, self._dtype = name, embeddings.numel(), embeddings.dtype
-        self._largest = largest_value(embeddings.dtype) if largest is None else largest
-        with torch.no_grad():
-            size = embeddings.abs()
-            kinds = torch.stack([size.isnan(), size == math.inf, size > self._largest])
-            self._found = HostCopy(kinds.flatten(1).sum(dim=1))
 
-    def finish(self) -> None:
-        """Raise ValueError if some are not."""
-        nans, infinite, too_long = self._found.wait().tolist()
-        if nans or infinite:
-            raise ValueError(
-                f"{self._name} must be finite, got {nans} NaN and {infinite} infinite of {self._count} values"
-            )
-        if too_long:
-            raise ValueError(
-                f"{self._name} must have a norm below {self._largest:.1e}, beyond which {self._dtype} or this "
-                f"generator's loss overflows; got {too_long} of {self._count} values above it. Scale them down, or "
-                "normalise them"
-            )
+def check_finite(values: Tensor, name: str, largest: float | None = None) -> None:
+    """Raise ValueError if a value is NaN, infinite or too large; wait for the device of the values.
+
+    Args:
+        values: floating, of any shape.
+        name: of the argument, for the message.
+        largest: the size that values may have; `largest_value` of their dtype if None.
+    """
+    largest = largest_value(values.dtype) if largest is None else largest
+    counts = count_unusable(values, largest).tolist()
+    check_counts(counts, name, values.numel(), values.dtype, largest)
 
 
 def largest_value(dtype: torch.dtype) -> float:
@@ -175,10 +181,8 @@ def largest_value(dtype: torch.dtype) -> float:
     return torch.finfo(torch.promote_types(dtype, torch.float32)).max * 2.0**-20
 
 
-def check_embeddings(
-    embeddings: object, embedding_size: int, name: str = "embeddings", largest: float | None = None
-) -> FiniteCheck:
-    """Raise unless ``embeddings`` is a floating (N, ``embedding_size``) tensor; the values are a check to finish."""
+def check_embeddings(embeddings: object, embedding_size: int, name: str = "embeddings") -> None:
+    """Raise unless ``embeddings`` is a floating (N, ``embedding_size``) tensor; its values are not looked at."""
     if not isinstance(embeddings, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(embeddings).__name__}")
     check_no_transform(name)
@@ -193,7 +197,6 @@ def check_embeddings(
         raise ValueError(
             f"{name} must have {embedding_size} channels, the generator's embedding_size, got {embeddings.shape[1]}"
         )
-    return FiniteCheck(embeddings, name, largest)
 
 
 def check_labels(labels: object, num_embeddings: int, name: str = "labels", of: str = "embeddings") -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..utils.validation import FiniteCheck, check_labels, check_number, check_positive_int
+from ..utils.validation import check_finite, check_labels, check_number, check_positive_int
 from .backend import import_matplotlib
 from .style import COLOURS, DARK, MARKERS, add_title, grid, legend_below, wrap
 
@@ -49,7 +49,7 @@ def _check_vectors(name: str, value: object, dim: int | None) -> Tensor:
     if value.ndim != 2 or (value.shape[1] != dim if dim is not None else len(value) < 4 or value.shape[1] < 2):
         expected = "(n, D) with n >= 4 and D >= 2" if dim is None else f"(m, {dim}), D as in embeddings"
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {expected}")
-    FiniteCheck(value, name).finish()
+    check_finite(value, name)
     zeros = int((value == 0).all(dim=1).sum())
     if zeros:
         raise ValueError(f"{name} has {zeros} rows of length 0; expected rows with a direction")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..utils.norms import length
-from ..utils.validation import FiniteCheck, check_share
+from ..utils.validation import check_finite, check_share
 from .backend import import_matplotlib
 from .style import COLOURS, DARK, add_title, grid, legend_below, wrap
 
@@ -61,7 +61,7 @@ def hardness(anchors: Tensor, positives: Tensor, synthetic: Tensor) -> Tensor:
                 f"{name} has shape {tuple(value.shape)}; expected (S, D), the same for anchors, positives and synthetic"
             )
     for name, value in named.items():
-        FiniteCheck(value, name).finish()
+        check_finite(value, name)
     with torch.no_grad():
         wide = torch.promote_types(anchors.dtype, torch.float32)
         near, far = (length(anchors.to(wide) - x.to(wide)) for x in (positives, synthetic))
@@ -116,7 +116,7 @@ def _numbers(argument: str, value: Any) -> Tensor:
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{argument} must hold numbers, in rows of one length: {error}") from error
-    FiniteCheck(table, argument).finish()
+    check_finite(table, argument)
     return table
 
 

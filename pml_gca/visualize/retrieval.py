@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..utils.norms import unit
-from ..utils.validation import FiniteCheck
+from ..utils.validation import check_finite
 from .backend import import_matplotlib
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def nearest_neighbours(embeddings: torch.Tensor, queries: torch.Tensor, k: int) 
     """
     if not isinstance(embeddings, torch.Tensor) or embeddings.ndim != 2 or not embeddings.is_floating_point():
         raise ValueError("embeddings must be a 2-dimensional tensor of floats, (N, D)")
-    FiniteCheck(embeddings, "embeddings", largest=math.inf).finish()
+    check_finite(embeddings, "embeddings", largest=math.inf)
     chosen = _indices("queries", queries, len(embeddings), 1).to(embeddings.device)
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < len(embeddings):
         raise ValueError(f"k is {k!r}; expected an int from 1 to N - 1 = {len(embeddings) - 1}")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import oracle
+from helpers.compared import generate
 from helpers.strategies import NUM_CLASSES, labels
 from hypothesis import given, settings
 from pytorch_metric_learning import losses
@@ -22,7 +23,7 @@ def make(**options):
 
 
 def negatives_of(generator, z, y, draws):
-    return generator.generate(z, y, len(z), metric_level=2.0, draws=draws)
+    return generate(generator, z, y, len(z), 2.0, draws=draws)
 
 
 def expected(generator, z, coefficients, draws, strength=None):
@@ -34,7 +35,7 @@ def expected(generator, z, coefficients, draws, strength=None):
 def test_constant_coefficients_leave_the_node_classification():
     generator, z, y, draws = make(coefficients=0.3)
     found = negatives_of(generator, z, y, draws)
-    control = ConstantGenerator(5, 8, 0.3).generate(z, y, len(z), metric_level=2.0, draws=draws)
+    control = generate(ConstantGenerator(5, 8, coefficient=0.3), z, y, len(z), 2.0, draws=draws)
     torch.testing.assert_close(found.embeddings, control.embeddings)
     graph = oracle.propagate(generator.propagation, z, LABELS)
     classification = oracle.mean([oracle.cross_entropy(row, c) for row, c in zip(graph.logits, LABELS, strict=True)])
@@ -48,7 +49,7 @@ def test_real_negatives(options):
     generator = GlobalCorrelationGenerator.of_real_negatives(5, 8, **options).double()
     z, y = torch.randn(len(LABELS), 8, dtype=torch.float64), torch.tensor(LABELS)
     draws = torch.rand(len(LABELS), len(LABELS), dtype=torch.float64)
-    found = generator.generate(z, y, len(z), metric_level=2.0, draws=draws)
+    found = generate(generator, z, y, len(z), 2.0, draws=draws)
     for anchor, label, row in zip(found.anchors.tolist(), found.labels.tolist(), found.embeddings, strict=True):
         members = z[y == label]
         if "merging" not in options:
@@ -129,7 +130,8 @@ def test_the_hardest_candidates_are_those_of_the_most_similar_samples():
             hardest = max(members, key=lambda j: torch.cosine_similarity(z[i], z[j], dim=0).item())
             rows.append(oracle.candidate(z, LABELS, i, hardest, graph.coefficients[i, hardest], strength))
     torch.testing.assert_close(found.embeddings, torch.stack(rows))
-    control = ConstantGenerator(5, 8, 0.3, merging="hardest").generate(z, y, len(z), 2.0, draws)
+    hardest = ConstantGenerator(5, 8, coefficient=0.3, merging="hardest")
+    control = generate(hardest, z, y, len(z), 2.0, draws=draws)
     generator.coefficients = 0.3
     torch.testing.assert_close(negatives_of(generator, z, y, draws).embeddings, control.embeddings)
 

@@ -1,7 +1,7 @@
 import math
 
 import torch
-from helpers.compared import NUM_CLASSES, SIZE, check_against, interpolated, positives_of, random_rows
+from helpers.compared import NUM_CLASSES, SIZE, check_against, generate, interpolated, positives_of, random_rows
 from helpers.strategies import labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,12 +13,12 @@ from pml_gca.generators import ConstantGenerator
 @given(labels(max_samples=4), st.floats(0, 1), st.sampled_from([0.5, 5.0, math.inf]), st.integers(0, 99), st.data())
 def test_negatives_agree_with_the_slow_oracle(y, coefficient, level, seed, data):
     num_anchors = data.draw(st.integers(0, len(y)))
-    generator, z = ConstantGenerator(NUM_CLASSES, SIZE, coefficient, alpha=4.0), random_rows(len(y), seed)
+    generator, z = ConstantGenerator(NUM_CLASSES, SIZE, coefficient=coefficient, alpha=4.0), random_rows(len(y), seed)
     torch.manual_seed(seed)
     draws = torch.rand(num_anchors, len(y), dtype=torch.float64)
     constant = torch.full((len(y), len(y), SIZE), coefficient, dtype=torch.float64)
     expected = interpolated(z, y.tolist(), constant, draws, math.exp(-4.0 / level), num_anchors)
-    check_against(generator.generate(z, y, num_anchors, level, draws), expected, z)
+    check_against(generate(generator, z, y, num_anchors, level, draws=draws), expected, z)
 
 
 @settings(max_examples=15)
@@ -28,8 +28,8 @@ def test_permuting_the_batch_permutes_the_negatives(y, data):
     order = torch.tensor(data.draw(st.permutations(range(len(y)))))
     generator, z = ConstantGenerator(NUM_CLASSES, SIZE), random_rows(len(y))
     draws = torch.full((len(y), len(y)), 0.5, dtype=torch.float64)
-    before = generator.generate(z, y, len(y), 3.0, draws)
-    after = generator.generate(z[order], y[order], len(y), 3.0, draws)
+    before = generate(generator, z, y, len(y), 3.0, draws=draws)
+    after = generate(generator, z[order], y[order], len(y), 3.0, draws=draws)
     wanted = {
         (i, label): row
         for i, label, row in zip(before.anchors.tolist(), before.labels.tolist(), before.embeddings, strict=True)

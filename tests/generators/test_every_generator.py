@@ -27,7 +27,6 @@ from pml_gca.generators import (
 )
 from pml_gca.losses import synthetic_loss
 from pml_gca.utils.host import HostCopy
-from pml_gca.utils.validation import check_embeddings
 
 every = pytest.mark.parametrize("name", sorted(GENERATORS))
 
@@ -167,7 +166,7 @@ def test_without_parameters_negatives_count_fully_from_the_start(name):
 
     generator = GENERATORS[name]()
     loss = HardNegativeGenerationLoss(Counts(), generator)
-    assert not generator.learns
+    assert not generator.has_objective
     assert not list(generator.parameters())
     assert not generator.state_dict()
     assert loss.parameter_groups(lr=1.0) == []
@@ -177,21 +176,21 @@ def test_without_parameters_negatives_count_fully_from_the_start(name):
     assert loss.metric_level == 3
 
 
-def test_who_learns():
-    learning = {name for name, make in GENERATORS.items() if make().learns}
+def test_who_has_an_objective():
+    learning = {name for name, make in GENERATORS.items() if make().has_objective}
     assert learning == LEARNING
     generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE)
-    assert generator.learns
-    assert generator.requires_grad_(False).learns  # frozen, it still has a loss whose level counts
+    assert generator.has_objective
+    assert generator.requires_grad_(False).has_objective  # frozen, it still has a loss whose level counts
 
     class Learns(BaseGenerator):
-        learns = True
+        has_objective = True
 
-        def generate(self, embeddings, labels, num_anchors, metric_level):
-            return SyntheticNegatives(embeddings + 1, (labels + 1) % 3, torch.arange(num_anchors))
+        def generate(self, batch, metric_level):
+            return SyntheticNegatives(batch.embeddings + 1, (batch.labels + 1) % 3, torch.arange(batch.num_anchors))
 
     loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), Learns(3, SIZE), collect_stats=True)
-    with pytest.warns(UserWarning, match="Learns learns, but returns no objective 'generation_loss'"):
+    with pytest.warns(UserWarning, match="Learns.has_objective is True, but it returns no objective 'generation_loss'"):
         loss(random_rows(6), torch.arange(6) % 3)
     assert loss.synthetic_weight == 0
 
@@ -279,9 +278,8 @@ def meta(monkeypatch):
     )
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: "meta" not in device and is_enabled(*device))
     monkeypatch.setattr(torch, "_sample_dirichlet", torch.empty_like)  # which that device lacks, as it does autocast
-    monkeypatch.setattr(BaseGenerator, "start_check", lambda self, *args: HostCopy(torch.zeros(0)))
-    monkeypatch.setattr(HostCopy, "finish", lambda self: None, raising=False)
-    monkeypatch.setattr(HostCopy, "wait", lambda self: LABELS)
+    monkeypatch.setattr(HostCopy, "ready", False)
+    monkeypatch.setattr(HostCopy, "wait", lambda self: torch.cat([LABELS, torch.zeros(3).long()]))
     monkeypatch.setattr(HostCopy, "__init__", lambda self, tensor: None)
 
 
@@ -301,11 +299,7 @@ def test_a_step_waits_for_no_device(name, meta):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_told_even_if_late(name, bad, monkeypatch):
     """On a device that is not waited for all is computed first; no index may leave its range then."""
-
-    def start_check(self, embeddings, labels, names=("embeddings", "labels")):
-        return check_embeddings(embeddings, self.embedding_size, names[0])
-
-    monkeypatch.setattr(BaseGenerator, "start_check", start_check)
+    monkeypatch.setattr(HostCopy, "ready", False)
     for broken in (slice(2, 3), slice(None)):
         z = torch.randn(10, SIZE)
         z[broken, 1] = bad

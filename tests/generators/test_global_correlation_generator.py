@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import oracle
+from helpers.compared import generate
 from helpers.strategies import DEVICES, NUM_CLASSES, embeddings, generators, labels
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ def test_negatives_and_objectives_agree_with_the_slow_oracle(generator, y, level
     assume(len(y) > 1)  # the oracle's root has no slope at 0
     z = embeddings(generator, len(y), seed)
     draws = torch.rand(len(y), len(y), dtype=torch.float64)
-    negatives = generator.generate(z, y, len(y), level, draws)
+    negatives = generate(generator, z, y, len(y), level, draws=draws)
     expected = oracle.objectives(generator, z, y.tolist(), draws, level)
     assert negatives.anchors.tolist() == [i for i, _, _ in expected.negatives]
     assert negatives.labels.tolist() == [label for _, label, _ in expected.negatives]
@@ -90,13 +91,13 @@ def test_permuting_the_batch_permutes_the_negatives(generator, y, data):
     draws = torch.ones(len(y), len(y), dtype=torch.float64)  # the first candidate of a class is kept
     first = {label: y.tolist().index(label) for label in y.tolist()}
     wanted = {}
-    for i, label, row in _rows(generator.generate(z, y, len(y), math.inf, draws)):
+    for i, label, row in _rows(generate(generator, z, y, len(y), math.inf, draws=draws)):
         wanted[i, label] = row
     moved = torch.zeros_like(draws)  # the same candidate wins, wherever it stands now
     permuted_labels = y[order]
     for j, old in enumerate(order.tolist()):
         moved[:, j] = 0.0 if first[y[old].item()] == old else 1.0
-    for i, label, row in _rows(generator.generate(z[order], permuted_labels, len(y), math.inf, moved)):
+    for i, label, row in _rows(generate(generator, z[order], permuted_labels, len(y), math.inf, draws=moved)):
         torch.testing.assert_close(row, wanted[order[i].item(), label])
 
 
@@ -111,9 +112,9 @@ def test_renaming_labels_changes_only_classification_terms(generator, y, names):
     draws = torch.rand(len(y), len(y), dtype=torch.float64)
     renamed = torch.tensor(names)[y]
     generator.start_collecting_stats()
-    before = {(i, names[label]): row for i, label, row in _rows(generator.generate(z, y, len(y), 1.0, draws))}
+    before = {(i, names[label]): row for i, label, row in _rows(generate(generator, z, y, len(y), 1.0, draws=draws))}
     terms = generator.similarity_loss, generator.diversity_loss
-    for i, label, row in _rows(generator.generate(z, renamed, len(y), 1.0, draws)):
+    for i, label, row in _rows(generate(generator, z, renamed, len(y), 1.0, draws=draws)):
         torch.testing.assert_close(row, before[i, label])
     assert (generator.similarity_loss, generator.diversity_loss) == pytest.approx(terms)
 
@@ -124,7 +125,7 @@ def test_rows_beyond_num_anchors_are_references():
     y = torch.tensor([0, 1, 2, 0, 1, 1, 5])
     z = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
     draws = torch.rand(3, 7, dtype=torch.float64)
-    negatives = generator.generate(z, y, 3, math.inf, draws)
+    negatives = generate(generator, z, y, 3, math.inf, draws=draws)
     # Anchors 0 and 1 have positives among the references only; anchor 2 has none; class 5 is there as a negative.
     assert list(zip(negatives.anchors.tolist(), negatives.labels.tolist(), strict=True)) == [
         (0, 1), (0, 2), (0, 5), (1, 0), (1, 2), (1, 5),

@@ -1,6 +1,15 @@
 import pytest
 import torch
-from helpers.compared import NUM_CLASSES, SIZE, anchor_rows, check_against, negative_pairs, positives_of, random_rows
+from helpers.compared import (
+    NUM_CLASSES,
+    SIZE,
+    anchor_rows,
+    check_against,
+    generate,
+    negative_pairs,
+    positives_of,
+    random_rows,
+)
 from helpers.strategies import labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,7 +45,7 @@ def test_negatives_agree_with_the_slow_oracle(y, normalize, seed, data):
         for (i, j), share, step in zip(pairs, shares, steps, strict=True)
     ]
     steps = torch.tensor(steps, dtype=torch.long)
-    negatives = generator.generate(z, y, num_anchors, 1.0, shares, steps)
+    negatives = generate(generator, z, y, num_anchors, 1.0, shares=shares, steps=steps)
     check_against(negatives, expected, z)
 
 
@@ -48,11 +57,11 @@ def test_permuting_the_batch_permutes_the_negatives(y, data):
     generator, z = MixupGenerator(NUM_CLASSES, SIZE), random_rows(len(y))
     pairs, moved = negative_pairs(y.tolist(), len(y)), negative_pairs(y[order].tolist(), len(y))
     shares, none = torch.rand(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.long)
-    before = generator.generate(z, y, len(y), 1.0, shares, none)
+    before = generate(generator, z, y, len(y), 1.0, shares=shares, steps=none)
     wanted = dict(zip(pairs, zip(before.embeddings, shares, strict=True), strict=True))
     moved = [(order[i].item(), order[j].item()) for i, j in moved]
     shares = torch.tensor([wanted[pair][1] for pair in moved], dtype=torch.float64)
-    after = generator.generate(z[order], y[order], len(y), 1.0, shares, none)
+    after = generate(generator, z[order], y[order], len(y), 1.0, shares=shares, steps=none)
     for pair, row in zip(moved, after.embeddings, strict=True):
         torch.testing.assert_close(row, wanted[pair][0])
 

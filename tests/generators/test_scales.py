@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from helpers.compared import GENERATORS, NUM_CLASSES, SIZE
+from helpers.compared import GENERATORS, NUM_CLASSES, SIZE, generate
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import LpDistance
 
@@ -56,7 +56,7 @@ def outcome(generator, z, scale, dtype, autocast=None):
     z = z.to(dtype).clone().requires_grad_()
     context = torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext()
     with context:
-        negatives = generator.generate(z, LABELS, COUNT, 3.0, **draws_for(generator, dtype))
+        negatives = generate(generator, z, LABELS, COUNT, 3.0, **draws_for(generator, dtype))
         pick = torch.randn(negatives.embeddings.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
         total = (negatives.embeddings / scale * pick).sum() + sum(negatives.objectives.values())
     total.backward()
@@ -111,7 +111,7 @@ def test_one_embedding_that_is_far_longer_leaves_the_others_right(name):
     results = []
     for dtype in (torch.float32, torch.float64):
         made = copy.deepcopy(generator).to(dtype)
-        negatives = made.generate(z.to(dtype), LABELS, COUNT, 3.0, **draws_for(made, dtype))
+        negatives = generate(made, z.to(dtype), LABELS, COUNT, 3.0, **draws_for(made, dtype))
         results.append(negatives.embeddings[apart[negatives.anchors] & (negatives.labels != LABELS[4])].double())
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
@@ -124,9 +124,8 @@ def test_the_synthetic_loss_of_long_embeddings_is_that_of_float64(loss, distance
         found = []
         for dtype in (torch.float32, torch.float64):
             z = rows(scale).to(dtype).clone().requires_grad_()
-            negatives = ConstantGenerator(NUM_CLASSES, SIZE).generate(
-                z, LABELS, COUNT, 3.0, draws=torch.full((12, 12), 0.5)
-            )
+            draws = torch.full((12, 12), 0.5)
+            negatives = generate(ConstantGenerator(NUM_CLASSES, SIZE), z, LABELS, COUNT, 3.0, draws=draws)
             value = synthetic_loss(loss, SyntheticBatch(z, LABELS, z, LABELS, negatives))
             found.append((value.double(), torch.autograd.grad(value, z)[0].double() * scale))
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,7 @@
 """The generators that GCA-HNG is compared with, for tests of what they have in common."""
 
+import math
+
 import torch
 
 from helpers import oracle
@@ -11,11 +13,12 @@ from pml_gca.generators import (
     RandomGenerator,
     SymmetricalSynthesisGenerator,
 )
+from pml_gca.generators.batch import Batch, HostValues
 
 NUM_CLASSES, SIZE = 15, 8  # classes as in strategies.labels
 
 PER_CLASS = {
-    "constant": lambda: ConstantGenerator(NUM_CLASSES, SIZE, 0.3),
+    "constant": lambda: ConstantGenerator(NUM_CLASSES, SIZE, coefficient=0.3),
     "embedding expansion": lambda: EmbeddingExpansionGenerator(NUM_CLASSES, SIZE),
     "embedding expansion, unnormalised": lambda: EmbeddingExpansionGenerator(NUM_CLASSES, SIZE, normalize=False),
     "random": lambda: RandomGenerator(NUM_CLASSES, SIZE),
@@ -30,6 +33,13 @@ PER_SAMPLE = {
 }
 GENERATORS = PER_CLASS | PER_SAMPLE
 LEARNING = {"hardness-aware, reembedded"}
+
+
+def generate(generator, z, y, num_anchors=None, level=math.inf, **given):
+    """Negatives of a batch, of values of any size, by ``given`` draws instead of random ones."""
+    y = y.long().to(z.device)
+    host = HostValues(z, y, num_classes=generator.num_classes, largest=math.inf, names=("embeddings", "labels"))
+    return generator.generate(Batch(z, y, len(z) if num_anchors is None else num_anchors, host), level, **given)
 
 
 def random_rows(count, seed=0, dtype=torch.float64, device="cpu", size=SIZE):

@@ -5,7 +5,7 @@ import copy
 import torch
 from hypothesis import strategies as st
 
-from pml_gca import GlobalCorrelationGenerator
+from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner
 
 CLASSES, D = 12, 8
 OUTPUTS = ("triplets", "pairs")
@@ -22,6 +22,10 @@ def make_generator(**kwargs):
 
 
 GENERATOR = make_generator()
+
+
+def miner_of(count, output="triplets"):
+    return GlobalCorrelationMiner(GENERATOR, negatives_per_anchor=count, output=output)
 
 
 def batch(labels, seed=0, dtype=torch.float32):

@@ -21,7 +21,7 @@ from pml_gca.generators import (
 GENERATORS = {
     "global-correlation": lambda n, d: GlobalCorrelationGenerator(n, d, num_layers=1, num_heads=1),
     "real-negatives": GlobalCorrelationGenerator.of_real_negatives,
-    "constant": lambda n, d: ConstantGenerator(n, d, 0.5),
+    "constant": lambda n, d: ConstantGenerator(n, d, coefficient=0.5),
     "embedding-expansion": EmbeddingExpansionGenerator,
     "hardness-aware": HardnessAwareGenerator,
     "mixup": MixupGenerator,

@@ -189,9 +189,9 @@ def test_a_loss_of_ones_own_joins_in_three_lines():
             return embeddings.square().mean()
 
     class Nothing(BaseGenerator):
-        def generate(self, embeddings, labels, num_anchors, metric_level):
-            anchors = torch.arange(num_anchors)
-            return SyntheticNegatives(embeddings[anchors] + 1, (labels[anchors] + 1) % NUM_CLASSES, anchors)
+        def generate(self, batch, metric_level):
+            anchors = torch.arange(batch.num_anchors)
+            return SyntheticNegatives(batch.anchors + 1, (batch.anchor_labels + 1) % NUM_CLASSES, anchors)
 
     @synthetic_loss.register(Spread)
     def _(loss, batch):

@@ -5,14 +5,7 @@ import pickle
 
 import pytest
 import torch
-from helpers.mining import (
-    CLASSES,
-    GENERATOR,
-    OUTPUTS,
-    D,
-    batch,
-    make_generator,
-)
+from helpers.mining import CLASSES, GENERATOR, OUTPUTS, D, batch, make_generator, miner_of
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.utils import common_functions as c_f
 
@@ -90,7 +83,7 @@ def test_copies_mine_the_same():
 def test_stats(output, monkeypatch):
     monkeypatch.setattr(c_f, "COLLECT_STATS", True)
     embeddings, labels = batch([0, 0, 1, 1, 2])
-    miner = GlobalCorrelationMiner(GENERATOR, 2, output)
+    miner = miner_of(2, output)
     miner(embeddings, labels)
     counts = (miner.num_triplets, miner.num_pos_pairs, miner.num_neg_pairs)
     assert counts == ((8, 0, 0) if output == "triplets" else (0, 4, 10))

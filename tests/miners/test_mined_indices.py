@@ -11,6 +11,7 @@ from helpers.mining import (
     assert_mined,
     batch,
     couples,
+    miner_of,
     positives_of,
     slow_negatives,
 )
@@ -18,14 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses
 
-from pml_gca import GlobalCorrelationMiner
-
 
 @given(labels=COMPOSITIONS, count=st.integers(1, 20), output=st.sampled_from(OUTPUTS), seed=st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_against_a_slow_oracle(labels, count, output, seed):
     embeddings, labels = batch(labels, seed)
-    mined = GlobalCorrelationMiner(GENERATOR, count, output)(embeddings, labels)
+    mined = miner_of(count, output)(embeddings, labels)
     positives = positives_of(labels, labels, lambda i, j: i == j)
     assert_mined(mined, output, positives, slow_negatives(GENERATOR, embeddings, labels, count))
 
@@ -34,7 +33,7 @@ def test_against_a_slow_oracle(labels, count, output, seed):
 @settings(max_examples=30, deadline=None)
 def test_references_against_a_slow_oracle(labels, ref_labels, count, output):
     (embeddings, labels), (ref_emb, ref_labels) = batch(labels), batch(ref_labels, seed=1)
-    mined = GlobalCorrelationMiner(GENERATOR, count, output)(embeddings, labels, ref_emb, ref_labels)
+    mined = miner_of(count, output)(embeddings, labels, ref_emb, ref_labels)
     positives = positives_of(labels, ref_labels, lambda i, j: False)
     negatives = slow_negatives(GENERATOR, embeddings, labels, count, ref_emb, ref_labels)
     assert_mined(mined, output, positives, negatives)
@@ -43,7 +42,7 @@ def test_references_against_a_slow_oracle(labels, ref_labels, count, output):
 def test_the_hardest_are_mined_first():
     """The negatives for a count are among those for a larger one, and all of them when the count is large enough."""
     embeddings, labels = batch([0, 0, 1, 1, 2, 3, 3, 4])
-    mined = [set(couples(*GlobalCorrelationMiner(GENERATOR, k, "pairs")(embeddings, labels)[2:])) for k in range(1, 9)]
+    mined = [set(couples(*miner_of(k, "pairs")(embeddings, labels)[2:])) for k in range(1, 9)]
     assert all(fewer <= more for fewer, more in itertools.pairwise(mined))
     different = {(i, j) for i in range(8) for j in range(8) if labels[i] != labels[j]}
     assert mined[6] == mined[7] == different
@@ -64,7 +63,7 @@ def test_degenerate_batches(output, composition, with_references):
     embeddings, labels = batch(DEGENERATE[composition])
     embeddings.requires_grad_()
     references = (embeddings.detach().clone(), labels.clone()) if with_references else ()
-    mined = GlobalCorrelationMiner(GENERATOR, 2, output)(embeddings, labels, *references)
+    mined = miner_of(2, output)(embeddings, labels, *references)
     assert all(t.dtype == torch.long for t in mined)
     if output == "triplets":
         assert [len(t) for t in mined] == [0, 0, 0]
@@ -80,7 +79,7 @@ def test_degenerate_batches(output, composition, with_references):
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_an_empty_set_of_references(output):
     embeddings, labels = batch([0, 0, 1])
-    mined = GlobalCorrelationMiner(GENERATOR, 2, output)(embeddings, labels, embeddings[:0], labels[:0])
+    mined = miner_of(2, output)(embeddings, labels, embeddings[:0], labels[:0])
     assert all(t.dtype == torch.long and len(t) == 0 for t in mined)
 
 
@@ -90,7 +89,7 @@ def test_pml_losses_take_what_is_mined(output, wrapped):
     embeddings, labels = batch([0, 0, 1, 1, 2, 2])
     ref_emb, ref_labels = batch([0, 1, 2, 3], seed=1)
     embeddings.requires_grad_()
-    miner = GlobalCorrelationMiner(GENERATOR, 2, output)
+    miner = miner_of(2, output)
     for references in ((), (ref_emb, ref_labels)):
         value = wrapped()(embeddings, labels, miner(embeddings, labels, *references), *references)
         value.backward()
@@ -104,10 +103,10 @@ def test_pml_losses_take_what_is_mined(output, wrapped):
 )
 def test_dtypes(dtype, label_dtype):
     embeddings, labels = batch([0, 0, 1, 1, 2], dtype=torch.float32)
-    mined = GlobalCorrelationMiner(GENERATOR, 4)(embeddings.to(dtype), labels.to(label_dtype))
-    expected = GlobalCorrelationMiner(GENERATOR, 4)(embeddings, labels)
+    mined = miner_of(4)(embeddings.to(dtype), labels.to(label_dtype))
+    expected = miner_of(4)(embeddings, labels)
     assert all(t.dtype == torch.long for t in mined)
     assert [t.tolist() for t in mined] == [t.tolist() for t in expected]  # all negatives, so no order of hardness
-    mined = GlobalCorrelationMiner(GENERATOR, 4)(embeddings, labels, embeddings.to(dtype), labels.to(label_dtype))
+    mined = miner_of(4)(embeddings, labels, embeddings.to(dtype), labels.to(label_dtype))
     if dtype in (torch.float32, torch.float64):
         assert [t.tolist() for t in mined] == [t.tolist() for t in expected]

@@ -2,18 +2,9 @@
 
 import pytest
 import torch
-from helpers.mining import (
-    GENERATOR,
-    OUTPUTS,
-    D,
-    batch,
-    couples,
-    positives_of,
-)
+from helpers.mining import OUTPUTS, D, batch, couples, miner_of, positives_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pml_gca import GlobalCorrelationMiner
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -31,7 +22,7 @@ def test_a_repeated_batch_never_gives_an_anchor_itself(output, repeat):
         row = [3, 4, 5, 6, 7, 8]
     elif repeat == "another dtype":
         ref_emb = ref_emb.double()
-    mined = GlobalCorrelationMiner(GENERATOR, 3, output)(embeddings, labels, ref_emb, ref_labels)
+    mined = miner_of(3, output)(embeddings, labels, ref_emb, ref_labels)
     got = set(couples(*mined[:2]))
     assert got == positives_of(labels, ref_labels, lambda i, j: j == row[i])
 
@@ -40,7 +31,7 @@ def test_a_repeated_batch_never_gives_an_anchor_itself(output, repeat):
 def test_a_repeated_batch_mines_what_the_batch_does(output):
     """References that are the batch's own samples are no further nodes of the graph, as in the loss."""
     embeddings, labels = batch([0, 0, 1, 1, 2, 2, 3, 3, 3, 4])
-    miner = GlobalCorrelationMiner(GENERATOR, 2, output)
+    miner = miner_of(2, output)
     alone = miner(embeddings, labels)
     repeated = miner(embeddings, labels, embeddings.clone(), labels.clone())
     assert [t.tolist() for t in repeated] == [t.tolist() for t in alone]
@@ -52,7 +43,7 @@ def test_some_of_the_batch_repeated_mines_what_the_whole_does(output, size):
     """The first anchors mine the same whether the batch is all there is, or the anchors come with it as references."""
     torch.manual_seed(2)
     embeddings, labels = torch.randn(40, D), torch.randint(5, (40,))
-    miner = GlobalCorrelationMiner(GENERATOR, 2, output)
+    miner = miner_of(2, output)
     whole = miner(embeddings, labels)
     split = miner(embeddings[:size], labels[:size], embeddings.clone(), labels.clone())
     starts = (0,) if output == "triplets" else (0, 2)
@@ -65,7 +56,7 @@ def test_equal_samples_are_told_apart_in_references():
     """A small class is drawn with repetition, and the distributed wrapper passes the batch as references."""
     z, labels = batch([0, 1])
     embeddings, labels = torch.cat([z, z]), torch.cat([labels, labels])
-    miner = GlobalCorrelationMiner(GENERATOR, 3, "pairs")
+    miner = miner_of(3, "pairs")
     for references in ((), (embeddings.clone(), labels.clone()), (embeddings, labels.clone())):
         mined = miner(embeddings, labels, *references)
         assert couples(*mined[:2]) == [(0, 2), (1, 3), (2, 0), (3, 1)]
@@ -83,7 +74,7 @@ def test_repeated_samples_mine_the_same_wherever_they_stand(rows, order, size, o
     """References that hold the batch, or the first of a batch whose rest comes as references, mine what it does."""
     points, point_labels = batch([0, 0, 1, 1, 2])
     embeddings, labels = points[rows], point_labels[rows]
-    miner = GlobalCorrelationMiner(GENERATOR, 20, output)
+    miner = miner_of(20, output)
     alone = miner(embeddings, labels)
     repeated = miner(embeddings, labels, embeddings.clone(), labels.clone())
     assert [t.tolist() for t in repeated] == [t.tolist() for t in alone]
@@ -102,7 +93,7 @@ def test_repeated_samples_mine_the_same_wherever_they_stand(rows, order, size, o
 
 def test_more_and_fewer_copies_in_references():
     z, labels = batch([0, 1])
-    miner = GlobalCorrelationMiner(GENERATOR, 9, "pairs")
+    miner = miner_of(9, "pairs")
     twice, both = (torch.cat([z, z]), torch.cat([labels, labels])), (z, labels)
     # Beyond those of the batch, a copy is a sample of its own: a positive of its anchor, and a negative of the other.
     more = miner(*both, *twice)
@@ -117,6 +108,6 @@ def test_more_and_fewer_copies_in_references():
 def test_other_labels_of_the_batch_itself_are_references():
     embeddings, labels = batch([0, 0, 1, 1])
     other = torch.tensor([0, 1, 1, 0])
-    mined = GlobalCorrelationMiner(GENERATOR, 4, "pairs")(embeddings, labels, embeddings, other)
-    copied = GlobalCorrelationMiner(GENERATOR, 4, "pairs")(embeddings, labels, embeddings.clone(), other)
+    mined = miner_of(4, "pairs")(embeddings, labels, embeddings, other)
+    copied = miner_of(4, "pairs")(embeddings, labels, embeddings.clone(), other)
     assert [t.tolist() for t in mined] == [t.tolist() for t in copied]

@@ -206,7 +206,7 @@ def test_a_loss_that_never_got_its_optimizer_does_not_disturb_the_next():
 @pytest.mark.parametrize("output", ["triplets", "pairs"])
 def test_miner_with_the_loss(output):
     loss = make_loss(losses.MultiSimilarityLoss())
-    miner = GlobalCorrelationMiner(loss.generator, 2, output)
+    miner = GlobalCorrelationMiner(loss.generator, negatives_per_anchor=2, output=output)
     made = make_trainer(loss, mining_funcs={"tuple_miner": miner})
     before = copied_state(loss.generator)
     seeded_training(made, num_epochs=2)
@@ -222,7 +222,8 @@ def test_miner_with_the_loss(output):
 def test_miner_with_a_plain_loss(wrapped, output):
     generator = make_loss().generator
     before = copied_state(generator)
-    made = make_trainer(wrapped(), mining_funcs={"tuple_miner": GlobalCorrelationMiner(generator, 2, output)})
+    miner = GlobalCorrelationMiner(generator, negatives_per_anchor=2, output=output)
+    made = make_trainer(wrapped(), mining_funcs={"tuple_miner": miner})
     seeded_training(made, num_epochs=3)
     assert torch.tensor(made.history[-6:]).mean() < torch.tensor(made.history[:6]).mean()
     assert_unchanged(generator, before)

@@ -36,7 +36,7 @@ def train(trainer_class, models, generator, images, **kwargs):
         f"{name}_optimizer": torch.optim.AdamW(model.parameters(), lr=RATES["embedder"], weight_decay=DECAY)
         for name, model in models.items()
     }
-    groups = loss.parameter_groups(RATES["propagation"], RATES["auxiliary"])
+    groups = loss.parameter_groups(RATES["propagation"], classifier_lr=RATES["auxiliary"])
     optimizers["metric_loss_optimizer"] = torch.optim.AdamW(groups, weight_decay=DECAY)
     data = TensorDataset(images, torch.tensor(LABELS))
     modules = {**models, "metric_loss": loss}
@@ -232,15 +232,16 @@ class NamedTerms(BaseGenerator):
     """Real negatives, and terms of its own beside the one that all generators share."""
 
     TERMS = ("reconstruction_loss", "generation_loss", "generation_loss_of_mine", "Consistency")
+    has_objective = True
 
     def __init__(self):
         super().__init__(4, 8)
         self.weights = nn.Parameter(torch.tensor([1.0, 10.0, 100.0, 1000.0]))
 
-    def generate(self, embeddings, labels, num_anchors, metric_level):
-        anchors, negatives = (labels[:num_anchors, None] != labels).nonzero(as_tuple=True)
+    def generate(self, batch, metric_level):
+        anchors, negatives = (batch.anchor_labels[:, None] != batch.labels).nonzero(as_tuple=True)
         terms = dict(zip(self.TERMS, self.weights.unbind(), strict=False))
-        return SyntheticNegatives(embeddings[negatives], labels[negatives], anchors, terms)
+        return SyntheticNegatives(batch.embeddings[negatives], batch.labels[negatives], anchors, terms)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +254,7 @@ def test_all_terms_of_any_name_are_of_the_first_half_but_the_generation_loss(pha
         loss(torch.randn(6, 8, requires_grad=True), torch.arange(6) % 3).backward()
     assert loss.generator_loss == value
     assert loss.generator.weights.grad.tolist() == trained
-    assert loss.generator.phase == "all"
+    assert loss.generator(torch.randn(6, 8), torch.arange(6) % 3).objectives.keys() == set(NamedTerms.TERMS)
 
 
 class WithoutItsLoss(NamedTerms):
@@ -261,7 +262,7 @@ class WithoutItsLoss(NamedTerms):
 
 
 class CountsFully(WithoutItsLoss):
-    learns = False
+    has_objective = False
 
 
 @pytest.mark.parametrize("trainer_class", [AlternatingTrainer, AutocastTrainer])
@@ -283,7 +284,7 @@ def test_a_generator_whose_negatives_can_never_count_is_told_once(trainer_class,
         ).train(num_epochs=3)
     told = [str(w.message)[:70] for w in caught if "objective" in str(w.message)]
     is_silent = generator_class is not WithoutItsLoss
-    assert told == ([] if is_silent else ["WithoutItsLoss learns, but returns no objective 'generation_loss', who"])
+    assert told == ([] if is_silent else ["WithoutItsLoss.has_objective is True, but it returns no objective 'gen"])
     assert (loss.synthetic_weight_at(loss.generator_level) > 0) == is_silent
 
 

@@ -116,7 +116,7 @@ def strength_of(generator: BaseGenerator, run: Run) -> float | None:
 @torch.no_grad()
 def coefficients_of(generator: BaseGenerator, embeddings: Tensor, labels: Tensor) -> list[Tensor]:
     """λ of all pairs and channels of a batch, where it is learned."""
-    if not isinstance(generator, GlobalCorrelationGenerator) or not generator.learns:
+    if not isinstance(generator, GlobalCorrelationGenerator) or not generator.has_objective:
         return []
     generator.eval()
     found = generator.correlate(embeddings, labels).coefficients.flatten()

@@ -51,8 +51,10 @@ class Run:
         if make := ALL[cell.contender].make:
             options = {name: value for name, value in cell.settings.items() if name not in COMMON}
             self.generator = make(train.num_classes, size, **options)
-            loss = HardNegativeGenerationLoss(loss, self.generator, settings["beta"])
-            groups += loss.parameter_groups(settings["generator_lr"], settings["classifier_lr"], proxy_lr)
+            loss = HardNegativeGenerationLoss(loss, self.generator, beta=settings["beta"])
+            groups += loss.parameter_groups(
+                settings["generator_lr"], classifier_lr=settings["classifier_lr"], loss_lr=proxy_lr
+            )
         elif own := list(loss.parameters()):
             groups.append({"params": own, "lr": proxy_lr})
         self.loss = loss

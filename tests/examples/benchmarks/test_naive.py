@@ -14,6 +14,7 @@ from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "benchmarks"))
 import naive
+from helpers.compared import generate
 
 NUM_CLASSES, SIZE = 7, 12
 BATCHES = {
@@ -68,7 +69,7 @@ def test_graph_and_its_gradients(batch):
 
 def test_negatives_and_losses_and_their_gradients(batch):
     generator, z, y, draws = batch
-    negatives = generator.generate(z, y, len(y), LEVEL, draws[0])
+    negatives = generate(generator, z, y, len(y), LEVEL, draws=draws[0])
     strength = math.exp(-generator.alpha / LEVEL)
     _, coefficients = naive.propagate(generator, z, y, dropout=0.0)
     synthetic = naive.synthesize(z, y, coefficients.detach(), draws[0], strength)
@@ -80,7 +81,7 @@ def test_negatives_and_losses_and_their_gradients(batch):
     assert_close(gradients((negatives.embeddings * weight).sum(), [z]), gradients(theirs, [z]))
 
     generator.start_collecting_stats()
-    terms = generator.generate(z, y, len(y), LEVEL, draws[0]).objectives
+    terms = generate(generator, z, y, len(y), LEVEL, draws=draws[0]).objectives
     found = naive.generator_losses(generator, z.detach(), y, draws[0], strength, dropout=0.0)
     stats = (generator.generated_classification_loss, generator.similarity_loss, generator.diversity_loss)
     assert stats == pytest.approx([found[name].item() for name in ("soft", "similarity", "diversity")])
@@ -97,8 +98,8 @@ def test_an_iteration_is_the_loss_then_its_steps(batch, monkeypatch):
     generator, z, y, draws = batch
     metric_loss = losses.NPairsLoss(distance=DotProductSimilarity(normalize_embeddings=False))
     ours = copy.deepcopy(generator)
-    generate = ours.generate
-    monkeypatch.setattr(ours, "generate", lambda *args: generate(*args, draws[0]))
+    of_batch = ours.generate
+    monkeypatch.setattr(ours, "generate", lambda *args: of_batch(*args, draws=draws[0]))
     loss = HardNegativeGenerationLoss(metric_loss, ours, collect_stats=True)
     for level in loss.levels.values():
         level.value.fill_(LEVEL)
@@ -118,7 +119,7 @@ def test_an_iteration_is_the_loss_then_its_steps(batch, monkeypatch):
     parameters = [list(part.parameters()) for part in (ours.propagation, ours.auxiliary_classifier)]
 
     def step(term, weights, draw):
-        value = generate(z, y, len(y), LEVEL, draw).objectives[term]
+        value = of_batch(ours.batch(z, y), LEVEL, draws=draw).objectives[term]
         with torch.no_grad():
             for parameter, slope in zip(weights, gradients(value, weights), strict=True):
                 parameter.sub_(0.01 * slope)

@@ -1,0 +1,108 @@
+"""The batch that a generator is called with."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..utils.dtypes import compute_dtype
+from ..utils.host import HostCopy
+from ..utils.validation import check_counts, check_label_range, count_unusable
+
+PHASES = ("all", "embedding", "generation")
+
+
+class HostValues:
+    """Labels on the host, and the check of a batch's values, in one copy from the device.
+
+    The copy starts here, and `wait` waits for it once: the device works in between. On the host the check is done here.
+
+    Args:
+        embeddings: (N, D), floating.
+        labels: (N,) long, on the same device.
+        num_classes: labels must lie in [0, ``num_classes``).
+        largest: the largest value that embeddings may have.
+        names: of the two arguments, for messages.
+
+    Raises:
+        ValueError: as `wait`, for a batch on the host.
+    """
+
+    def __init__(
+        self, embeddings: Tensor, labels: Tensor, *, num_classes: int, largest: float, names: tuple[str, str]
+    ) -> None:
+        self._num_classes, self._largest, self._names = num_classes, largest, names
+        self._count, self._dtype = embeddings.numel(), embeddings.dtype
+        self._copy = HostCopy(torch.cat([labels, count_unusable(embeddings, largest)]))
+        self._labels: Tensor | None = None
+        if self._copy.ready:
+            self.wait()
+
+    def wait(self) -> Tensor:
+        """Return the labels on the host, (N,) long.
+
+        Raises:
+            ValueError: a label is out of range, or a value of the embeddings is not finite or too large.
+        """
+        if self._labels is None:
+            values = self._copy.wait()
+            labels, counts = values[:-3], values[-3:]
+            check_label_range(labels, self._num_classes, self._names[1])
+            check_counts(counts.tolist(), self._names[0], self._count, self._dtype, self._largest)
+            self._labels = labels
+        return self._labels
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as generators take it. `BaseGenerator.batch` makes one, and checks shapes and dtypes.
+
+    Attributes:
+        embeddings: (N, D), floating. Rows from ``num_anchors`` on are references.
+        labels: (N,) long, on the device of the embeddings.
+        num_anchors: A, how many of the first rows are anchors.
+        host: labels on the host, and the check of all values.
+        phase: the half of an alternating schedule that is computed: ``"embedding"``, ``"generation"``, or ``"all"`` for
+            both at once. See `HardNegativeGenerationLoss.phase`.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    num_anchors: int
+    host: HostValues
+    phase: str = "all"
+
+    @property
+    def anchors(self) -> Tensor:
+        """The first A embeddings: (A, D)."""
+        return self.embeddings[: self.num_anchors]
+
+    @property
+    def anchor_labels(self) -> Tensor:
+        """Labels of the anchors: (A,) long, on the device of the embeddings."""
+        return self.labels[: self.num_anchors]
+
+    @property
+    def nodes(self) -> Tensor:
+        """All embeddings, references without gradient: (N, D) in float32 or wider."""
+        nodes = torch.cat([self.anchors, self.embeddings[self.num_anchors :].detach()])
+        return nodes.to(compute_dtype(nodes))
+
+    def wants(self, objective: str) -> bool:
+        """Return whether an objective counts in this `phase`; one that does not need not be computed.
+
+        ``"generation_loss"`` belongs to the phase ``"generation"``, every other objective to ``"embedding"``.
+        """
+        return self.phase == "all" or (objective == "generation_loss") == (self.phase == "generation")
+
+    def labels_on_host(self) -> Tensor:
+        """Return the labels on the host, (N,) long; wait for the device at the first call.
+
+        Raises:
+            ValueError: a label is out of range, or a value of the embeddings is not finite or too large.
+        """
+        return self.host.wait()
+
+    def finish(self) -> None:
+        """Raise what `labels_on_host` raises, for a generator that did not ask for the labels."""
+        self.host.wait()
