@@ -69,7 +69,7 @@ def test_the_miner_owns_nothing():
 
 
 def test_copies_mine_the_same():
-    miner = GlobalCorrelationMiner(make_generator(), 2, "pairs")
+    miner = GlobalCorrelationMiner(make_generator(), negatives_per_anchor=2, output="pairs")
     embeddings, labels = batch([0, 0, 1, 1, 2])
     expected = [t.tolist() for t in miner(embeddings, labels)]
     for copied in (copy.deepcopy(miner), pickle.loads(pickle.dumps(miner))):
