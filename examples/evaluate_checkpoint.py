@@ -10,14 +10,15 @@ from pml_gca.paper import Options, evaluate
 from pml_gca.paper.checkpoints import load_published_checkpoint
 from pml_gca.paper.recipes import RECIPES, find_recipe
 from pml_gca.paper.report import percent
+from pml_gca.utils.command_line import check_minimums
 from pml_gca.utils.runs import write_json
 from pml_gca.utils.tables import metrics_table
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Evaluate one of the authors' published checkpoints on the test classes of its data set, by PML's "
-        "tester, and print Recall@K, MAP@R and R-precision in percent as a Markdown table.",
+        description="Evaluate one of the authors' published checkpoints on the test classes of its data set, with "
+        "PML's tester. Print Recall@K, MAP@R and R-precision in percent, as a Markdown table.",
         epilog="Example: evaluate_checkpoint.py --checkpoint bestR_1.pth --recipe resnet50_cub --data-root data/cub",
     )
     add = parser.add_argument
@@ -26,35 +27,33 @@ def build_parser() -> argparse.ArgumentParser:
         "--recipe",
         required=True,
         metavar="NAME",
-        help=f"what it was trained by, which also names the data set: one of {', '.join(RECIPES)}",
+        help=f"recipe that it was trained with, which also names the data set: one of {', '.join(RECIPES)}",
     )
-    add("--data-root", required=True, type=Path, metavar="DIR", help="where the data set lies")
-    add("--batch-size", type=int, default=256, metavar="N", help="images at a time (default: %(default)s)")
+    add("--data-root", required=True, type=Path, metavar="DIR", help="folder of the data set")
+    add("--batch-size", type=int, default=256, metavar="N", help="images per batch (default: %(default)s)")
     add(
         "--workers",
         type=int,
         default=min(os.cpu_count() or 1, 8),
         metavar="N",
-        help="processes that load images (default: a CPU core each, up to 8; here %(default)s)",
+        help="processes that load images (default: one for each CPU core, at most 8; here %(default)s)",
     )
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    add("--image-size", type=int, default=224, metavar="S", help="side of the crops in pixels (default: %(default)s)")
+    add("--image-size", type=int, default=224, metavar="S", help="side of the crops, in pixels (default: %(default)s)")
     add(
         "--unreadable",
         choices=("stop", "skip"),
         default="stop",
-        help="images that cannot be read: stop at the first, or look for them all beforehand and leave them out "
+        help="if images cannot be read: stop at the first, or find them all first and leave them out "
         "(default: %(default)s)",
     )
-    add("--out", type=Path, metavar="FILE.json", help="also write the figures here, as shares of 1")
+    add("--out", type=Path, metavar="FILE.json", help="also write the results to this file, as numbers from 0 to 1")
     return parser
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Check what argparse cannot, and put recipe and device in place of their names."""
-    for name, least in (("batch_size", 1), ("workers", 0), ("image_size", 32)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+    """Check what argparse cannot, and replace the names of recipe and device by the objects."""
+    check_minimums(parser, args, batch_size=1, workers=0, image_size=32)
     if args.image_size > 1024:
         parser.error(f"--image-size must be at most 1024, got {args.image_size}")
     try:
@@ -72,7 +71,7 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Load, evaluate, print and write."""
+    """Load the data set and the checkpoint, evaluate, print the table and write the results."""
     recipe = args.recipe
     try:
         benchmark = load_benchmark(

@@ -1,4 +1,4 @@
-"""Write characters in 16 fonts to disk as CUB-200-2011 lies on disk, to try the paper's protocol without a download."""
+"""Write characters in 16 fonts in the folder layout of CUB-200-2011, to try the paper's protocol without a download."""
 
 import argparse
 import sys
@@ -14,9 +14,18 @@ FIRST_TEST_CLASS = 101  # CUB trains on classes 1 to 100
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="made if it is not there; CUB_200_2011 goes into it")
-    parser.add_argument("--classes", type=int, default=100, help="to train on, and to test on (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, default=256, help="side, in pixels (default: %(default)s)")
+    parser.add_argument(
+        "folder", type=Path, help="where to write the folder CUB_200_2011; created if it does not exist"
+    )
+    parser.add_argument(
+        "--classes",
+        type=int,
+        default=100,
+        help="number of training classes, and of test classes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--image-size", type=int, default=256, help="side of the images, in pixels (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     if not 2 <= args.classes <= 100:
         parser.error(f"--classes must lie in [2, 100], got {args.classes}")
@@ -24,9 +33,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--image-size must be at least 16, got {args.image_size}")
     root = args.folder / "CUB_200_2011"
     if root.exists():
-        sys.exit(f"{root} is there already")
+        sys.exit(f"{root} exists already")
     if args.folder.exists() and not args.folder.is_dir():
-        parser.error(f"folder must be one, or nothing yet; {args.folder} is a file")
+        parser.error(f"folder must be a folder or not exist yet; {args.folder} is a file")
 
     names, labels = [], []
     for split, first in (("train", 1), ("test", FIRST_TEST_CLASS)):

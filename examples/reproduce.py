@@ -1,4 +1,4 @@
-"""The paper's experiments, one command each: a recipe, a data root, and any loss."""
+"""Run an experiment of the paper: one command with a recipe, a data root, and any loss."""
 
 import argparse
 import importlib
@@ -17,31 +17,31 @@ from pml_gca.paper import Experiment, Options, changed_recipe, dry_run, identity
 from pml_gca.paper.recipes import RECIPES, find_recipe
 from pml_gca.paper.report import seeds_table, title_of
 from pml_gca.utils import runs
+from pml_gca.utils.command_line import add_folder_options, check_minimums
 
 ONE_OF = ", ".join(RECIPES)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Train and evaluate as the paper does, by PML's trainer and tester, and print a table over seeds "
-        "beside the paper's figures where they are known. A run that is killed goes on with --resume.",
+        description="Train and evaluate like the paper, with PML's trainer and tester. Print a table over seeds, with "
+        "the paper's numbers where they are known. A run that was stopped continues with --resume.",
         epilog="Example: reproduce.py --recipe resnet50_cub --data-root data/cub --loss proxy_anchor --seeds 5 --amp",
     )
-    add = parser.add_argument
     what = parser.add_argument_group("what")
     what.add_argument("--recipe", required=True, metavar="NAME", help=f"one of {ONE_OF}")
-    what.add_argument("--data-root", required=True, type=Path, metavar="DIR", help="where the data set lies")
+    what.add_argument("--data-root", required=True, type=Path, metavar="DIR", help="folder of the data set")
     what.add_argument(
         "--loss",
         default="n_pairs",
         metavar="NAME",
-        help=f"one of {', '.join(NAMED_LOSSES)}, or your own as module:function, which is given num_classes and "
+        help=f"one of {', '.join(NAMED_LOSSES)}; or your own as module:function, called with num_classes and "
         "embedding_size (default: %(default)s)",
     )
     what.add_argument(
         "--generator", choices=("gca", "none"), default="gca", help="none: the loss alone (default: %(default)s)"
     )
-    what.add_argument("--epochs", type=int, help="other than the recipe's")
+    what.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
     what.add_argument(
         "--set",
         action="extend",
@@ -53,53 +53,62 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "merging=hardest, ...",
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--seeds", type=int, default=1, metavar="N", help="runs, of seeds 0 to N - 1 (default: 1)")
-    how.add_argument("--first-seed", type=int, default=0, metavar="S", help="count seeds from here (default: 0)")
+    how.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="number of runs, with seeds 0 to N - 1 (default: 1)"
+    )
+    how.add_argument("--first-seed", type=int, default=0, metavar="S", help="seed of the first run (default: 0)")
     how.add_argument(
         "--schedule",
         choices=("alternating", "one_backward"),
         default="alternating",
-        help="as published, or everything in one backward pass, which is faster (default: %(default)s)",
+        help="alternating: as published; one_backward: one backward pass for everything, which is faster "
+        "(default: %(default)s)",
     )
     how.add_argument(
         "--sampler",
         choices=("covering", "random"),
         default="covering",
-        help="batches take every image of a class once before any again, as published, or draw them anew, as PML's "
-        "sampler does (default: %(default)s)",
+        help="covering: each image of a class is used once before any is repeated, as published; random: PML's sampler "
+        "(default: %(default)s)",
     )
     how.add_argument(
         "--select-on",
         choices=("val", "test", "last"),
         default="val",
-        help="report the epoch that is best on held-out training classes; on the test classes, as the published code "
-        "does; or the last (default: %(default)s)",
+        help="epoch to report. val: the best one on held-out training classes; test: the best one on the test "
+        "classes, as in the published code; last: the last one (default: %(default)s)",
     )
     how.add_argument(
         "--val-fraction",
         type=float,
         metavar="F",
-        help="share of the training classes held out (default: 0.1 with --select-on val, else none)",
+        help="share of the training classes to hold out (default: 0.1 with --select-on val, otherwise 0)",
     )
-    how.add_argument("--evaluate-every", type=int, default=1, metavar="N", help="epochs (default: %(default)s)")
-    how.add_argument("--eval-batch-size", type=int, default=128, metavar="N", help="images (default: %(default)s)")
-    how.add_argument("--amp", action="store_true", help="bfloat16 autocast in training")
-    how.add_argument("--random-weights", action="store_true", help="do not start from ImageNet's weights")
-    how.add_argument("--image-size", type=int, default=224, metavar="S", help="side of a crop (default: %(default)s)")
+    how.add_argument(
+        "--evaluate-every", type=int, default=1, metavar="N", help="epochs between evaluations (default: %(default)s)"
+    )
+    how.add_argument(
+        "--eval-batch-size", type=int, default=128, metavar="N", help="images per batch (default: %(default)s)"
+    )
+    how.add_argument("--amp", action="store_true", help="train with bfloat16 autocast")
+    how.add_argument("--random-weights", action="store_true", help="start from random weights instead of ImageNet's")
+    how.add_argument(
+        "--image-size", type=int, default=224, metavar="S", help="side of the crops, in pixels (default: %(default)s)"
+    )
     how.add_argument(
         "--small-classes",
         choices=("repeat", "stop"),
         default="repeat",
-        help="where a class has fewer images than a batch takes of it (default: %(default)s them)",
+        help="if a class has fewer images than a batch takes of it: repeat them, or stop (default: %(default)s)",
     )
     how.add_argument(
         "--unreadable",
         choices=("stop", "skip"),
         default="stop",
-        help="images that cannot be read: stop at the first, or look for them all beforehand and leave them out "
+        help="if images cannot be read: stop at the first, or find them all before training and leave them out "
         "(default: %(default)s)",
     )
-    how.add_argument("--download", action="store_true", help="get the data set first, if PML can")
+    how.add_argument("--download", action="store_true", help="download the data set first, if PML can")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     machine.add_argument(
@@ -107,17 +116,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=int,
         default=min(os.cpu_count() or 1, 8),
         metavar="N",
-        help="processes that load images (default: a CPU core each, up to 8; here %(default)s)",
+        help="processes that load images (default: one for each CPU core, at most 8; here %(default)s)",
     )
-    add("--out", type=Path, metavar="DIR", help="folder for results (default: runs/RECIPE-LOSS-GENERATOR)")
-    add("--resume", action="store_true", help="go on with the runs found in --out, to the same end")
-    add("--overwrite", action="store_true", help="delete the runs found in --out")
-    add(
+    add_folder_options(parser, "runs/RECIPE-LOSS-GENERATOR")
+    parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="one batch of everything, and the hours and memory that the whole will take; writes nothing",
+        help="run one batch of everything, and print the hours and memory of the whole experiment; write nothing",
     )
     args = parser.parse_args(argv)
+    check_minimums(parser, args, seeds=1, first_seed=0, workers=0, image_size=16)
     try:
         complete(args)
     except (TypeError, ValueError) as error:
@@ -126,10 +134,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def complete(args: argparse.Namespace) -> None:
-    """Check what argparse cannot, and fill in defaults that depend on other arguments."""
-    for name, least in (("seeds", 1), ("first_seed", 0), ("workers", 0), ("image_size", 16)):
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+    """Add recipe and options to ``args``, and the defaults that depend on other arguments.
+
+    Raises:
+        TypeError, ValueError: an argument is not valid.
+    """
     if args.val_fraction is None:
         args.val_fraction = 0.1 if args.select_on == "val" else 0.0
     epochs = [] if args.epochs is None else [f"epochs={args.epochs}"]
@@ -154,7 +163,11 @@ def complete(args: argparse.Namespace) -> None:
 
 
 def find_loss(name: str) -> str | Callable[[int, int], nn.Module]:
-    """A loss's name as it is, or the function that ``module:function`` names."""
+    """Return a name of ``NAMED_LOSSES`` as it is, and the function that ``module:function`` names.
+
+    Raises:
+        ValueError: the function cannot be imported.
+    """
     module, colon, function = name.partition(":")
     if not colon:
         return name
@@ -169,7 +182,11 @@ def find_loss(name: str) -> str | Callable[[int, int], nn.Module]:
 
 
 def load(args: argparse.Namespace) -> Benchmark:
-    """The data set of the recipe."""
+    """Return the data set of the recipe.
+
+    Raises:
+        ValueError: a class has too few images, and ``--small-classes stop`` is given.
+    """
     recipe = args.recipe
     benchmark = load_benchmark(
         recipe.dataset,
@@ -183,7 +200,7 @@ def load(args: argparse.Namespace) -> Benchmark:
     if small:
         message = (
             f"{len(small)} of {benchmark.train.num_classes} training classes have fewer than the "
-            f"{recipe.samples_per_class} images that a batch takes of each: "
+            f"{recipe.samples_per_class} images that a batch takes of each class: "
             f"{', '.join(f'{name} has {count}' for name, count in small[:5])}{', ...' if len(small) > 5 else ''}"
         )
         if args.small_classes == "stop":
@@ -223,9 +240,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def describe(benchmark: Benchmark) -> str:
-    """Images and classes of each part."""
-    uses = {"test": "to test on", "query": "to query with", "gallery": "to search in"}
-    parts = {"to train on": benchmark.train, "to validate on": benchmark.val}
+    """Say how many images and classes each split has."""
+    uses = {"test": "for testing", "query": "as queries", "gallery": "as gallery"}
+    parts = {"for training": benchmark.train, "for validation": benchmark.val}
     parts |= {uses[name]: part for name, part in benchmark.test.items()}
     return ", ".join(f"{len(p)} images of {p.num_classes} classes {use}" for use, p in parts.items() if p is not None)
 

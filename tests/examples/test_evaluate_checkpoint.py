@@ -235,5 +235,5 @@ def test_help_names_recipes_and_defaults(capsys):
     assert stopped.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "one of resnet50_cub, resnet50_cars196" in printed
-    assert "images at a time (default: 256)" in printed
-    assert "in percent as a Markdown table" in printed
+    assert "images per batch (default: 256)" in printed
+    assert "in percent, as a Markdown table" in printed

@@ -78,10 +78,10 @@ def test_nothing_is_written_over(tmp_path, capsys):
     kept = tmp_path / "CUB_200_2011" / "images.txt"
     kept.parent.mkdir()
     kept.write_text("1 birds.jpg\n")
-    with pytest.raises(SystemExit, match=f"^{kept.parent} is there already$"):
+    with pytest.raises(SystemExit, match=f"^{kept.parent} exists already$"):
         glyphs_as_cub.main([str(tmp_path)])
     assert [kept] == [path for path in tmp_path.rglob("*") if path.is_file()]
     assert kept.read_text() == "1 birds.jpg\n"
     with pytest.raises(SystemExit):
         glyphs_as_cub.main([str(kept)])
-    assert f"folder must be one, or nothing yet; {kept} is a file" in capsys.readouterr().err
+    assert f"folder must be a folder or not exist yet; {kept} is a file" in capsys.readouterr().err
