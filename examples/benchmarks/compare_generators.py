@@ -40,6 +40,7 @@ def train_all(args: argparse.Namespace) -> None:
     if args.trials_from is args.out:
         cells = {cell.key: cell for pair in pairs for cell in trials(args, *pair)}
         train_missing(cells.values(), args.out, args.processes, "tuning")
+        args.out.reread()
     runs = []
     for loss, name in pairs:
         best = best_options(args, loss, name)
@@ -48,6 +49,7 @@ def train_all(args: argparse.Namespace) -> None:
         runs += seeds(args, loss, name, best[0])
     # Seed by seed: the finished runs can be compared at any time.
     train_missing(sorted(runs, key=lambda cell: cell.number), args.out, args.processes, "runs")
+    args.out.reread()
 
 
 def tables(args: argparse.Namespace) -> str:

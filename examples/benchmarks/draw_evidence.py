@@ -25,11 +25,11 @@ WATCHED = ("none", "hdml", "gca")
 
 
 class Results:
-    """Finished runs of one loss.
+    """The finished runs of one loss.
 
     Args:
         loss: name of the loss.
-        arguments: further ones of compare_generators.py.
+        arguments: more arguments of compare_generators.py.
     """
 
     def __init__(self, loss: str, arguments: list[str]) -> None:
@@ -37,17 +37,17 @@ class Results:
         self.args = parse_arguments([*arguments, "--losses", loss])
 
     def cells(self, name: str) -> list[Cell]:
-        """A contender's runs, done or not; none before its hyperparameters are chosen."""
+        """Return the runs of a contender, done or not; an empty list before its hyperparameters are chosen."""
         best = best_options(self.args, self.loss, name)
         return [] if best is None else seeds(self.args, self.loss, name, best[0])
 
     def runs(self, name: str) -> dict[int, dict[str, Any]]:
-        """Results of a contender by seed."""
+        """Return the results of a contender by seed."""
         found = {cell.number: self.args.out.read(cell) for cell in self.cells(name)}
         return {seed: result for seed, result in found.items() if result is not None}
 
     def gains(self, names: list[str], base: str) -> dict[str, tuple[float, float] | float]:
-        """Points of Recall@1 over ``base``, same seeds: mean and half the width of the 95% interval."""
+        """Return points of Recall@1 over `base`, same seeds: mean and half the width of the 95% interval."""
         found = {name: self.runs(name) for name in {*names, base}}
         rows: dict[str, tuple[float, float] | float] = {}
         for name in names:
@@ -58,11 +58,12 @@ class Results:
 
 
 def words(loss: str) -> str:
+    """Return the name of a loss for a title."""
     return loss.replace("_", "-")
 
 
 def convergence(results: Results) -> Any:
-    """Recall@1 on validation classes against iterations, and against seconds where iterations were timed."""
+    """Draw Recall@1 on validation classes over iterations, and over seconds where iterations were timed."""
     found = {name: runs for name in CURVES if (runs := results.runs(name))}
     cells = {name: results.cells(name)[0] for name in found}
     times = {name: statistics.median(turns) for name, turns in read_times(cells, results.args.trials_from).items()}
@@ -70,7 +71,7 @@ def convergence(results: Results) -> Any:
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for name, runs in found.items():
         histories = [result["history"] for result in runs.values()]
-        # Runs were slowed by what ran beside them: seconds are those of iterations timed in turns.
+        # Other processes slowed the runs: take the seconds of iterations that were timed in turns.
         seconds = [i * times.get(name, 0.0) for i in histories[0]["iterations"]]
         curves[TITLES[name]] = [{**history, "seconds": seconds} for history in histories]
     title = f"{words(results.loss)}: validation classes"
@@ -78,7 +79,7 @@ def convergence(results: Results) -> Any:
 
 
 def gains(results: Results) -> Any:
-    """All contenders against the loss alone."""
+    """Draw the gain of all contenders over the loss alone."""
     names = [name for name in ALL if name not in ABLATIONS and name != "none"]
     rows = results.gains(names, "none")
     known = {TITLES[name]: "GCA-HNG" for name in LEARNED}
@@ -90,14 +91,14 @@ def gains(results: Results) -> Any:
 
 
 def ablations(results: Results) -> Any:
-    """GCA-HNG with parts taken away against the whole."""
+    """Draw the gain of GCA-HNG with a part changed over the whole."""
     rows = results.gains(list(ABLATIONS), "gca")
     title = f"{words(results.loss)}: GCA-HNG with a part changed, against the whole"
     return visualize.plot_gains(rows, title=title, xlabel="Recall@1 gained over GCA-HNG (points)") if rows else None
 
 
 def watched(results: Results) -> dict[str, dict[str, Any]]:
-    """Seed 0 of some contenders, trained anew and watched."""
+    """Return what was seen in seed 0 of some contenders, by title; train and watch those that are missing."""
     found: dict[str, dict[str, Any]] = {}
     classes = None
     for name in WATCHED:
@@ -109,7 +110,7 @@ def watched(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def hardness(results: Results) -> Any:
-    """How hard negatives are over training."""
+    """Draw how hard negatives are over training."""
     histories = {name: as_history(row) for name, row in watched(results).items()}
     histories = {name: history for name, history in histories.items() if history["iterations"]}
     title = f"{words(results.loss)}: hardness of the synthetic negatives"
@@ -117,7 +118,7 @@ def hardness(results: Results) -> Any:
 
 
 def negatives(results: Results) -> Any:
-    """Where negatives lie among real samples, at the end of training."""
+    """Draw where negatives lie among real samples at the end of training."""
     found = watched(results)
     if not found:
         return None
@@ -131,10 +132,11 @@ def negatives(results: Results) -> Any:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Draw what the arguments say."""
     parser = argparse.ArgumentParser(
         description="Draw figures from the results of compare_generators.py. For 'hardness' and 'negatives' it trains "
-        "seed 0 of three contenders anew, and keeps what it saw. Arguments that it does not know go to "
-        "compare_generators.py: give those that the results were made with.",
+        "seed 0 of three contenders again, unless watched.csv of the study has them, and adds them there. Give the "
+        "arguments of compare_generators.py that the results were made with, too.",
     )
     add = parser.add_argument
     add("--loss", default="n_pairs", help="(default: %(default)s)")

@@ -1,1 +1,1 @@
-"""Cells, contenders, training and tables of compare_generators.py."""
+"""What compare_generators.py and draw_evidence.py share: cells, contenders, training, results and tables."""

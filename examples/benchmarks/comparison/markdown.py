@@ -1,4 +1,4 @@
-"""Tables of the comparison: mean, 95% interval, and the paired difference to the loss alone."""
+"""Markdown tables of the comparison: means, 95% intervals, and paired differences to the loss alone."""
 
 import math
 import statistics
@@ -18,7 +18,7 @@ T95 = (
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95% interval; the latter is nan for fewer than two values."""
+    """Return the mean and half the width of its 95% interval: nan for fewer than two values."""
     mean = statistics.mean(values)
     if len(values) < 2:
         return mean, math.nan
@@ -27,24 +27,24 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def cell_text(values: Sequence[float], *, sign: bool = False) -> str:
-    """Mean ± half interval, in percent."""
+    """Return mean ± half interval, in percent."""
     mean, half = interval([100 * value for value in values])
     shown = f"{mean:+.1f}" if sign else f"{mean:.1f}"
     return shown if math.isnan(half) else f"{shown} ± {half:.1f}"
 
 
 def paired(results: Mapping[str, Mapping[int, Result]], name: str, base: str) -> list[float]:
-    """Recall@1 of a contender less that of another, for the seeds that both have."""
+    """Return Recall@1 of a contender minus that of another, for the seeds that both have."""
     after, before = results.get(name, {}), results.get(base, {})
     both = [seed for seed in after if seed in before]
     return [after[seed]["metrics"]["recall_at_1"] - before[seed]["metrics"]["recall_at_1"] for seed in both]
 
 
 def reach(result: Result, alone: Result) -> float | None:
-    """When a run first reaches the validation Recall@1 that the loss alone ends with.
+    """Return when a run first reaches the validation Recall@1 that the loss alone ends with.
 
     Returns:
-        Iterations, as a share of those that the loss alone takes in all; None if it never does.
+        Iterations, as a share of all iterations of the loss alone; None if it never reaches it.
     """
     history, base = result["history"], alone["history"]
     for iteration, recall in zip(history["iterations"], history["recall_at_1"], strict=True):
@@ -55,14 +55,14 @@ def reach(result: Result, alone: Result) -> float | None:
 
 
 def reach_shares(seeds: Mapping[int, Result], alone: Mapping[int, Result]) -> list[float]:
-    """`reach` of each seed; empty if one never does, or there is nothing to reach."""
+    """Return `reach` of each seed; an empty list if one never reaches it, or the loss alone has no such seed."""
     found = [reach(seeds[seed], alone[seed]) for seed in seeds if seed in alone]
     reached = [share for share in found if share is not None]
     return reached if len(reached) == len(found) else []
 
 
 def percent(shares: Sequence[float]) -> str:
-    """Mean ± half interval; a dash where there are none."""
+    """Return mean ± half interval; a dash for an empty list."""
     if not shares:
         return "–"
     mean, half = interval([100 * share for share in shares])
@@ -72,12 +72,12 @@ def percent(shares: Sequence[float]) -> str:
 def loss_table(
     results: Mapping[str, Mapping[int, Result]], titles: Mapping[str, str], ratios: Mapping[str, float] | None = None
 ) -> str:
-    """Markdown for one loss; empty without results.
+    """Return the main table of one loss; empty without results.
 
     Args:
-        results: by contender and seed; of ``"none"``, the loss alone, too.
+        results: by contender and seed; those of `"none"`, the loss alone, are the base of differences.
         titles: of the contenders.
-        ratios: time of an iteration in units of that of the loss alone, where it was measured.
+        ratios: time of an iteration in units of the loss alone, where it was measured.
     """
     if not results:
         return ""
@@ -107,7 +107,7 @@ def loss_table(
 def control_table(
     results: Mapping[str, Mapping[int, Result]], titles: Mapping[str, str], ours: Sequence[str], controls: Sequence[str]
 ) -> str:
-    """Markdown: Recall@1 of some contenders less that of each control, same seeds; empty where none has both."""
+    """Return a table of Recall@1 of some contenders minus that of each control, same seeds; empty without such."""
     found = {name: [paired(results, name, control) for control in controls] for name in ours}
     columns = [name for name in ours if any(found[name])]
     if not columns:
@@ -123,7 +123,7 @@ def control_table(
 def step_table(
     results: Mapping[str, Mapping[int, Result]], titles: Mapping[str, str], steps: Sequence[tuple[str, str]]
 ) -> str:
-    """Markdown: what single steps gain, Recall@1 of the second of two contenders less that of the first."""
+    """Return a table of what single steps gain: Recall@1 of the second contender minus that of the first."""
     lines = []
     for base, name in steps:
         if differences := paired(results, name, base):
@@ -138,14 +138,14 @@ def ablation_table(
     parts: Sequence[str],
     ratios: Mapping[str, float] | None = None,
 ) -> str:
-    """Markdown: a contender and what it comes to with a part changed; empty where none of the latter was run.
+    """Return a table of a contender and its ablations; empty if none of these was run.
 
     Args:
         results: by contender and seed.
         titles: of the contenders.
         whole: the contender.
-        parts: names of what it comes to.
-        ratios: time of an iteration in units of that of the loss alone, where it was measured.
+        parts: names of its ablations.
+        ratios: time of an iteration in units of the loss alone, where it was measured.
     """
     ratios = ratios or {}
     names = [name for name in parts if name in results]
@@ -171,8 +171,11 @@ def ablation_table(
 
 
 def chosen_table(chosen: Mapping[str, tuple[Mapping[str, Any], float, str]], titles: Mapping[str, str]) -> str:
-    """What was chosen on the validation classes for one loss: options, Recall@1 there, how many of how many choices
-    were tried, by contender.
+    """Return a table of what the validation classes chose for one loss.
+
+    Args:
+        chosen: options, their validation Recall@1, and how many of how many choices were tried, by contender.
+        titles: of the contenders.
     """
     lines = []
     for name, (options, recall, tried) in chosen.items():

@@ -1,21 +1,21 @@
-"""The network that all contenders train: small, and quick on a processor."""
+"""The network that all contenders train: small, and fast on a CPU."""
 
 from itertools import pairwise
 
 from torch import Tensor, channels_last, nn
 
 WIDTHS = (1, 24, 48, 96, 96)
-STRIDE = 2  # of every convolution; strided, since pooling at full size would take most of the time
+STRIDE = 2  # of every convolution; pooling at full size would take most of the time
 
 
 class Embedder(nn.Module):
     """Four strided convolutions, each with BatchNorm and ReLU, and a linear layer.
 
     Args:
-        image_size: side of the images.
-        embedding_size: channels of the embeddings.
+        image_size: side S of the images, in pixels.
+        embedding_size: channels D of the embeddings.
 
-    Takes (B, 1, S, S), gives (B, embedding_size).
+    Takes (B, 1, S, S) images, returns (B, D).
     """
 
     def __init__(self, image_size: int, embedding_size: int) -> None:

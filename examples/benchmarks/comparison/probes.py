@@ -1,4 +1,4 @@
-"""What the generated negatives of a training run look like: how hard, and where among real samples."""
+"""Watch the generated negatives of a training run: how hard they are, and where they lie among real samples."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from comparison.cells import Cell
 from comparison.study import PANEL, SEEN, Study
-from comparison.table import KEY, Row, origin, part_of
+from comparison.table import Row, new_row, part_of
 from comparison.training import Run
 from pml_gca.generators import BaseGenerator, GlobalCorrelationGenerator
 from pml_gca.generators.interpolation import next_positive
@@ -17,13 +17,13 @@ from pml_gca.visualize import EmbeddingPanel, hardness
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles
 ANCHOR = "G"
-NUM_CLASSES = 4  # the anchors', and those that the loss alone leaves nearest to it
+NUM_CLASSES = 4  # the class of the anchors, and those that the loss alone leaves nearest to it
 
 MOST_SHOWN = 60  # negatives in a panel
 
 
 class Probe:
-    """A run that is watched. It learns what it would learn unwatched.
+    """A run that is watched. Watching changes nothing in it.
 
     Args:
         cell: which.
@@ -41,14 +41,14 @@ class Probe:
         self.history: dict[str, list[Any]] = {"observed": [], "hardness": [], "strength": [], "coefficients": []}
 
     def _images(self, rows: Tensor) -> Tensor:
-        """Distorted, but always alike, and without a draw that training would miss."""
+        """Return images with the same distortions every time, and leave the random state of training alone."""
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             return torch.stack([image for image, _ in self.run.data["train"].__getitems__(rows.tolist())])
 
     @torch.no_grad()
     def _negatives(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Any]:
-        """Embeddings, and negatives of the run's generator as it is now."""
+        """Return embeddings, and the negatives that the generator now makes of them; None without a generator."""
         run, generator = self.run, self.run.generator
         run.network.eval()
         embeddings: Tensor = run.network(images)
@@ -64,7 +64,7 @@ class Probe:
         return embeddings, negatives
 
     def observe(self, iteration: int) -> None:
-        """Note how hard the negatives of some batches are, and mean and spread of λ where it is learned."""
+        """Record how hard the negatives of some batches are, and mean and standard deviation of a learned λ."""
         generator = self.run.generator
         if generator is None:
             return
@@ -84,7 +84,7 @@ class Probe:
         self.history["coefficients"].append([round(value.item(), 4) for value in reversed(spread)])
 
     def classes_near(self) -> list[int]:
-        """The anchors' class and those whose mean is nearest to its own."""
+        """Return the class of the anchors and those whose mean embedding is nearest to its own."""
         data = self.run.data["train"]
         embeddings, labels = self.run.embed("train")
         means = torch.stack([embeddings[labels == label].mean(dim=0) for label in range(data.num_classes)])
@@ -93,21 +93,21 @@ class Probe:
         return [int(label) for label in order[:NUM_CLASSES]]
 
     def panel(self, classes: list[int]) -> dict[str, Any]:
-        """Embeddings of some classes and the anchors' negatives of the others, as lists."""
+        """Return the embeddings of some classes, and the negatives of the anchors (the first class), as lists."""
         rows = torch.cat([self.run.members[label] for label in classes])
         labels = self.run.data["train"].labels[rows]
         embeddings, negatives = self._negatives(self._images(rows), labels)
         panel: dict[str, Any] = {"embeddings": rounded(embeddings), "labels": labels.tolist()}
         if negatives is not None:
             mine = (labels[negatives.anchors] == classes[0]).nonzero()[:, 0]
-            mine = mine[:: -(-len(mine) // MOST_SHOWN)]  # HDML makes one of every sample
+            mine = mine[:: -(-len(mine) // MOST_SHOWN)]  # HDML makes one from every sample
             panel["synthetic"] = rounded(negatives.embeddings[mine])
             panel["synthetic_labels"] = negatives.labels[mine].tolist()
         return panel
 
 
 def strength_of(generator: BaseGenerator, run: Run) -> float | None:
-    """e^{-α/L} at present."""
+    """Return the present e^{-α/L}; None for a generator without it."""
     strength = getattr(generator, "interpolation_strength", None)
     assert isinstance(run.loss, HardNegativeGenerationLoss)
     return None if strength is None else round(float(strength(run.loss.metric_level)), 4)
@@ -115,7 +115,7 @@ def strength_of(generator: BaseGenerator, run: Run) -> float | None:
 
 @torch.no_grad()
 def coefficients_of(generator: BaseGenerator, embeddings: Tensor, labels: Tensor) -> list[Tensor]:
-    """λ of all pairs and channels of a batch, where it is learned."""
+    """Return λ of all pairs and channels of a batch; an empty list where it is not learned."""
     if not isinstance(generator, GlobalCorrelationGenerator) or not generator.has_objective:
         return []
     generator.eval()
@@ -125,7 +125,7 @@ def coefficients_of(generator: BaseGenerator, embeddings: Tensor, labels: Tensor
 
 
 def rounded(values: Tensor) -> list[list[float]]:
-    """Numbers that take little room in a file."""
+    """Return rows with 4 digits, which take less room in a file."""
     return [[round(value, 4) for value in row] for row in values.tolist()]
 
 
@@ -168,16 +168,14 @@ def watch(cell: Cell, study: Study, classes: list[int] | None, tick: Callable[[]
             probe.observe(iteration)
         tick()
     classes = classes or probe.classes_near()
-    row = {
-        **dict(zip(KEY, cell.key, strict=True)),
-        **cell.settings,
-        **origin(),
-        "val_recall_at_1": probe.run.recall("val"),
+    row = new_row(
+        cell,
+        val_recall_at_1=probe.run.recall("val"),
         **probe.history,
-        "classes": classes,
-        "names": [probe.run.data["train"].classes[label] for label in classes],
+        classes=classes,
+        names=[probe.run.data["train"].classes[label] for label in classes],
         **probe.panel(classes),
-    }
+    )
     study.watched.put(row)
     study.watched.save()
     return row

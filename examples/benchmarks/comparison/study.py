@@ -4,16 +4,24 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from comparison.cells import Cell
-from comparison.table import KEY, ORIGIN, REMEDY, Row, Table, name_of, origin, part_of
+from comparison.table import KEY, ORIGIN, REMEDY, Row, Table, key_of, name_of, new_row, part_of
 from pml_gca.utils import runs
 
 METRICS = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "mean_average_precision_at_r", "r_precision")
 CURVE = ("iterations", "seconds", "recall_at_1")
 SEEN = ("val_recall_at_1", "observed", "hardness", "strength", "coefficients")
 PANEL = ("embeddings", "labels", "synthetic", "synthetic_labels")
+
+
+class Kept(NamedTuple):
+    """The rows of a cell for the tables of runs and curves, and the files that they are in."""
+
+    run: Row
+    curve: Row
+    files: tuple[Path, Path]
 
 
 class Study:
@@ -59,11 +67,11 @@ class Study:
         Raises:
             ValueError: it has other settings, when the message advises `remedy`, or is incomplete.
         """
-        found = self._find(cell.key)
-        if found is None:
+        kept = self._find(cell.key)
+        if kept is None:
             return None
-        run, curve, file = found
-        return self._result(self.runs.checked(run, cell, file, remedy), curve, file)
+        self.runs.checked(kept.run, cell, kept.files[0], remedy)
+        return result_of(kept)
 
     def load(self, stage: str, loss: str, contender: str, number: int) -> tuple[Cell, Row, dict[str, Any]]:
         """Return a cell that is done, what made it, and its result.
@@ -72,26 +80,22 @@ class Study:
             ValueError: there is none, or it is incomplete.
         """
         key = (stage, loss, contender, number)
-        found = self._find(key)
-        if found is None:
+        kept = self._find(key)
+        if kept is None:
             raise ValueError(f"{self} has no {name_of(key)}")
-        run, curve, file = found
-        made_by = {name: run[name] for name in ORIGIN if name in run}
-        return Cell(*key, self.runs.settings(run)), made_by, self._result(run, curve, file)
+        made_by = {name: kept.run[name] for name in ORIGIN if name in kept.run}
+        return Cell(*key, self.runs.settings(kept.run)), made_by, result_of(kept)
 
-    def _find(self, key: tuple[str, str, str, int]) -> tuple[Row, Row, Path] | None:
-        """Return the rows of a cell in the tables of runs and curves, and the file they are from."""
+    def _find(self, key: tuple[str, str, str, int]) -> Kept | None:
         if key in self.runs.rows:
-            return self.runs.rows[key], self.curves.rows.get(key, {}), self.runs.file
+            return Kept(self.runs.rows[key], self.curves.rows.get(key, {}), (self.runs.file, self.curves.file))
         file = self.file(Cell(*key, {}))
-        return (*rows_of(file), file) if file.exists() else None
+        return kept_in(file) if file.exists() else None
 
-    def _result(self, run: Row, curve: Row, file: Path) -> dict[str, Any]:
-        key = [run[name] for name in KEY]
-        result = part_of(run, ("val_recall_at_1", "seconds"), file, key)
-        result |= {name: run[name] for name in ("diverged",) if name in run}
-        result["history"] = part_of(curve, CURVE, self.curves.file if file == self.runs.file else file, key)
-        return {**result, "metrics": part_of(run, METRICS, file, key)} if run["stage"] == "run" else result
+    def reread(self) -> None:
+        """Forget what was read of the tables: another process may have added cells."""
+        for name in ("runs", "curves", "times", "watched"):
+            self.__dict__.pop(name, None)
 
     def has_runs(self) -> bool:
         """Say whether any run is done, of whatever settings."""
@@ -99,12 +103,11 @@ class Study:
 
     def write(self, cell: Cell, result: Mapping[str, Any]) -> None:
         """Keep the result of a cell in a file of its own."""
-        key = dict(zip(KEY, cell.key, strict=True))
-        values = {name: value for name, value in result.items() if name not in ("history", "metrics")}
-        run = {**key, **cell.settings, **origin(), **values, **result.get("metrics", {})}
+        run = new_row(cell, **without(result, ("history", "metrics")), **result.get("metrics", {}))
+        curve = {name: run[name] for name in KEY} | result.get("history", {})
         file = self.file(cell)
         file.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(file, {"run": run, "curve": {**key, **result.get("history", {})}})
+        runs.write_json(file, {"run": run, "curve": curve})
 
     def add(self) -> int:
         """Move all finished cells from their files into the tables; return how many there were.
@@ -116,14 +119,13 @@ class Study:
         """
         files = sorted((self.folder / "cells").rglob("*.json"))
         for file in files:
-            run, curve = rows_of(file)
-            self._result(run, curve, file)
-            for table, row in ((self.runs, run), (self.curves, curve)):
-                key = tuple(row[name] for name in KEY)
-                kept = table.rows.get(key)
+            new = kept_in(file)
+            result_of(new)  # complains if something is missing
+            for table, row in ((self.runs, new.run), (self.curves, new.curve)):
+                kept = table.rows.get(key_of(row))
                 if kept is None:
                     table.put(row)
-                elif changed := runs.differences(*(but(r, (*ORIGIN, "seconds")) for r in (kept, row))):
+                elif changed := runs.differences(*(without(r, (*ORIGIN, "seconds")) for r in (kept, row))):
                     raise ValueError(f"{file} contradicts {table.file} ({changed}); delete one of the two")
         if files:
             self.curves.save()
@@ -135,16 +137,32 @@ class Study:
     def machines(self, cells: Iterable[Cell]) -> set[str]:
         """Return what the finished ones of some cells were trained with; results of two machines differ by rounding."""
         found = (self._find(cell.key) for cell in cells)
-        return {f"torch {its[0].get('torch')} ({its[0].get('processor')})" for its in found if its}
+        return {f"torch {kept.run.get('torch')} ({kept.run.get('processor')})" for kept in found if kept}
 
 
-def but(row: Row, names: Iterable[str]) -> Row:
+def without(row: Mapping[str, Any], names: Iterable[str]) -> Row:
     """Return a row without some columns."""
     return {name: value for name, value in row.items() if name not in names}
 
 
-def rows_of(file: Path) -> tuple[Row, Row]:
-    """Return the rows that the file of a cell holds for the tables of runs and curves.
+def result_of(kept: Kept) -> dict[str, Any]:
+    """Return the result of a cell as `train` gave it.
+
+    Raises:
+        ValueError: a value is missing.
+    """
+    run, curve, (file, curve_file) = kept
+    key = key_of(run)
+    result = part_of(run, ("val_recall_at_1", "seconds"), file, key)
+    if "diverged" in run:
+        result["diverged"] = run["diverged"]
+    if run["stage"] == "run":
+        result["metrics"] = part_of(run, METRICS, file, key)
+    return {**result, "history": part_of(curve, CURVE, curve_file, key)}
+
+
+def kept_in(file: Path) -> Kept:
+    """Return what the file of a cell holds.
 
     Raises:
         ValueError: it is no such file.
@@ -152,8 +170,8 @@ def rows_of(file: Path) -> tuple[Row, Row]:
     try:
         content = json.loads(file.read_text())
         run, curve = dict(content["run"]), dict(content["curve"])
-        for row in (run, curve):
-            tuple(row[name] for name in KEY)
+        if key_of(run) != key_of(curve):
+            raise ValueError(f"a curve of {name_of(key_of(curve))}")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is no result of this comparison: {error!r}") from None
-    return run, curve
+    return Kept(run, curve, (file, file))

@@ -50,10 +50,16 @@ def part_of(row: Row, names: Iterable[str], file: Path, key: Iterable[Any]) -> d
     return {name: row[name] for name in names}
 
 
-def origin() -> dict[str, str]:
-    """Return what made a result: versions and processor, on which rounding and seconds depend."""
-    processor = torch.backends.cpu.get_cpu_capability()
-    return {"version": pml_gca.__version__, "torch": torch.__version__, "processor": processor}
+def key_of(row: Row) -> tuple[Any, ...]:
+    """Return the key of a row."""
+    return tuple(row[name] for name in KEY)
+
+
+def new_row(cell: Cell, **values: Any) -> Row:
+    """Return a row for a result made here and now; rounding and seconds depend on the versions and the processor."""
+    made_by = (pml_gca.__version__, torch.__version__, torch.backends.cpu.get_cpu_capability())
+    key = zip((*KEY, *ORIGIN), (*cell.key, *made_by), strict=True)
+    return {**cell.settings, **dict(key), **values}
 
 
 class Table:
@@ -80,7 +86,9 @@ class Table:
                 head = next(reader)
                 for fields in reader:
                     row = {name: as_value(text) for name, text in zip(head, fields, strict=True) if text}
-                    self.rows[tuple(row[name] for name in KEY)] = row
+                    if key_of(row) in self.rows:
+                        raise ValueError(f"{name_of(key_of(row))} is there twice")
+                    self.put(row)
             except (csv.Error, KeyError, StopIteration, TypeError, ValueError) as error:
                 raise ValueError(f"{file}, line {reader.line_num} is no row of a table of results: {error!r}") from None
 
@@ -109,7 +117,7 @@ class Table:
 
     def put(self, row: Row) -> None:
         """Add a row, or replace the one of the same cell. `save` writes it."""
-        self.rows[tuple(row[name] for name in KEY)] = row
+        self.rows[key_of(row)] = row
 
     def save(self) -> None:
         """Write the file, rows sorted by their keys."""

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from comparison.cells import Cell
 from comparison.study import Study
-from comparison.table import KEY, origin, part_of
+from comparison.table import new_row, part_of
 from comparison.training import Run
 
-ROUNDS = 8
+ROUNDS = 8  # for what is published
 ITERATIONS = 10  # of each contender in a round
 WARM_UP = 3
 
@@ -29,7 +29,7 @@ def time_iterations(
     Args:
         cells: a run of each contender of one loss, by name.
         study: keeps the times.
-        rounds: how often each has its turn; `ROUNDS` for what is published.
+        rounds: how many turns each has.
         iterations: of a turn.
         tick: called after each turn.
     """
@@ -49,7 +49,7 @@ def time_iterations(
     times = study.times
     times.rows = {key: row for key, row in times.rows.items() if row["loss"] != loss}
     for cell, turns in zip(map(of_any_run, cells.values()), seconds.values(), strict=True):
-        times.put({**dict(zip(KEY, cell.key, strict=True)), **cell.settings, **origin(), "seconds": turns})
+        times.put(new_row(cell, seconds=turns))
     times.save()
 
 

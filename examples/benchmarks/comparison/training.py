@@ -1,4 +1,4 @@
-"""One training run on Glyphs: a small network, one loss, one generator or none."""
+"""Train a cell on Glyphs: a small network, one loss, one generator or none."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +31,11 @@ class Diverged(Exception):
 
 
 class Run:
-    """A cell while it is trained."""
+    """A cell in training: data, network, loss, generator and optimizer.
+
+    Args:
+        cell: which.
+    """
 
     def __init__(self, cell: Cell) -> None:
         self.settings = settings = {**DEFAULTS, **cell.settings}
@@ -65,7 +69,7 @@ class Run:
         self.members = train.labels.argsort(stable=True).split(train.labels.bincount().tolist())
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Images and labels: some samples of each of some classes."""
+        """Return images (B, 1, S, S) and labels (B,): some samples of each of some classes."""
         classes = torch.randperm(len(self.members), generator=self.source)[: self.settings["classes_per_batch"]]
         wanted = self.settings["samples_per_class"]
         of_classes = (self.members[c] for c in classes.tolist())
@@ -74,10 +78,10 @@ class Run:
         return torch.stack(images), torch.tensor(labels)
 
     def step(self) -> None:
-        """One iteration.
+        """Train for one iteration.
 
         Raises:
-            Diverged: embeddings are no longer finite, whatever the loss would make of that.
+            Diverged: embeddings are no longer finite.
         """
         images, labels = self.batch()
         embeddings = self.network(images)
@@ -94,14 +98,14 @@ class Run:
         self.scheduler.step()
 
     def descend(self, total: Tensor) -> None:
-        """Step the optimizer down a loss; parameters without gradient stay."""
+        """Take one step of the optimizer; parameters without gradient stay."""
         self.optimizer.zero_grad()
         total.backward()
         self.optimizer.step()
 
     @torch.no_grad()
     def embed(self, split: str) -> tuple[Tensor, Tensor]:
-        """Normalised embeddings and labels of a split."""
+        """Return the normalised embeddings (M, D) and labels (M,) of a split."""
         if split not in self.data:
             self.data[split] = Glyphs(split, image_size=self.settings["image_size"], progress=False)
         data = self.data[split]
@@ -113,20 +117,24 @@ class Run:
         return embeddings, data.labels
 
     def recall(self, split: str) -> float:
-        """Recall@1."""
+        """Return Recall@1 of a split."""
         embeddings, labels = self.embed(split)
         similarity = (embeddings @ embeddings.T).fill_diagonal_(-torch.inf)
         return (labels[similarity.argmax(dim=1)] == labels).double().mean().item()
 
 
 def train(cell: Cell, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Train a cell; its metrics and history.
+    """Train a cell; return its result.
 
-    A run that diverges ends there, and counts as one that recalls nothing.
+    A run that diverges ends there, and its metrics are 0.
 
     Args:
         cell: which.
         tick: called after every iteration.
+
+    Returns:
+        `val_recall_at_1`, `seconds` of the iterations, `history` (the two over iterations), `metrics` of a run, and
+        `diverged` if it did: the iteration.
     """
     run = Run(cell)
     every = cell.settings["evaluate_every"]
@@ -157,7 +165,7 @@ def train(cell: Cell, tick: Callable[[], None] = lambda: None) -> dict[str, Any]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums are rounded by the number of threads: all cells have one."""
+    """Use one thread: the number of threads changes how sums round."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

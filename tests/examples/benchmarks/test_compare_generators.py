@@ -5,7 +5,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
-from helpers.comparison import COMMON, SMALL, cell
+from helpers.comparison import COMMON, SMALL, cell, result
 
 # The scripts, which helpers.comparison puts on the path.
 # isort: split
@@ -60,6 +60,18 @@ def test_finished_cells_move_into_the_tables_and_count_as_before(tmp_path, capsy
     assert sorted(file.stem for file in tmp_path.rglob("*.json")) == ["1", "1"]  # only the second seeds were trained
     with pytest.raises(SystemExit, match=r"runs\.csv: tune n_pairs none 0 has other settings \(embedding_size is 16"):
         compare_generators.main([*arguments, "--embedding-size", "16"])
+
+
+def test_cells_may_be_added_while_others_train(tmp_path, capsys, monkeypatch):
+    def train_while_another_adds(*_):
+        Study(tmp_path).add()
+        return result()
+
+    monkeypatch.setattr(running, "train", train_while_another_adds)
+    compare_generators.main([*SMALL, "--out", str(tmp_path)])
+    assert "| constant λ, no graph | 1 |" in capsys.readouterr().out
+    assert len(list(tmp_path.rglob("*.json"))) == 1
+    assert len(Study(tmp_path).runs.rows) == 5
 
 
 def test_several_processes_find_what_one_does(tmp_path):

@@ -19,6 +19,7 @@ from comparison.table import KEY, ORIGIN, Table, as_text, as_value
 
 import pml_gca
 
+HEAD = ",".join(KEY)
 DOCS = BENCHMARKS.parents[1] / "docs"
 
 
@@ -189,7 +190,10 @@ def test_a_contender_that_is_another_by_now_is_refused(added, tmp_path, monkeypa
         compare_generators.main([*SMALL, "--out", str(tmp_path)])
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"run": 1}', '{"run": {}, "curve": {}}'])
+MIXED = json.dumps({part: dict(zip(KEY, cell(number=i).key, strict=True)) for i, part in enumerate(("run", "curve"))})
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"run": 1}', '{"run": {}, "curve": {}}', MIXED])
 def test_a_broken_file_is_named(content, tmp_path):
     file = tmp_path / "cells" / "tune" / "n_pairs" / "none" / "0.json"
     file.parent.mkdir(parents=True)
@@ -200,7 +204,8 @@ def test_a_broken_file_is_named(content, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "stage,loss\nrun,n_pairs\n", "stage,loss,contender,number\nrun,n_pairs\n", '"']
+    "content",
+    ["", '"', "stage,loss\nrun,n_pairs\n", f"{HEAD}\nrun,n_pairs\n", f"{HEAD}\nrun,n_pairs,gca,0\nrun,n_pairs,gca,0\n"],
 )
 def test_a_broken_table_is_named(content, tmp_path):
     (tmp_path / "runs.csv").write_text(content)
