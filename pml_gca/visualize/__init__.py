@@ -1,17 +1,17 @@
-"""Figures for training runs, for synthetic negatives and for retrieval results.
+"""Figures of training runs, synthetic negatives and retrieval results.
 
-The plots need matplotlib, which ``pip install 'pml-gca[examples]'`` brings. They are drawn on
-``matplotlib.figure.Figure`` objects, without pyplot: no display is needed and no global state is changed.
-Save one with ``figure.savefig("curves.png", dpi=200)``.
+The plots need matplotlib: ``pip install 'pml-gca[examples]'``. Each returns a ``matplotlib.figure.Figure``. They do
+not use pyplot: no display is needed and no global state changes. Save a figure with
+``figure.savefig("curves.png", dpi=200)``.
 """
 
-from .bars import plot_gains
 from .curves import Run, plot_curves
 from .dataset_retrieval import choose_queries, plot_dataset_retrieval
-from .embedding_map import EmbeddingPanel, plot_synthetic_negatives
-from .hardness_bands import hardness, plot_hardness
+from .gains import plot_gains
+from .hardness_over_training import hardness, plot_hardness
 from .retrieval import OTHER_CLASS, SAME_CLASS, nearest_neighbours, plot_retrieval
-from .saving import try_to_save
+from .shared import try_to_save
+from .synthetic_negatives import EmbeddingPanel, plot_synthetic_negatives
 
 __all__ = [
     "OTHER_CLASS",

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .backend import import_matplotlib
-from .style import COLOURS, MARKERS
+from .shared import COLOURS, MARKERS, import_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +19,7 @@ _STYLES = ("-", "--", ":", "-.")
 
 
 def _table(name: str, seeds: Run | Sequence[Run], keys: Sequence[str]) -> torch.Tensor:
-    """The values of a run, shape (seeds, keys, evaluations)."""
+    """Return the values of a run, shape (seeds, keys, evaluations)."""
     runs = [seeds] if isinstance(seeds, Mapping) else list(seeds)
     if not runs:
         raise ValueError(f"runs[{name!r}] is empty; expected a mapping or several, one per seed")
@@ -45,10 +44,10 @@ def _table(name: str, seeds: Run | Sequence[Run], keys: Sequence[str]) -> torch.
 
 
 def _spread(positions: Sequence[float], gap: float, ceiling: float) -> list[float]:
-    """The positions, none above ``ceiling``, in the same order, pushed ``gap`` apart and hardly further."""
+    """Return the positions in the same order, none above ``ceiling``, moved at least ``gap`` apart."""
     spread = list(positions)
     order = sorted(range(len(spread)), key=spread.__getitem__)
-    for _ in range(500):  # enough to converge for as many lines as a plot can hold
+    for _ in range(500):  # enough to converge for any readable number of lines
         spread[order[-1]] = min(spread[order[-1]], ceiling)
         for lower, upper in pairwise(order):
             push = max(0.0, gap - (spread[upper] - spread[lower])) / 2
@@ -58,7 +57,7 @@ def _spread(positions: Sequence[float], gap: float, ceiling: float) -> list[floa
 
 
 def _draw_panel(ax: "Axes", tables: Mapping[str, torch.Tensor], row: int, xlabel: str) -> list[Any]:
-    """Draw all runs over the table's given row; returns the labels of the last values, one per run."""
+    """Draw all runs over the given row of their tables. Return the labels of the last values, one per run."""
     right = max(float(table[:, row].mean(0).max()) for table in tables.values()) * 1.02
     right = right if right > 0 else 1.0
     notes = []
@@ -76,7 +75,7 @@ def _draw_panel(ax: "Axes", tables: Mapping[str, torch.Tensor], row: int, xlabel
         marker = MARKERS[number % len(MARKERS)]
         (line,) = ax.plot(x, y.tolist(), style, color=colour, linewidth=1.8, label=name)
         line.set(marker=marker, markersize=4, markevery=marks)
-        # Leads from a run that ended early to its value at the right edge.
+        # Lead from a run that ended early to its value at the right edge.
         ax.plot([x[-1], right], [last, last], ":", color=colour, linewidth=1, alpha=0.7)
         notes.append(
             ax.annotate(
@@ -113,9 +112,9 @@ def plot_curves(
 ) -> "Figure":
     """Draw a metric of several runs against training iterations and against training time.
 
-    Each run is one line, its last value written at the right edge. A run with several seeds is drawn as the
-    mean with a band of one standard deviation (n - 1 in the denominator) to either side; in the time panel
-    its points lie at the mean time of the seeds.
+    Each run is one line with its last value at the right edge. A run with several seeds is drawn as the mean, with a
+    band of one standard deviation (n - 1 in the denominator) to either side. In the time panel its points lie at the
+    mean time of the seeds.
 
     Args:
         runs: for each run's name, a mapping with sequences of one length under the keys ``iterations``,
@@ -123,7 +122,7 @@ def plot_curves(
             iterations. Iterations and seconds count from the start of training and must not be negative.
         metric: the key of the metric.
         metric_label: its name on the axis.
-        percent: the metric lies in [0, 1] and is drawn in percent; otherwise it is drawn as it is.
+        percent: draw a metric in [0, 1] in percent; otherwise draw it as it is.
         iterations: the key of the iterations.
         seconds: the key of the seconds; None draws no time panel.
         title: title of the figure.
@@ -161,7 +160,7 @@ def plot_curves(
     columns = max(1, min(len(handles), fitting))
     names = [fill(handle.get_label(), room - 6) for handle in handles]
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    # Lay the figure out to learn the height of a label in data coordinates, then push labels apart.
+    # Lay the figure out to get the heights of the labels, then move labels apart.
     figure.draw_without_rendering()
     points = 72 / figure.dpi
     for ax, labels in zip(panels, notes, strict=True):

@@ -32,7 +32,7 @@ def choose_queries(dataset: ImageDataset, count: int, seed: int = 0) -> torch.Te
         int64 tensor of shape (Q,): indices into ``dataset``.
     """
     source = torch.Generator().manual_seed(seed)
-    classes = torch.randperm(len(dataset.classes), generator=source)[:count]
+    classes = torch.randperm(len(dataset.classes), generator=source, device="cpu")[:count]
     return torch.stack([(dataset.labels == label).nonzero()[0, 0] for label in classes])
 
 

@@ -1,4 +1,4 @@
-"""Queries and what a model retrieves for them."""
+"""Queries and the images that models retrieve for them."""
 
 import math
 import textwrap
@@ -11,7 +11,7 @@ import torch
 
 from ..utils.norms import unit
 from ..utils.validation import check_finite
-from .backend import import_matplotlib
+from .shared import import_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ _GREY = "#555555"
 
 
 def _indices(name: str, value: Any, size: int, ndim: int) -> torch.Tensor:
-    """``value`` on the CPU if it is a non-empty integer tensor of indices into ``size`` items."""
+    """Return ``value`` on the CPU if it holds indices into ``size`` items, at least one. Else raise ValueError."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name} is of type {type(value).__name__}; expected a tensor")
     if value.dtype not in (torch.int64, torch.int32) or value.ndim != ndim:
@@ -39,10 +39,10 @@ def _indices(name: str, value: Any, size: int, ndim: int) -> torch.Tensor:
 
 
 def nearest_neighbours(embeddings: torch.Tensor, queries: torch.Tensor, k: int) -> torch.Tensor:
-    """The k nearest embeddings of each query, by cosine similarity, the query itself left out.
+    """Return the k nearest embeddings of each query by cosine similarity, without the query itself.
 
-    The search is exact: inner products of L2-normalised embeddings with all others, computed for all
-    queries at once (Q x N numbers in memory). Of equally near embeddings, the lower index comes first.
+    The search is exact. It computes the similarities of all queries to all embeddings at once, Q x N numbers in
+    memory. Among equally near embeddings, the lower index comes first.
 
     Args:
         embeddings: finite floats of shape (N, D).
@@ -50,7 +50,7 @@ def nearest_neighbours(embeddings: torch.Tensor, queries: torch.Tensor, k: int) 
         k: number of neighbours, from 1 to N - 1.
 
     Returns:
-        int64 tensor of shape (Q, k) on the device of ``embeddings``: indices, nearest first.
+        int64 indices, nearest first, shape (Q, k), on the device of ``embeddings``.
 
     Raises:
         ValueError: an argument is not as described.
@@ -61,7 +61,7 @@ def nearest_neighbours(embeddings: torch.Tensor, queries: torch.Tensor, k: int) 
     chosen = _indices("queries", queries, len(embeddings), 1).to(embeddings.device)
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < len(embeddings):
         raise ValueError(f"k is {k!r}; expected an int from 1 to N - 1 = {len(embeddings) - 1}")
-    # Half precision is too coarse to rank by.
+    # Half precision is too coarse for a ranking.
     wide = embeddings.detach().to(torch.promote_types(embeddings.dtype, torch.float32))
     directions, _ = unit(wide)
     similarity = directions[chosen] @ directions.T
@@ -79,22 +79,22 @@ def plot_retrieval(
     class_names: Mapping[int, str] | Sequence[str] | None = None,
     title: str | None = None,
 ) -> "Figure":
-    """Show queries (one per row) and their nearest images, for one model or several side by side.
+    """Show queries, one per row, and their nearest images, for one model or several side by side.
 
-    A retrieved image has a solid green frame if it is of the query's class, else a dashed red one.
+    The frame of a retrieved image is solid green if it is of the query's class, else dashed red.
 
     Args:
         images: floats in [0, 1] of shape (N, C, H, W), C = 1 (grey) or 3 (RGB); undo any normalisation.
         labels: integers of shape (N,).
         queries: indices into ``images``, shape (Q,).
         neighbours: for each model's name, indices into ``images`` of shape (Q, at least ``top``), nearest
-            first, as ``nearest_neighbours`` returns them. The name is the title of the model's block.
-        top: how many neighbours to show.
+            first, as `nearest_neighbours` returns them. The name is the title of the model's block.
+        top: number of neighbours to show.
         class_names: names of the labels, written beside the queries; None writes "class 7".
         title: title of the figure.
 
     Returns:
-        A figure with Q * (1 + models * ``top``) axes, row by row, the query first.
+        A figure with Q * (1 + models * ``top``) axes, row by row, each row with its query first.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -131,7 +131,7 @@ def plot_retrieval(
         try:
             names.append(f"class {label}" if class_names is None else class_names[label])
         except (KeyError, IndexError):
-            raise ValueError(f"class_names has no name for label {label}, which a query has") from None
+            raise ValueError(f"class_names has no name for label {label} of a query") from None
     return _draw_retrieval(matplotlib, images, labels.cpu(), shown, list(found), names, top, title)
 
 
@@ -145,7 +145,7 @@ def _draw_retrieval(
     top: int,
     title: str | None,
 ) -> "Figure":
-    # Lengths are in inches: cells keep the images' shape and text its place, whatever their number.
+    # Lengths are in inches: cells keep the images' shape, and text keeps its place, for any number of images.
     width, gap, block_gap, left, right, bottom = 1.0, 0.1, 0.42, 1.2, 0.2, 0.45
     height = width * min(max(images.shape[2] / images.shape[3], 0.25), 4.0)
     offsets = [left]

@@ -1,4 +1,4 @@
-"""Gains of several methods or parts as bars."""
+"""Gains of several methods as horizontal bars."""
 
 from collections.abc import Mapping
 from math import isfinite
@@ -6,8 +6,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..utils.validation import check_number
-from .backend import import_matplotlib
-from .style import COLOURS, DARK, add_title, legend_below, wrap
+from .shared import COLOURS, DARK, add_title, import_matplotlib, legend_below, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _AXES_WIDTH = 6.4, 3.6  # inches, at least
 _LINE, _GAP, _BAR = 0.165, 0.15, 0.2  # inches: a line of a row's name, between two names, a bar's height
-_PAD = 5.0  # points: from a bar to its value; twice that from there to the edge
+_PAD = 5.0  # points between a bar and its value; twice that between the value and the edge
 
 
 class _Gain(NamedTuple):
@@ -28,7 +27,7 @@ class _Gain(NamedTuple):
 
     @property
     def end(self) -> float:
-        """Where the bar or its interval ends, on the bar's side of zero."""
+        """End of the bar or of its interval, on the bar's side of zero."""
         return self.mean + self.side * (self.half or 0.0)
 
 
@@ -58,7 +57,7 @@ def _check_groups(groups: object, rows: Mapping[str, Any]) -> None:
         raise TypeError(f"groups is of type {type(groups).__name__}; expected a mapping from a row's name to its group")
     if set(groups) != set(rows):
         missing, unknown = [x for x in rows if x not in groups], [x for x in groups if x not in rows]
-        raise ValueError(f"groups must have the names of rows; it lacks {missing} and has {unknown} besides")
+        raise ValueError(f"groups must have the same names as rows; {missing} are missing, {unknown} are unknown")
     for name, group in groups.items():
         if not isinstance(group, str):
             raise TypeError(f"groups[{name!r}] is of type {type(group).__name__}; expected str")
@@ -75,7 +74,7 @@ def _written(gain: _Gain, decimals: int) -> str:
 
 
 def _fit_limits(ax: "Axes", gains: list[_Gain], notes: list[Any], reference: float | None) -> None:
-    """Choose limits that have room for the values beside the bars."""
+    """Set limits of the x axis that leave room for the values beside the bars."""
     pad = _PAD * ax.figure.dpi / 72
     rooms = [note.get_window_extent().width + 3 * pad for note in notes]
     marks = [0.0, *([] if reference is None else [reference])]
@@ -84,7 +83,7 @@ def _fit_limits(ax: "Axes", gains: list[_Gain], notes: list[Any], reference: flo
     if low == high:
         low, high = -1.0, 1.0
     inner = low, high
-    for _ in range(60):  # room for texts of fixed width widens the limits, which shrinks the bars, and so on
+    for _ in range(60):  # wider limits shrink the bars beside texts of fixed width: iterate until it fits
         unit = (high - low) / ax.bbox.width
         reaches = [gain.end + gain.side * room * unit for gain, room in zip(gains, rooms, strict=True)]
         low, high = min(inner[0] - pad * unit, *reaches), max(inner[1] + pad * unit, *reaches)
@@ -96,22 +95,22 @@ def plot_gains(
     *,
     reference: float | None = None,
     reference_label: str | None = None,
-    xlabel: str = "Recall@1 gained (points)",
+    xlabel: str = "Gain in Recall@1 (percentage points)",
     groups: Mapping[str, str] | None = None,
     title: str | None = None,
 ) -> "Figure":
-    """Draw gains as horizontal bars, their values written beside them, in the order given, the first on top.
+    """Draw gains as horizontal bars with their values beside them, in the given order from the top.
 
-    Long names are wrapped, and the figure grows with the rows and with the names.
+    Long names are wrapped. The figure grows with the number of rows and the length of names.
 
     Args:
-        rows: for each row's name, the mean gain and half the width of its interval (of 95 %, say), which is
-            drawn as an error bar; or the mean alone. Any unit, that of ``xlabel``; finite.
-        reference: where to draw a dashed vertical line, in the unit of the gains; None for no line.
-        reference_label: what is written above the line; None writes its value.
-        xlabel: what the bars show, and its unit.
-        groups: for each row's name, the group whose colour its bar has, at most six groups; a legend names them.
-            Colours go by the order in which they come here. None draws all in one colour.
+        rows: for each row's name, the mean gain and half the width of its interval (a 95 % interval, say), drawn as
+            an error bar; or the mean alone. Finite, in the unit of ``xlabel``.
+        reference: position of a dashed vertical line, in the unit of the gains; None for no line.
+        reference_label: text above the line; None writes its value.
+        xlabel: quantity and unit of the bars.
+        groups: for each row's name, its group, at most six groups. Bars have the colour of their group, and a legend
+            names the groups. Colours follow the order of groups here. None draws all bars in one colour.
         title: title of the figure.
 
     Returns:
@@ -119,7 +118,7 @@ def plot_gains(
 
     Raises:
         ImportError: matplotlib is missing.
-        TypeError: an argument, or a value in it, is of another type than described.
+        TypeError: an argument, or a value in it, has the wrong type.
         ValueError: ``rows`` is empty, a value is not finite or a half width negative, ``groups`` and ``rows``
             have different names, or ``reference_label`` is given without a ``reference``.
     """
@@ -134,12 +133,12 @@ def plot_gains(
     if reference is not None:
         reference = _finite("reference", reference)
     elif reference_label is not None:
-        raise ValueError(f"reference_label is {reference_label!r} without a reference; expected a reference, too")
+        raise ValueError(f"reference_label is {reference_label!r}, but there is no reference; pass both or none")
     figure = matplotlib.figure.Figure(figsize=(_WIDTH, 1), layout="constrained")
     names = [wrap(figure, name, 2.9, 9.5) for name in rows]
     heights = [_LINE * (name.count("\n") + 1) + _GAP for name in names]
     places = [sum(heights[:i]) + height / 2 for i, height in enumerate(heights)]  # inches from the top
-    figure.set_figheight(sum(heights) + 4)  # for now; the axes get their height below
+    figure.set_figheight(sum(heights) + 4)  # preliminary; the height is set below
     ax = figure.subplots()
     ax.set_ylim(sum(heights), 0)
     members = [] if groups is None else list(dict.fromkeys(groups.values()))
@@ -151,11 +150,11 @@ def plot_gains(
         if gain.half is not None:
             ax.errorbar(gain.mean, place, xerr=gain.half, color=DARK, elinewidth=1.1, capsize=2.5, capthick=1.1)
         look: dict[str, Any] = {"ha": "left" if gain.side > 0 else "right", "va": "center", "fontsize": 9}
-        look["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the reference line passes behind it
+        look["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # hides the reference line behind it
         note = ax.annotate(
             _written(gain, decimals), (gain.end, place), (gain.side * _PAD, 0), textcoords="offset points", **look
         )
-        note.set_in_layout(False)  # it lies within the axes in the end
+        note.set_in_layout(False)  # limits are set below such that it lies within the axes
         notes.append(note)
     ax.axvline(0, color=DARK, linewidth=0.9)
     ax.set_yticks(places, names, fontsize=9.5)
@@ -177,14 +176,14 @@ def plot_gains(
     figure.set_size_inches(width, height + sum(heights) - ax.bbox.height / figure.dpi)
     figure.draw_without_rendering()
     _fit_limits(ax, gains, notes, reference)
-    if label is not None:  # within the axes' width, wherever the line stands
+    if label is not None:  # align it to stay within the axes' width
         share = (label.xy[0] - ax.get_xlim()[0]) / (ax.get_xlim()[1] - ax.get_xlim()[0])
         label.set_horizontalalignment("left" if share < 1 / 3 else "right" if share > 2 / 3 else "center")
     return figure
 
 
 def _draw_reference(figure: "Figure", ax: "Axes", reference: float, label: str | None) -> Any:
-    """Draw the line; returns its label, which stands above the axes."""
+    """Draw the line and return its label, which stands above the axes."""
     ax.axvline(reference, color="#666666", linewidth=1.2, linestyle=(0, (5, 3)))
     written = f"{reference:+g}".replace("-", "−") if label is None else label
     return ax.annotate(

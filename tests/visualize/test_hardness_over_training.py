@@ -104,10 +104,10 @@ def test_plot_hardness_medians_bands_and_axes(tmp_path):
     assert to_rgb(figure.axes[0].lines[0].get_color()) != to_rgb(figure.axes[1].lines[0].get_color())
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
-    parts = ["middle 50 % of the negatives", "middle 90 % of the negatives"]
+    parts = ["middle 50% of the negatives", "middle 90% of the negatives"]
     assert texts == ["median", *parts, "as near as the positive"]
     label = figure._supylabel
-    assert label.get_text() == "Distance of anchor to negative,\nin distances of anchor to positive"
+    assert label.get_text() == "Distance from anchor to negative,\nrelative to the positive"
     figure.savefig(tmp_path / "hardness.png")
     assert (tmp_path / "hardness.png").stat().st_size > 1000
 
@@ -180,10 +180,10 @@ BAD = "^histories.'a'.."
         ({"levels": 0.5}, TypeError, "^levels is of type float"),
         ({"levels": ["0.5"]}, TypeError, "^levels.0. must be a number, got str"),
         ({"levels": [0.5, 1.5, 2]}, ValueError, "^levels.1. must be at most 1, got 1.5"),
-        ({"levels": []}, ValueError, "^levels is .*expected rising levels"),
-        ({"levels": [0.25, 0.75]}, ValueError, "^levels is .*expected rising levels"),
-        ({"levels": [0.1, 0.5, 0.8]}, ValueError, "^levels is .*symmetric about the median"),
-        ({"levels": [0.9, 0.5, 0.1]}, ValueError, "^levels is .*expected rising levels"),
+        ({"levels": []}, ValueError, "^levels is .*expected rising numbers"),
+        ({"levels": [0.25, 0.75]}, ValueError, "^levels is .*expected rising numbers"),
+        ({"levels": [0.1, 0.5, 0.8]}, ValueError, "^levels is .*symmetric about 0.5"),
+        ({"levels": [0.9, 0.5, 0.1]}, ValueError, "^levels is .*expected rising numbers"),
     ],
 )
 def test_plot_hardness_bad_input(change, error, match):

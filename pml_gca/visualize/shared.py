@@ -1,20 +1,56 @@
-"""What the figures have in common."""
+"""Shared parts of all figures: the import of matplotlib, colours, text that fits, legends and saving."""
 
+import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers, too.
+# Okabe and Ito's colours: colour-blind readers can tell them apart, too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DARK = "#333333"
 
 
+def import_matplotlib() -> ModuleType:
+    """Return matplotlib with the modules that figures need.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        import matplotlib.figure
+        import matplotlib.lines
+        import matplotlib.patches
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'pml-gca[examples]'") from error
+    return matplotlib
+
+
+def try_to_save(path: Path, draw: Callable[[], "Figure"]) -> bool:
+    """Draw a figure and save it. If that fails, print the reason on stderr: a figure must not end a run.
+
+    Args:
+        path: the file. Its ending gives the format.
+        draw: makes the figure.
+
+    Returns:
+        Whether it was saved.
+    """
+    try:
+        draw().savefig(path, dpi=150)
+    except Exception as error:  # from matplotlib, its fonts, the disk, or the data
+        print(f"{path} could not be drawn ({type(error).__name__}: {error}); results are not affected", file=sys.stderr)
+        return False
+    return True
+
+
 def wrap(figure: "Figure", text: str, inches: float, fontsize: float) -> str:
-    """The text in lines of at most this width, as far as single characters allow; its own line breaks stay."""
+    """Break the text into lines of at most this width, if single characters fit. Its own line breaks stay."""
     artist = figure.text(0, 0, "", fontsize=fontsize)
     lines = []
     for line in text.splitlines():
@@ -38,7 +74,7 @@ def add_title(figure: "Figure", title: str | None) -> None:
 
 
 def grid(count: int, most: int) -> tuple[int, int]:
-    """Rows and columns, at most ``most``, for this many panels, the rows as equally filled as can be."""
+    """Return rows and columns, at most ``most``, for this many panels, with rows filled as evenly as possible."""
     rows = -(-count // most)
     return rows, -(-count // rows)
 

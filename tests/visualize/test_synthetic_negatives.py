@@ -181,7 +181,7 @@ NAMED = r"^panels\['a'\]"
         (
             {"labels": torch.zeros(18).long()},
             ValueError,
-            r"\.synthetic_labels has \[5, 9\]; expected classes that labels",
+            r"\.synthetic_labels has \[5, 9\]; expected classes among labels",
         ),
         ({"labels": torch.arange(18)}, ValueError, r"\.labels has 18 classes; expected 2 to 6"),
         ({"synthetic": None}, ValueError, " has synthetic_labels alone; expected both"),

@@ -1,4 +1,4 @@
-"""Hardness of synthetic negatives over training."""
+"""The hardness of synthetic negatives, and its course over training."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..utils.norms import length
 from ..utils.validation import check_finite, check_share
-from .backend import import_matplotlib
-from .style import COLOURS, DARK, add_title, grid, legend_below, wrap
+from .shared import COLOURS, DARK, add_title, grid, import_matplotlib, legend_below, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,24 +17,24 @@ if TYPE_CHECKING:
 
 _COLUMNS, _HEIGHT = 4, 1.9  # panels in a row, inches of an axes
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-_YLABEL = "Distance of anchor to negative,\nin distances of anchor to positive"
+_YLABEL = "Distance from anchor to negative,\nrelative to the positive"
 _GREY = "#7f7f7f"
-_ALPHA = 0.25  # of each band; inner ones lie on outer ones
+_ALPHA = 0.25  # of each band; inner bands lie on top of outer ones
 
 
 def hardness(anchors: Tensor, positives: Tensor, synthetic: Tensor) -> Tensor:
-    """How far the synthetic negatives are from their anchors, in distances of the anchors to their positives.
+    """Return the distance of each synthetic negative to its anchor, relative to that of the positive.
 
-    1 means as near as the positive, 2 twice as far; the lower, the harder. Distances are L2, of the embeddings
-    as they are given. An anchor at distance 0 from its positive has no such ratio: its row is left out.
+    1 means as near as the positive, 2 twice as far. Lower is harder. Distances are L2, of the embeddings as given.
+    Rows whose anchor equals its positive have no such ratio and are left out.
 
     Args:
-        anchors: finite floats of shape (S, D), the anchor of each synthetic negative.
-        positives: the anchors' positives, of the same shape.
-        synthetic: the synthetic negatives, of the same shape.
+        anchors: anchor of each synthetic negative, finite floats of shape (S, D).
+        positives: the anchors' positives, same shape.
+        synthetic: the synthetic negatives, same shape.
 
     Returns:
-        Tensor of shape (S,), or shorter by the rows left out; without a gradient, at least float32.
+        Tensor of shape (S,), shorter if rows are left out; without a gradient, in float32 or wider.
 
     Raises:
         TypeError: an argument is not a tensor of floats.
@@ -77,7 +76,7 @@ def _check_levels(levels: object) -> tuple[float, ...]:
     pairs = zip(levels, reversed(levels), strict=True)
     rising = all(low < high for low, high in pairwise(levels))
     if len(levels) % 2 == 0 or not rising or any(abs(low + high - 1) > 1e-6 for low, high in pairs):
-        raise ValueError(f"levels is {levels}; expected rising levels, symmetric about the median 0.5, in their middle")
+        raise ValueError(f"levels is {levels}; expected rising numbers, symmetric about 0.5 in their middle")
     return tuple(float(level) for level in levels)
 
 
@@ -105,7 +104,7 @@ def _table(name: str, history: object, keys: tuple[str, str], num_levels: int) -
 
 
 def _numbers(argument: str, value: Any) -> Tensor:
-    """The values as float64, on the CPU; ValueError or TypeError unless they are finite numbers in a table."""
+    """Return the values as float64 on the CPU. Raise ValueError or TypeError unless they are a finite table."""
     try:
         if isinstance(value, Tensor):
             table = value.detach().to("cpu", torch.float64)
@@ -123,12 +122,12 @@ def _numbers(argument: str, value: Any) -> Tensor:
 def _draw_panel(ax: "Axes", x: Tensor, y: Tensor, colour: str, right: float) -> None:
     middle = y.shape[1] // 2
     for i in range(middle):
-        # A band of a single iteration has no area; its edge shows it.
+        # A band of a single iteration has no area: draw its edge instead.
         edge: dict[str, Any] = {"linewidth": 0} if len(x) > 1 else {"linewidth": 8, "clip_on": False}
         ax.fill_between(x, y[:, i], y[:, -1 - i], color=colour, alpha=_ALPHA, **edge)
     ax.plot(x, y[:, middle], color=colour, linewidth=2, marker="o" if len(x) == 1 else "", markersize=4)
     last = float(y[-1, middle])
-    # Leads from a history that ended early to its value at the right edge.
+    # Lead from a history that ended early to its value at the right edge.
     ax.plot([float(x[-1]), right], [last, last], ":", color=colour, linewidth=1, alpha=0.7)
     where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     ax.annotate(f"{last:.2f}", (1, last), (4, 0), va="center", color=colour, fontsize=9, fontweight="bold", **where)
@@ -148,27 +147,27 @@ def plot_hardness(
     title: str | None = None,
     ylabel: str = _YLABEL,
 ) -> "Figure":
-    """Draw how hard the negatives of each generator are over training: the median in bands of quantiles.
+    """Draw the hardness of each generator's negatives over training: the median, with bands of quantiles around it.
 
-    One panel per generator, all with the same axes, the last median written at the right edge. A dotted line marks
-    1: as near as the positive.
+    There is one panel per generator, all with the same axes. The last median is written at the right edge. A dotted
+    line marks 1: as near as the positive.
 
     Args:
-        histories: for each generator's name, a mapping with the training iterations, shape (T,), rising from 0
-            or later, and quantiles of `hardness` at them, shape (T, Q), under the keys ``iterations`` and
-            ``quantiles``: sequences, arrays or tensors. T may differ from generator to generator.
+        histories: for each generator's name, a mapping of two sequences, arrays or tensors. Under the key
+            ``iterations``: training iterations, shape (T,), rising, none negative. Under the key ``quantiles``:
+            quantiles of `hardness` at these iterations, shape (T, Q). T may differ between generators.
         iterations: the key of the iterations.
         quantiles: the key of the quantiles.
-        levels: which quantiles they are, Q rising numbers in [0, 1], symmetric about 0.5: outer bands come first.
+        levels: levels of the quantiles, Q rising numbers in [0, 1], symmetric about 0.5.
         title: title of the figure.
-        ylabel: what the quantiles are of.
+        ylabel: label of the y axis.
 
     Returns:
         A figure with one axes per generator, at most four in a row, and a legend below them.
 
     Raises:
         ImportError: matplotlib is missing.
-        TypeError: ``histories`` or one of them is not a mapping, or ``levels`` not a sequence of numbers.
+        TypeError: ``histories`` or one of them is not a mapping, or ``levels`` is not a sequence of numbers.
         ValueError: ``histories`` is empty, or one of them or ``levels`` is not as described.
     """
     matplotlib = import_matplotlib()
@@ -199,7 +198,7 @@ def plot_hardness(
     line = matplotlib.lines.Line2D
     handles = [line([], [], color=_GREY, linewidth=2, label="median")]
     for i in reversed(range(len(shares) // 2)):
-        part = f"middle {100 * (shares[-1 - i] - shares[i]):g} % of the negatives"
+        part = f"middle {100 * (shares[-1 - i] - shares[i]):g}% of the negatives"
         shade = 1 - (1 - _ALPHA) ** (i + 1)
         handles.append(matplotlib.patches.Patch(color=_GREY, alpha=shade, linewidth=0, label=part))
     handles.append(line([], [], color=DARK, linewidth=1.2, linestyle=":", label="as near as the positive"))

@@ -1,4 +1,4 @@
-"""Maps of embeddings with their synthetic negatives."""
+"""Maps of embeddings together with their synthetic negatives."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..utils.validation import check_finite, check_labels, check_number, check_positive_int
-from .backend import import_matplotlib
-from .style import COLOURS, DARK, MARKERS, add_title, grid, legend_below, wrap
+from .shared import COLOURS, DARK, MARKERS, add_title, grid, import_matplotlib, legend_below, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,20 +18,20 @@ if TYPE_CHECKING:
 
 _COLUMNS = 3
 _REAL, _SYNTHETIC, _ANCHOR = 4.8, 4.6, 8.5  # points: sizes of markers
-_SCALES = (1.05, 0.95, 1.2, 0.95, 1.2, 1.2)  # of MARKERS, which are of unlike areas at one size
+_SCALES = (1.05, 0.95, 1.2, 0.95, 1.2, 1.2)  # of MARKERS, to give them about the same area
 _GREY = "#7f7f7f"
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingPanel:
-    """What one panel of `plot_synthetic_negatives` shows.
+    """The data of one panel of `plot_synthetic_negatives`.
 
     Attributes:
         embeddings: finite floats of shape (n, D), n >= 4 and D >= 2, none of length 0.
         labels: integers of shape (n,).
-        synthetic: synthetic negatives, floats of shape (m, D), of the same kind; None for none.
-        synthetic_labels: integers of shape (m,), all among ``labels``: the class of the real samples that a
-            synthetic negative is made of, as the generators return it, not that of its anchor. None for none.
+        synthetic: synthetic negatives, finite floats of shape (m, D), none of length 0; None for none.
+        synthetic_labels: integers of shape (m,), all among ``labels``, as the generators return them: the class of
+            the real samples that a synthetic negative is made of, not that of its anchor. None for none.
     """
 
     embeddings: Tensor
@@ -57,14 +56,14 @@ def _check_vectors(name: str, value: object, dim: int | None) -> Tensor:
 
 
 def _checked(name: str, panel: object) -> EmbeddingPanel:
-    """The panel on the CPU, in float64, with empty tensors where it has no synthetic negatives."""
+    """Return the panel on the CPU in float64, with empty tensors if it has no synthetic negatives."""
     if not isinstance(panel, EmbeddingPanel):
         raise TypeError(f"{name} is of type {type(panel).__name__}; expected an EmbeddingPanel")
     embeddings = _check_vectors(f"{name}.embeddings", panel.embeddings, None)
     check_labels(panel.labels, len(embeddings), f"{name}.labels")
     if (panel.synthetic is None) != (panel.synthetic_labels is None):
         lone = "synthetic" if panel.synthetic_labels is None else "synthetic_labels"
-        raise ValueError(f"{name} has {lone} alone; expected both of synthetic and synthetic_labels, or none")
+        raise ValueError(f"{name} has {lone} alone; expected both synthetic and synthetic_labels, or none")
     labels = panel.labels.detach().cpu().long()
     if panel.synthetic is None:
         return EmbeddingPanel(embeddings, labels, embeddings[:0], labels[:0])
@@ -73,19 +72,19 @@ def _checked(name: str, panel: object) -> EmbeddingPanel:
     made_of = torch.as_tensor(panel.synthetic_labels, device="cpu").detach().long()
     unknown = sorted(set(made_of.tolist()) - set(labels.tolist()))
     if unknown:
-        raise ValueError(f"{name}.synthetic_labels has {unknown}; expected classes that labels has")
+        raise ValueError(f"{name}.synthetic_labels has {unknown}; expected classes among labels")
     return EmbeddingPanel(embeddings, labels, synthetic, made_of)
 
 
 def _classes(panels: Mapping[str, EmbeddingPanel], anchor_class: int | None) -> list[int]:
-    """The classes that all panels show, ascending."""
+    """Return the classes that all panels show, ascending."""
     classes: list[int] = []
     for title, panel in panels.items():
         found = panel.labels.unique().tolist()
         if not 2 <= len(found) <= len(COLOURS):
             raise ValueError(f"panels[{title!r}].labels has {len(found)} classes; expected 2 to {len(COLOURS)}")
         if classes and found != classes:
-            raise ValueError(f"panels[{title!r}].labels has the classes {found}; expected {classes}, as before it")
+            raise ValueError(f"panels[{title!r}].labels has the classes {found}; expected {classes}, as in the first")
         classes = found
     if anchor_class is not None:
         if isinstance(anchor_class, bool) or not isinstance(anchor_class, Integral):
@@ -103,17 +102,17 @@ def _names(classes: Sequence[int], class_names: Mapping[int, str] | Sequence[str
     known = class_names if isinstance(class_names, Mapping) else dict(enumerate(class_names))
     missing = [label for label in classes if label not in known]
     if missing:
-        raise ValueError(f"class_names has no names for the labels {missing}, which panels have")
+        raise ValueError(f"class_names has no names for the labels {missing} in panels")
     return [str(known[label]) for label in classes]
 
 
 def _embed(name: str, panel: EmbeddingPanel, perplexity: float, seed: int) -> Tensor:
-    """Places (n + m, 2) of the real and the synthetic embeddings, the real ones first."""
+    """Return the places of the real, then the synthetic embeddings in the map, shape (n + m, 2)."""
     unit = torch.nn.functional.normalize(
         torch.cat([panel.embeddings, torch.as_tensor(panel.synthetic, device="cpu")]), dim=1
     )
     if float((unit - unit[0]).abs().max()) < 1e-7:
-        raise ValueError(f"{name} has embeddings of one direction only; expected some that differ")
+        raise ValueError(f"{name} has embeddings of one direction only; expected several directions")
     tsne = import_module("sklearn.manifold").TSNE(
         init="pca",
         learning_rate="auto",
@@ -125,7 +124,7 @@ def _embed(name: str, panel: EmbeddingPanel, perplexity: float, seed: int) -> Te
 
 
 def _look(number: int, is_anchor: bool, synthetic: bool) -> dict[str, Any]:
-    """How the class of this number is drawn, for ``Axes.plot`` and for the legend."""
+    """Return the style of a class's markers, for ``Axes.plot`` and for the legend."""
     colour = COLOURS[number]
     size = _ANCHOR if is_anchor else _SCALES[number] * (_SYNTHETIC if synthetic else _REAL)
     look = {"linestyle": "", "marker": "*" if is_anchor else MARKERS[number], "markersize": size}
@@ -161,17 +160,17 @@ def plot_synthetic_negatives(
 ) -> "Figure":
     """Map the embeddings of a few classes and their synthetic negatives to the plane, for several methods.
 
-    Each panel is a t-SNE of its own, fitted on its real and synthetic embeddings together, L2-normalised: places
-    and distances of different panels do not compare. Real samples are filled, synthetic negatives hollow, in the
-    colour and with the marker of the class they are made of.
+    Each panel is a separate t-SNE of its L2-normalised real and synthetic embeddings. Places and distances cannot be
+    compared between panels. Markers are filled for real samples and hollow for synthetic negatives. Colour and shape
+    show the class; for a synthetic negative, that of the real samples it is made of.
 
     Args:
-        panels: for each panel's title, what it shows; all with the same 2 to 6 classes.
-        anchor_class: the class of the anchors, whose samples are drawn as stars; None draws it as the others.
+        panels: the data of each panel by its title; all with the same 2 to 6 classes.
+        anchor_class: the class of the anchors, drawn as stars; None draws all classes alike.
         class_names: names of the labels; None writes "class 7".
-        perplexity: t-SNE's perplexity, at least 1; lowered to a third of the points where there are few.
-        seed: t-SNE's seed, at least 0. The same seed gives the same map; another one hardly changes it, as the
-            start is not random: it is the two principal components.
+        perplexity: t-SNE's perplexity, at least 1; lowered to a third of the number of points if these are few.
+        seed: t-SNE's seed, at least 0. The same seed gives the same map. Another one hardly changes it, because
+            t-SNE starts from the two principal components.
         title: title of the figure.
 
     Returns:
@@ -179,8 +178,9 @@ def plot_synthetic_negatives(
 
     Raises:
         ImportError: matplotlib is missing.
-        TypeError: an argument, or a tensor of a panel, is of another type than described.
-        ValueError: ``panels`` is empty, a panel is not as described, or a class is not in it or has no name.
+        TypeError: an argument, or a tensor of a panel, has the wrong type.
+        ValueError: ``panels`` is empty, a panel is not as described, ``anchor_class`` is not among the classes, or a
+            class has no name.
     """
     matplotlib = import_matplotlib()
     if not isinstance(panels, Mapping):
@@ -211,6 +211,6 @@ def plot_synthetic_negatives(
         handles.append(line([], [], label="synthetic negatives", **hollow))
     legend_below(figure, handles)
     figure.draw_without_rendering()
-    box = figure.axes[0].bbox  # made square, so that both directions have one scale
+    box = figure.axes[0].bbox  # make it square: both directions then have the same scale
     figure.set_figheight(figure.get_figheight() + rows * (box.width - box.height) / figure.dpi)
     return figure
