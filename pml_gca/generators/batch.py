@@ -1,6 +1,7 @@
 """The batch that a generator is called with."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -72,9 +73,9 @@ class Batch:
     host: HostValues
     phase: str = "all"
 
-    @property
+    @cached_property
     def anchors(self) -> Tensor:
-        """The first A embeddings: (A, D)."""
+        """The first A embeddings: (A, D). All terms share this view, which fixes the order of the gradient's sums."""
         return self.embeddings[: self.num_anchors]
 
     @property
