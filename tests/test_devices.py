@@ -74,7 +74,7 @@ def test_no_generator_makes_float64_of_float32(name, level):
 @pytest.mark.parametrize("momentum", [None, 0.9])
 def test_no_step_makes_float64_of_float32(name, momentum):
     loss = HardNegativeGenerationLoss(FAMILIES[name](), EVERY["GCA-HNG"](), level_momentum=momentum)
-    loss.levels["generator"].value.fill_(3.0)
+    loss.levels.generator.value.fill_(3.0)
     optimizer = torch.optim.AdamW(loss.parameter_groups(lr=1e-3))
     synthetic_loss_at_once(loss, z := random_rows(len(LABELS), dtype=torch.float32))
     with NoFloat64() if name != "angular" else torch.enable_grad():  # PML's angle is of float64
@@ -142,7 +142,7 @@ def test_steps_ignore_the_default_device(name, monkeypatch):
     with torch.device("cpu"):
         loss = HardNegativeGenerationLoss(FAMILIES[name](), EVERY["GCA-HNG"](), level_momentum=None, collect_stats=True)
         z, references = (random_rows(len(LABELS), seed=i, dtype=torch.float32) for i in (0, 1))
-        loss.levels["generator"].value.fill_(3.0)
+        loss.levels.generator.value.fill_(3.0)
     assert step(loss, z).isfinite()
     loss.end_epoch()
     if name == "triplet":

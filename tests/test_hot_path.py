@@ -15,6 +15,7 @@ from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss, Synt
 from pml_gca.correlation.blocks import ScaleBatchNorm
 from pml_gca.generators.batch import HostValues
 from pml_gca.losses import SyntheticBatch, synthetic_loss
+from pml_gca.losses.levels import synthetic_weight
 from pml_gca.utils.host import HostCopy
 
 SIZE, NUM_CLASSES = 8, 9
@@ -102,8 +103,8 @@ def test_a_loss_with_a_compiled_propagation(way):
     values = []
     for compiled in (False, True):
         loss = HardNegativeGenerationLoss(losses.TripletMarginLoss(), make(num_layers=1).double())
-        loss.levels["metric"].value.fill_(3.0)
-        loss.levels["generator"].value.fill_(14.0)
+        loss.levels.metric.value.fill_(3.0)
+        loss.levels.generator.value.fill_(14.0)
         parameters = list(loss.parameters())
         if compiled and way == "compile":
             loss.generator.propagation.compile(backend="eager")
@@ -224,10 +225,10 @@ def test_the_meta_device_refuses_whatever_waits(wait):
 @pytest.mark.parametrize("level_momentum", [None, 0.99])
 def test_levels_are_followed_on_the_device(level_momentum):
     loss = HardNegativeGenerationLoss(DotLoss(), make(), level_momentum=level_momentum).to("meta")
-    for level in loss.levels.values():
+    for level in loss.levels.children():
         level.observe(torch.empty((), device="meta"))
     loss.end_epoch()
-    assert loss.synthetic_weight_at(loss.generator_level).is_meta
+    assert synthetic_weight(loss.generator_level, loss.synthetic_beta).is_meta
     assert loss.generator.interpolation_strength(loss.metric_level).is_meta
 
 

@@ -12,7 +12,7 @@ from helpers.pml_routing import GENERATORS, Routing
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.reducers import DoNothingReducer
 
-from pml_gca import HardNegativeGenerationLoss
+from pml_gca.losses import loss_wrapper
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 
@@ -63,11 +63,9 @@ def test_errors_and_losses_that_are_refused_are_counted(mode, z):
 
 
 def test_a_wrong_value_dtype_or_gradient_is_found(z, monkeypatch):
-    wrapped = HardNegativeGenerationLoss._wrapped_loss
+    call_loss = loss_wrapper.call_loss
     for wrong in (lambda v: v + 1e-6, lambda v: v.double(), lambda v: v.detach() + 2 * (v - v.detach())):
-        monkeypatch.setattr(
-            HardNegativeGenerationLoss, "_wrapped_loss", lambda *args, wrong=wrong: wrong(wrapped(*args))
-        )
+        monkeypatch.setattr(loss_wrapper, "call_loss", lambda *args, wrong=wrong: wrong(call_loss(*args)))
         with Routing("eval") as routing:
             losses.ContrastiveLoss()(z, LABELS)
         assert routing.counts == {"calls": 1, "failures": 1}
@@ -75,8 +73,8 @@ def test_a_wrong_value_dtype_or_gradient_is_found(z, monkeypatch):
 
 @pytest.mark.parametrize("wrong", [lambda v: v * 1.001, lambda v: v * float("nan"), lambda v: 1 / 0])
 def test_a_wrong_loss_in_training_is_found(wrong, z, monkeypatch):
-    wrapped = HardNegativeGenerationLoss._wrapped_loss
-    monkeypatch.setattr(HardNegativeGenerationLoss, "_wrapped_loss", lambda *args: wrong(wrapped(*args)))
+    call_loss = loss_wrapper.call_loss
+    monkeypatch.setattr(loss_wrapper, "call_loss", lambda *args: wrong(call_loss(*args)))
     with Routing("training") as routing:
         losses.ContrastiveLoss()(z, LABELS)
     assert routing.counts == {"calls": 1, "failures": 1}

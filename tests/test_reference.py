@@ -15,6 +15,7 @@ from pml_gca.correlation.edges import correlation_edges, edge_pairs, to_dense
 from pml_gca.generators.interpolation import interpolate, merging_weights, plan_candidates, positive_distances
 from pml_gca.generators.synthesis import synthesize
 from pml_gca.losses.families import SyntheticBatch, n_pairs_synthetic_loss
+from pml_gca.losses.levels import synthetic_weight
 from pml_gca.paper import PublishedNPairsLoss, load_published_generator
 from pml_gca.paper.published_names import published_names
 
@@ -228,7 +229,7 @@ def test_synthetic_n_pairs_loss(case):
 
 def test_synthetic_weight(case):
     loss = HardNegativeGenerationLoss(losses.NPairsLoss(), case.generator, beta=case.meta.beta)
-    weight = loss.synthetic_weight_at(torch.tensor(case.meta.generator_level, dtype=torch.float64))
+    weight = synthetic_weight(torch.tensor(case.meta.generator_level, dtype=torch.float64), loss.synthetic_beta)
     close(weight, case.out["synthetic_weight"], EXACT)
 
 

@@ -16,56 +16,52 @@ from ..utils.validation import check_learning_rates, check_number
 from ..utils.wide_buffers import restored_on_error
 from .custom_losses import check_uses_negatives
 from .families import SyntheticBatch, synthetic_loss
-from .level import FollowsLevels, LossLevels
+from .levels import LossLevels, synthetic_weight
+from .loss_wrapper import LossWrapper, as_scalar, metric_loss_of, without_regularizers
 from .optimizer_watch import FrozenWatch, OptimizerWatch
-from .references import join_references
-from .supported import LABELS_REQUIRED, check_references, check_supported_loss
-from .wrapping_loss import WrappingLoss, already_reduced, as_scalar, without_regularizers
+from .references import add_references
+from .supported import LABELS_REQUIRED, check_supported_loss
 
 SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")
-STATS = (*SUB_LOSSES, "synthetic_weight")
 
 
-class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
-    r"""Wrap a PML loss, so that it also learns from the synthetic negatives of a generator.
+class HardNegativeGenerationLoss(LossWrapper):
+    """Wrap a PML loss: it then also learns from the synthetic negatives of a generator.
 
     In training the loss is
 
-    .. math:: J_m + (1 - e^{-\beta/G})\,J_{syn} + J_{gce} + J_{gen} + 10\,J_{aux}
+        J_m + (1 − e^{−β/G}) J_syn + J_gce + J_gen + 10 J_aux
 
-    with J_m the wrapped loss as it was called, J_syn the wrapped loss with each anchor's synthetic negatives, but
-    without regularizers (`pml_gca.losses.families` says how), G a running mean of J_gen, and the last three the
-    generator's own terms, which together are the sub-loss ``generator_loss``. J_m, J_syn and J_gce train the
-    embeddings; J_gce and J_gen the generator; J_aux its auxiliary classifier. Of a generator that does not learn, J_syn
-    has the weight 1, and the last three are absent. Of PML's records, ``synthetic_loss`` includes its weight.
+    J_m is the wrapped loss as it was called. J_syn is the wrapped loss with each anchor's synthetic negatives, without
+    regularizers (see `pml_gca.losses.families`). G is a running mean of J_gen. The last three are the generator's own
+    terms; their sum is the sub-loss `generator_loss`. J_m, J_syn and J_gce train the embeddings, J_gce and J_gen the
+    generator, J_aux its auxiliary classifier. If the generator has no objective J_gen, J_syn has the weight 1. The
+    recorded `synthetic_loss` includes its weight.
 
-    In evaluation, and under ``torch.no_grad()``, it is the wrapped loss alone, of any labels, and nothing changes.
+    In evaluation, and under `torch.no_grad()`, it is the wrapped loss alone, for any labels, and nothing changes.
+    Move it to the GPU before creating its optimizer; otherwise it moves with the first batch.
 
-    References (``ref_emb``, ``ref_labels``) join the graph as nodes without gradient, and are positives and negatives
-    of the batch's anchors; without ``ref_labels`` they are for the wrapped loss alone. A reference that equals a sample
-    of the batch, label and all, is that sample; of several that are equal, the first is the first such sample, and so
-    on, and those beyond are nodes. The graph grows with the square of batch and references together.
-    An ``indices_tuple`` goes to the wrapped loss, and leaves generation as it is.
+    References (`ref_emb`, `ref_labels`) join the graph as nodes without gradient, and are positives and negatives of
+    the batch's anchors. Without `ref_labels` only the wrapped loss gets them. A reference equal to a sample of the
+    batch, with the same label, is that sample; see `join_references`. The graph grows with the square of batch and
+    references together. An `indices_tuple` goes to the wrapped loss and does not affect generation.
 
-    What this loss has no name for is the wrapped loss's, to read, set and call: ``loss.distance``, ``loss.margin``,
-    ``loss.proxies``, ``loss.get_logits(...)``; and ``loss.beta``, where the wrapped loss has one: β is always
-    ``loss.synthetic_beta``.
+    Public attributes that this loss does not have are the wrapped loss's: `loss.distance`, `loss.margin`,
+    `loss.proxies`, `loss.get_logits(...)`, and `loss.beta` if it has one. β is always `loss.synthetic_beta`.
 
     Args:
-        loss: a loss of ``pytorch_metric_learning.losses``, or one registered with ``synthetic_loss``.
-        generator: e.g. `GlobalCorrelationGenerator`.
-        beta: β: how far the generator's loss must have fallen before synthetic negatives count; without effect where
-            the generator does not learn.
-        level_momentum: of the running means L and G, in [0, 1); ``None`` for the published schedule, the mean of the
-            epoch before: then call `end_epoch` after every epoch.
-        **kwargs: ``embedding_regularizer`` and the like, as for any PML loss, but no ``distance``; ``collect_stats`` is
-            the wrapped loss's by default.
-
-    Move it to the GPU before you make its optimizer; else it follows the first batch.
+        loss: A loss of `pytorch_metric_learning.losses`, or one registered with `synthetic_loss`.
+        generator: For example a `GlobalCorrelationGenerator`.
+        beta: β: how far the generator's loss must have fallen before synthetic negatives count. Unused if the
+            generator has no objective.
+        level_momentum: Momentum of the running means L and G, in [0, 1). `None` for the published schedule, the mean
+            of the previous epoch: then call `end_epoch` after every epoch.
+        **kwargs: `embedding_regularizer` and others, as for any PML loss, except `distance`. `collect_stats` defaults
+            to the wrapped loss's.
 
     Raises:
-        TypeError, ValueError: the loss cannot take synthetic negatives, with the reason; the generator is none; beta
-            or level_momentum is out of range.
+        TypeError, ValueError: The loss cannot take synthetic negatives, for the reason given; `generator` is not a
+            generator; `beta` or `level_momentum` is out of range.
 
     Example:
         >>> import torch
@@ -95,33 +91,44 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
             raise ValueError("distance belongs to the wrapped loss: set it there, as in ContrastiveLoss(distance=...)")
         kwargs.setdefault("collect_stats", getattr(loss, "collect_stats", None))
         super().__init__(**kwargs)
-        self.generator = generator
-        self.synthetic_beta = beta
-        self.levels = LossLevels(level_momentum)
+        self.generator, self.synthetic_beta, self.levels = generator, beta, LossLevels(level_momentum)
         self.optimizer_watch, self.frozen_watch = OptimizerWatch(), FrozenWatch()
-        self._known: type | None = None  # the type of loss that is known to depend on negatives
+        self._checked_type: type | None = None  # the type of loss that is known to use the negatives
         self._phase = "all"
         name_of_beta = "synthetic_beta" if hasattr(loss, "beta") else "beta"
         self.add_to_recordable_attributes(list_of_names=[name_of_beta, "metric_level", "generator_level"])
-        self.add_to_recordable_attributes(list_of_names=list(STATS), is_stat=True)
+        self.add_to_recordable_attributes(list_of_names=[*SUB_LOSSES, "synthetic_weight"], is_stat=True)
         self.loss = loss
-        self.pass_on()
+        self.delegate_attributes()
         if self.collect_stats:
             generator.start_collecting_stats()
 
     def _sub_loss_names(self) -> list[str]:
         return list(SUB_LOSSES)
 
+    @property
+    def metric_level(self) -> Tensor:
+        """L, running mean of the metric loss: 0-dimensional, infinite before anything was observed."""
+        return self.levels.metric.value
+
+    @property
+    def generator_level(self) -> Tensor:
+        """G, running mean of the generator's loss: 0-dimensional, infinite before anything was observed."""
+        return self.levels.generator.value
+
+    def end_epoch(self) -> None:
+        """With `level_momentum=None`: make the means of this epoch the levels of the next."""
+        self.levels.end_epoch()
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Within this context the loss is one half of itself, as the published alternating schedule needs it.
+        """Within this context, compute one part of the loss, as the published alternating schedule requires.
 
-        ``"embedding"`` leaves out J_gen, the generator's ``generation_loss``; ``"generation"`` is J_gen alone, to be
-        called with the same batch, detached, once the first half has been stepped.
-        `AlternatingTrainer` does all that.
+        `"embedding"` omits J_gen, the generator's `generation_loss`. `"generation"` is J_gen alone; call it with the
+        same batch, detached, after the first part was stepped. `AlternatingTrainer` does this.
 
         Raises:
-            ValueError: ``name`` is neither of them, nor ``"all"``.
+            ValueError: `name` is neither of them, nor `"all"`.
         """
         if name not in PHASES:
             raise ValueError(f"name must be one of {', '.join(PHASES)}, got {name!r}")
@@ -134,15 +141,15 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
     def parameter_groups(
         self, lr: float, *, classifier_lr: float = 1e-3, loss_lr: float | None = None
     ) -> list[dict[str, Any]]:
-        """Groups for the optimizer that PML's trainers call ``metric_loss_optimizer``.
+        """Return groups for the optimizer that PML's trainers call `metric_loss_optimizer`.
 
         Args:
-            lr: of the generator.
-            classifier_lr: of its auxiliary classifier.
-            loss_lr: of the wrapped loss's own parameters, such as proxies; ``lr`` if None.
+            lr: Learning rate of the generator.
+            classifier_lr: Learning rate of its auxiliary classifier.
+            loss_lr: Learning rate of the wrapped loss's own parameters, such as proxies; `lr` if None.
 
         Returns:
-            No groups where neither the generator nor the wrapped loss has parameters: it then needs no optimizer.
+            An empty list if neither the generator nor the wrapped loss has parameters: no optimizer is needed.
         """
         loss_lr = lr if loss_lr is None else loss_lr
         check_learning_rates(lr=lr, classifier_lr=classifier_lr, loss_lr=loss_lr)
@@ -158,18 +165,18 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a batch.
+        """Compute the loss of a batch, a scalar.
 
         Args:
             embeddings: (B, D), floating, finite.
             labels: (B,), integers in [0, num_classes).
-            indices_tuple: a miner's pairs or triplets, for the wrapped loss.
+            indices_tuple: Pairs or triplets of a miner, for the wrapped loss.
             ref_emb, ref_labels: (R, D) and (R,), further embeddings, such as those of other processes or a memory.
 
         Raises:
-            TypeError, ValueError: in training, an argument is not as above, or a loss of your own makes nothing of
-                synthetic negatives; nothing has changed then.
-            RuntimeError: in training, it is called inside ``torch.utils.checkpoint``.
+            TypeError, ValueError: In training, an argument is not as above, or a loss of your own ignores synthetic
+                negatives. Nothing has changed then.
+            RuntimeError: In training, the loss is called inside `torch.utils.checkpoint`.
         """
         if self.training:
             check_no_recomputation(type(self).__name__)
@@ -178,68 +185,65 @@ class HardNegativeGenerationLoss(FollowsLevels, WrappingLoss):
             return self.evaluate(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if labels is None:
             raise ValueError(LABELS_REQUIRED)
-        check_supported_loss(self.loss)  # its reducer, or itself, may be another by now
-        self.generator.check_shapes(embeddings, labels)
-        references: tuple[Any, ...] = ()
-        if ref_emb is not None and not (ref_emb is embeddings and ref_labels is labels):
-            check_references(self.loss, self.generator, embeddings, ref_emb, ref_labels)
-            references = (ref_emb, ref_labels if ref_labels is None else ref_labels.long())
+        loss, generator = self.loss, self.generator
+        check_supported_loss(loss)  # the loss or its reducer may have been replaced
+        generator.check_shapes(embeddings, labels)
+        if ref_emb is embeddings and ref_labels is labels:  # so PML marks a batch without references
+            ref_emb = ref_labels = None
         labels = c_f.to_device(labels, embeddings).long()
-        nodes, node_labels = embeddings, labels
-        if references and ref_labels is not None:
-            nodes, node_labels, _ = join_references(embeddings, labels, *references)
-        batch = self.generator.batch(nodes, node_labels, len(embeddings), self._phase)
+        nodes, node_labels, references = add_references(loss, generator, embeddings, labels, ref_emb, ref_labels)
+        batch = generator.batch(nodes, node_labels, len(embeddings), self._phase)
+
         self.frozen_watch.reset()
-        self.optimizer_watch.begin_batch(self.generator.parameters())
-        if self.levels["metric"].total.device != embeddings.device:
+        self.optimizer_watch.begin_batch(generator.parameters())
+        if self.metric_level.device != embeddings.device:
             self.to(embeddings.device)  # PML's trainers do not move losses
-        adds = self.collect_stats and batch.phase == "generation"
-        first_half = {name: getattr(self, name, 0) for name in STATS if adds}
-        self.reset_stats()
+        if batch.phase != "generation":  # else records add to those of the phase before
+            self.reset_stats()
         with restored_on_error(self.buffers()):
-            found = self.sub_losses(batch, embeddings, labels, indices_tuple, *references)
-            total: Tensor = self.add_up(found, embeddings, labels, regularize=batch.phase != "generation")
-        if first_half:
-            first_half["generator_loss"] += self.generator_loss
-            for name, value in first_half.items():
-                setattr(self, name, value)
-        return total
+            values = self._sub_losses(loss, generator, batch, (embeddings, labels, indices_tuple, *references))
+            return self.sum_sub_losses(values, embeddings, labels, regularize=batch.phase != "generation")
 
-    def sub_losses(self, batch: Batch, embeddings: Tensor, labels: Tensor, *args: Any) -> dict[str, dict[str, Any]]:
-        """Return the sub-losses, all scalars, as PML's reducers take them.
-
-        Args:
-            batch: the nodes: embeddings, and references if any.
-            embeddings, labels: (B, D) and (B,), of the anchors.
-            *args: what else the wrapped loss is called with: a miner's indices, and references.
-        """
-        metric_level, generator_level = self.metric_level, self.generator_level
-        negatives = self.generator.generate(batch, metric_level)
-        batch.finish()
-        metric = synthetic = torch.zeros_like(generator_level)
+    def _sub_losses(
+        self, loss: nn.Module, generator: BaseGenerator, batch: Batch, args: tuple[Any, ...]
+    ) -> dict[str, Tensor]:
+        """Compute the sub-losses of a batch of nodes, all scalars; `args` are the wrapped loss's."""
+        levels = self.levels
+        level = levels.generator.value.to(compute_dtype(batch.embeddings))
+        negatives = generator.generate(batch, levels.metric.value)
+        batch.finish()  # raises for bad values, which a GPU reports late
+        metric = synthetic = torch.zeros_like(level)
         if batch.phase != "generation":
             if len(negatives):
-                of_pairs = SyntheticBatch(embeddings, labels, batch.embeddings, batch.labels, negatives)
-                synthetic = self._synthetic_loss(of_pairs)
-            # Last, as PML's records are of the latest call: they are to be of the real batch.
-            metric, is_telling = self.value_with_graph((embeddings, labels, *args), batch.labels, len(negatives) > 0)
+                pairs = SyntheticBatch(*args[:2], batch.embeddings, batch.labels, negatives)
+                synthetic = self._synthetic_loss(loss, pairs)
+            # Computed last: PML's records are those of the last call, and must be those of the real batch.
+            metric, is_telling = metric_loss_of(loss, args, batch.labels, len(negatives) > 0)
             if is_telling:
-                self.levels["metric"].observe(metric)
-        weight = self.synthetic_weight_at(generator_level.to(compute_dtype(embeddings)))
+                levels.metric.observe(metric)
+        weight = synthetic_weight(level, self.synthetic_beta) if generator.has_objective else torch.ones_like(level)
         objectives = {name: term for name, term in negatives.objectives.items() if batch.wants(name)}
-        generator = sum(objectives.values(), start=torch.zeros_like(generator_level))
-        values = (metric, weight * synthetic, generator)
-        if self.collect_stats:
-            self.metric_loss, self.synthetic_loss, self.generator_loss = (float(v.detach()) for v in values)
-            self.synthetic_weight = float(weight)
+        objective = sum(objectives.values(), start=torch.zeros_like(level))
         if len(negatives) and batch.phase != "embedding":
-            self.observe_generator(objectives)
-        return {name: already_reduced(value) for name, value in zip(SUB_LOSSES, values, strict=True)}
+            levels.observe_generator(generator, objectives)
+        values = dict(zip(SUB_LOSSES, (metric, weight * synthetic, objective), strict=True))
+        if self.collect_stats:
+            self._record(values, weight, batch.phase)
+        return values
 
-    def _synthetic_loss(self, batch: SyntheticBatch) -> Tensor:
-        """J_syn; regularizers count once, in J_m."""
-        with without_regularizers(self.loss):
-            if self._known is not type(self.loss):
-                check_uses_negatives(self.loss, batch)
-                self._known = type(self.loss)
-            return as_scalar(synthetic_loss(self.loss, batch), self.loss)
+    def _synthetic_loss(self, loss: nn.Module, batch: SyntheticBatch) -> Tensor:
+        """Compute J_syn without regularizers: they count once, in J_m."""
+        with without_regularizers(loss):
+            if self._checked_type is not type(loss):
+                check_uses_negatives(loss, batch)
+                self._checked_type = type(loss)
+            return as_scalar(synthetic_loss(loss, batch), loss)
+
+    def _record(self, values: dict[str, Tensor], weight: Tensor, phase: str) -> None:
+        """Record the sub-losses; the phase "generation" adds to the records of the phase before."""
+        records = {name: float(value.detach()) for name, value in {**values, "synthetic_weight": weight}.items()}
+        if phase == "generation":
+            new = {"generator_loss": records["generator_loss"]}
+            records = {name: getattr(self, name, 0) + new.get(name, 0) for name in records}
+        for name, value in records.items():
+            setattr(self, name, value)

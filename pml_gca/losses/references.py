@@ -1,18 +1,67 @@
-"""References that PML hands over beside a batch: which of them repeat a sample of it."""
+"""References that PML passes beside a batch: they join its graph, unless they repeat a sample of the batch."""
+
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..generators.base_generator import BaseGenerator
+from ..utils.validation import check_embeddings, check_finite
+from .families import synthetic_loss
+from .supported import WITHOUT_REFERENCES
+
+
+def add_references(
+    loss: nn.Module,
+    generator: BaseGenerator,
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    """Check references and join them to the batch; nothing is changed.
+
+    Args:
+        loss: The wrapped loss.
+        generator: Its generator.
+        embeddings, labels: (B, D) and (B,) long.
+        ref_emb, ref_labels: (R, D) and (R,), or None.
+
+    Returns:
+        Nodes (N, D) and node labels (N,) of the graph, and the references as further arguments of the wrapped loss.
+        Without `ref_labels` the references are for the wrapped loss alone.
+
+    Raises:
+        TypeError, ValueError: PML's implementation of the loss takes no `ref_emb`; or the references are not as
+            `BaseGenerator.forward` requires.
+    """
+    if ref_emb is None:
+        return embeddings, labels, ()
+    if synthetic_loss.dispatch(type(loss)) in WITHOUT_REFERENCES:
+        raise ValueError(
+            f"ref_emb is not supported by the wrapped loss, {type(loss).__name__}; add the references to the batch: "
+            "loss(torch.cat([embeddings, ref_emb]), torch.cat([labels, ref_labels]))"
+        )
+    if ref_labels is None:
+        if ref_emb is not embeddings:
+            check_embeddings(ref_emb, generator.embedding_size, "ref_emb")
+            check_finite(ref_emb, "ref_emb")
+        return embeddings, labels, (ref_emb, None)
+    generator.batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels")).finish()
+    ref_labels = ref_labels.long()
+    nodes, node_labels, _ = join_references(embeddings, labels, ref_emb, ref_labels)
+    return nodes, node_labels, (ref_emb, ref_labels)
 
 
 def join_references(
     embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch followed by the references that are none of its samples.
+    """Append the references that are not samples of the batch.
 
-    PML hands over references that repeat the batch (``DistributedLossWrapper(efficient=True)``, memories). A copy of
-    an anchor, label and all, must become neither its positive nor a second node of the graph. Where samples of one
-    batch are equal, copies are told apart by their order: the first reference of a kind is the first sample of it, the
-    second the second, and so on. References beyond the samples of their kind are nodes of their own.
+    PML passes references that repeat the batch (`DistributedLossWrapper(efficient=True)`, memories). A copy of an
+    anchor, with the same label, must become neither its positive nor a second node of the graph. If samples of the
+    batch are equal, their copies are matched in order: the first copy is the first such sample, the second the second,
+    and so on. Further copies are nodes of their own.
 
     Args:
         embeddings: (B, D).
@@ -21,18 +70,18 @@ def join_references(
         ref_labels: (R,).
 
     Returns:
-        ``(nodes, node_labels, node_of)``: (N, D) and (N,) with B ≤ N ≤ B + R, references without gradient; and (R,)
-        long, the node that each reference is.
+        `(nodes, node_labels, node_of)`: (N, D) and (N,) with B ≤ N ≤ B + R, references without gradient; and (R,)
+        long, the node of each reference.
     """
     batch, references = embeddings.detach(), ref_emb.detach().to(embeddings)
     rows, row_labels = torch.cat([batch, references]), torch.cat([labels, ref_labels.to(labels)])
     size, kinds = len(batch), []
-    # In parts, as all comparisons at once would take (B + R) x B x D bytes.
+    # In parts: all comparisons at once would take (B + R) x B x D bytes.
     for part, part_labels in zip(rows.split(256), row_labels.split(256), strict=True):
         if size:
             equal = (part[:, None] == batch).all(dim=2) & (part_labels[:, None] == labels)
             found, first = equal.byte().max(dim=1)
-            kinds.append(torch.where(found.bool(), first, size))  # the first sample that is equal, if one is
+            kinds.append(torch.where(found.bool(), first, size))  # the first equal sample, if there is one
     kind = torch.cat(kinds) if kinds else torch.full((len(rows),), size, device=batch.device)
     samples, order = kind[:size].sort(stable=True)
     place = torch.searchsorted(samples, kind[size:]) + occurrence(kind[size:])
@@ -43,7 +92,7 @@ def join_references(
 
 
 def occurrence(values: Tensor) -> Tensor:
-    """How often each of (N,) values came before in the tensor: 0 for the first of its kind, then 1, 2, ..."""
+    """Count, for each of (N,) values, how often it occurs earlier in the tensor: 0 for the first of its kind."""
     ordered, order = values.sort(stable=True)
     count = torch.arange(len(values), device=values.device) - torch.searchsorted(ordered, ordered)
     return torch.empty_like(count).scatter(0, order, count)

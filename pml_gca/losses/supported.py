@@ -6,8 +6,6 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.reducers import DoNothingReducer, PerAnchorReducer
 from torch import Tensor, nn
 
-from ..generators.base_generator import BaseGenerator
-from ..utils.validation import check_embeddings, check_finite
 from .families import (
     SyntheticBatch,
     angular_synthetic_loss,
@@ -146,24 +144,3 @@ def check_supported_loss(loss: object) -> None:
     if isinstance(loss, losses.MultipleLosses):
         for member in loss.losses.values() if loss.is_dict else loss.losses:
             check_supported_loss(member)
-
-
-def check_references(
-    loss: nn.Module, generator: BaseGenerator, embeddings: Tensor, ref_emb: Tensor, ref_labels: Tensor | None
-) -> None:
-    """Raise if `loss` takes no references, or if they are not a valid batch; call it before anything changes.
-
-    Raises:
-        TypeError, ValueError: PML's implementation of the loss takes no `ref_emb`; or the references are not as
-            `BaseGenerator.forward` requires. Without `ref_labels` only the embeddings are checked.
-    """
-    if synthetic_loss.dispatch(type(loss)) in WITHOUT_REFERENCES:
-        raise ValueError(
-            f"ref_emb is not supported by the wrapped loss, {type(loss).__name__}; add the references to the batch: "
-            "loss(torch.cat([embeddings, ref_emb]), torch.cat([labels, ref_labels]))"
-        )
-    if ref_labels is not None:
-        generator.batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels")).finish()
-    elif ref_emb is not embeddings:
-        check_embeddings(ref_emb, generator.embedding_size, "ref_emb")
-        check_finite(ref_emb, "ref_emb")

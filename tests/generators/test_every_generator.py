@@ -130,7 +130,7 @@ def test_every_loss_learns_from_every_generator(name, loss_name):
     loss = HardNegativeGenerationLoss(LOSSES[loss_name](), GENERATORS[name](), collect_stats=True)
     z = random_rows(10, dtype=torch.float32)
     if name in LEARNING:
-        loss.levels["generator"].value.fill_(1e-3)  # the synthetic term counts fully
+        loss.levels.generator.value.fill_(1e-3)  # the synthetic term counts fully
     value = loss(z, LABELS)
     value.backward()
     assert value.isfinite()

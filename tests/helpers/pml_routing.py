@@ -103,7 +103,7 @@ class Routing:
             )
         except (TypeError, ValueError) as error:
             self.set_aside(loss, f"{type(error).__name__}: {error}")
-        for level in wrapper.levels.values():
+        for level in wrapper.levels.children():
             level.value.fill_(1.0)  # as in the midst of a training: negatives are pulled in, and count
         return wrapper
 

@@ -28,5 +28,5 @@ def make_loss(wrapped):
     torch.manual_seed(0)
     generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2, dropout=0.0)
     loss = HardNegativeGenerationLoss(wrapped, generator, collect_stats=True)
-    loss.levels["generator"].value.fill_(1.0)
+    loss.levels.generator.value.fill_(1.0)
     return loss

@@ -54,8 +54,8 @@ class Step:
     def __init__(self, loss, miner=None):
         self.net = nn.Sequential(nn.Linear(5, SIZE), nn.Tanh())
         self.loss = HardNegativeGenerationLoss(*loss)
-        self.loss.levels["metric"].value.fill_(3.0)
-        self.loss.levels["generator"].value.fill_(14.0)
+        self.loss.levels.metric.value.fill_(3.0)
+        self.loss.levels.generator.value.fill_(14.0)
         self.miner = miner and GlobalCorrelationMiner(self.loss.generator, output="pairs")
         self.optimizer = torch.optim.SGD([*self.net.parameters(), *self.loss.parameters()], lr=0.01)
         self.forward = self.plain

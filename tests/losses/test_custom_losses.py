@@ -129,7 +129,7 @@ def test_shapes_of_the_references_are_no_use_of_them(z):
 
 def test_a_copy_for_another_device_is_the_same_batch(z):
     seen, loss = [], make_loss(losses.ContrastiveLoss())
-    loss._synthetic_loss = lambda batch: seen.append(batch) or torch.zeros(())
+    loss._synthetic_loss = lambda loss, batch: seen.append(batch) or torch.zeros(())
     loss(z, LABELS, None, torch.randn(3, SIZE), LABELS[:3])
     copied = module.to_cpu(seen[0])
     for form in (with_references, within_one_batch):
@@ -143,7 +143,7 @@ def test_no_false_alarm(kind, scale, z):
     z = (scale * z.detach()).requires_grad_()
     loss = make_loss(register(kind, with_references)())
     loss(z, LABELS)
-    assert loss._known is type(loss.loss)
+    assert loss._checked_type is type(loss.loss)
 
 
 def test_a_margin_that_every_negative_keeps_is_no_reason(z):
@@ -161,7 +161,7 @@ def test_pmls_losses_are_not_asked_but_would_pass(name, z):
     assert list(custom_losses(wrapped)) == []
     seen = []
     loss = make_loss(wrapped)
-    loss._synthetic_loss = lambda batch: seen.append(batch) or torch.zeros(())
+    loss._synthetic_loss = lambda loss, batch: seen.append(batch) or torch.zeros(())
     loss(z, LABELS)
     assert uses_negatives(copy.deepcopy(wrapped), seen[0])
 

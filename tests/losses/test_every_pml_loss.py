@@ -133,9 +133,9 @@ def test_the_synthetic_term_trains_the_embeddings(name):
     gradients = []
     for level in (float("inf"), 10.0):
         torch.manual_seed(1)
-        loss.levels["generator"].value.fill_(level)
+        loss.levels.generator.value.fill_(level)
         gradients.append(torch.autograd.grad(loss(embeddings, LABELS), embeddings)[0])
-        loss.levels["metric"].value.fill_(float("inf"))
+        loss.levels.metric.value.fill_(float("inf"))
     assert not torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
 
 

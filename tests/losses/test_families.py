@@ -199,6 +199,6 @@ def test_a_loss_of_ones_own_joins_in_three_lines():
 
     loss = HardNegativeGenerationLoss(Spread(), Nothing(NUM_CLASSES, SIZE))
     z = torch.randn(8, SIZE, requires_grad=True)
-    loss.levels["generator"].value.fill_(1e-3)  # the synthetic term counts fully
+    loss.levels.generator.value.fill_(1e-3)  # the synthetic term counts fully
     expected = z.square().mean() + torch.cat([z, z + 1]).square().mean()
     torch.testing.assert_close(loss(z, LABELS), expected)

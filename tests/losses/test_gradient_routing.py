@@ -11,6 +11,7 @@ from torch.autograd import grad
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss, SyntheticNegatives
 from pml_gca.losses import SyntheticBatch
+from pml_gca.losses.levels import synthetic_weight
 
 NUM_CLASSES, SIZE, BETA = 6, 8, 20.0
 METRIC_LEVEL, GENERATOR_LEVEL = 3.0, 14.0
@@ -46,8 +47,8 @@ def make(name):
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    loss.levels["metric"].value.fill_(METRIC_LEVEL)
-    loss.levels["generator"].value.fill_(GENERATOR_LEVEL)
+    loss.levels.metric.value.fill_(METRIC_LEVEL)
+    loss.levels.generator.value.fill_(GENERATOR_LEVEL)
     return loss, synthetic
 
 
@@ -141,7 +142,7 @@ def test_what_the_generator_returns_is_routed_term_by_term():
 @pytest.mark.parametrize(("level", "weight"), [(math.inf, 0.0), (20.0, 1 - math.exp(-1)), (1e-9, 1.0), (-1.0, 1.0)])
 def test_weight_of_the_synthetic_term(level, weight):
     loss, _ = make("n-pairs")
-    assert loss.synthetic_weight_at(torch.tensor(level)).item() == pytest.approx(weight, abs=1e-7)
+    assert synthetic_weight(torch.tensor(level), loss.synthetic_beta).item() == pytest.approx(weight, abs=1e-7)
 
 
 def test_beta_of_zero_switches_the_synthetic_term_off():
@@ -153,7 +154,7 @@ def test_beta_of_zero_switches_the_synthetic_term_off():
         (gradient,) = grad(loss(z, LABELS), z)
         assert torch.isfinite(gradient).all()
     assert loss.generator_level == 0
-    assert loss.synthetic_weight_at(loss.generator_level) == 0
+    assert synthetic_weight(loss.generator_level, loss.synthetic_beta) == 0
 
 
 def test_embeddings_without_gradient_still_train_the_generator():

@@ -213,9 +213,9 @@ WRAPPED = {
 def test_a_degenerate_batch_gives_a_finite_loss_with_a_graph(batch, wrapped):
     z, labels, count = DEGENERATE[batch]
     loss = make_loss(WRAPPED[wrapped](), collect_stats=True)
-    loss.levels["generator"].value.fill_(1.0)  # the synthetic term counts
+    loss.levels.generator.value.fill_(1.0)  # the synthetic term counts
     for level in (math.inf, 0.0):  # not pulled at all, pulled as near as the positive
-        loss.levels["metric"].value.fill_(level)
+        loss.levels.metric.value.fill_(level)
         z = z.detach().clone().requires_grad_()
         loss.zero_grad()
         value = loss(z, labels)

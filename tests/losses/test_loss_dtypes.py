@@ -50,7 +50,7 @@ def test_embeddings_of_any_dtype(dtype, wrapped, z):
     values = []
     for kind in (torch.float32, dtype):
         loss = make_loss(WRAPPED[wrapped])
-        loss.levels["generator"].value.fill_(10.0)
+        loss.levels.generator.value.fill_(10.0)
         torch.manual_seed(5)
         leaf = z.detach().to(dtype).to(kind).requires_grad_()
         value = loss(leaf, LABELS)
@@ -70,7 +70,7 @@ def test_under_autocast(dtype, wrapped, z):
     trunk, values = torch.nn.Linear(SIZE, SIZE), []
     for enabled in (False, True):
         loss = make_loss(WRAPPED[wrapped])
-        loss.levels["generator"].value.fill_(10.0)
+        loss.levels.generator.value.fill_(10.0)
         torch.manual_seed(5)
         trunk.zero_grad()
         with torch.autocast("cpu", dtype=dtype, enabled=enabled):

@@ -18,7 +18,7 @@ def make_loss(wrapped=None):
     torch.manual_seed(0)
     generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2, dropout=0.0)
     loss = HardNegativeGenerationLoss(wrapped or losses.NTXentLoss(), generator, collect_stats=True)
-    loss.levels["generator"].value.fill_(10.0)
+    loss.levels.generator.value.fill_(10.0)
     return loss
 
 

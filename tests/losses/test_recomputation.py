@@ -24,8 +24,8 @@ both_forms = pytest.mark.parametrize("use_reentrant", [False, True])
 def make(name="global correlation"):
     torch.manual_seed(0)
     loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), EVERY[name]().double(), collect_stats=True)
-    loss.levels["metric"].value.fill_(3.0)
-    loss.levels["generator"].value.fill_(14.0)
+    loss.levels.metric.value.fill_(3.0)
+    loss.levels.generator.value.fill_(14.0)
     return loss
 
 

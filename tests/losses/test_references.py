@@ -18,8 +18,8 @@ def make_loss(wrapped=None, **kwargs):
     torch.manual_seed(0)
     generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2, dropout=0.0)
     loss = HardNegativeGenerationLoss(wrapped or losses.NTXentLoss(), generator, collect_stats=True, **kwargs).double()
-    loss.levels["metric"].value.fill_(3.0)
-    loss.levels["generator"].value.fill_(12.0)
+    loss.levels.metric.value.fill_(3.0)
+    loss.levels.generator.value.fill_(12.0)
     return loss
 
 

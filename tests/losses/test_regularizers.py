@@ -10,7 +10,7 @@ from torch import nn
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.losses import synthetic_loss
 from pml_gca.losses.families import labelled_synthetic_loss
-from pml_gca.losses.wrapping_loss import without_regularizers
+from pml_gca.losses.loss_wrapper import without_regularizers
 from pml_gca.paper import PublishedNPairsLoss
 
 NUM_CLASSES, SIZE = 9, 8
@@ -62,7 +62,7 @@ def values_of(make, z, own=None, **kwargs):
     """Value and gradient in training and in evaluation; with the same draws, and synthetic negatives counting."""
     torch.manual_seed(3)
     loss = HardNegativeGenerationLoss(make(**kwargs), generator_of(), **(own or {})).double()
-    loss.levels["generator"].value.fill_(10.0)
+    loss.levels.generator.value.fill_(10.0)
     found = []
     for training in (True, False):
         torch.manual_seed(4)
@@ -118,7 +118,7 @@ def test_a_regularizer_of_a_batch_with_nothing_to_compare(owner, labels):
     """It counts, but says nothing about how far training is."""
     z = torch.randn(len(labels), SIZE, requires_grad=True)
     loss = make_loss(losses.NPairsLoss(**(lp() if owner == "wrapped" else {})), **(lp() if owner == "wrapper" else {}))
-    loss.levels["generator"].value.fill_(10.0)
+    loss.levels.generator.value.fill_(10.0)
     plain = make_loss(losses.NPairsLoss())
     value = loss(z, torch.tensor(labels, dtype=torch.long))
     penalty = 40 * z.square().sum(dim=1).mean() if labels else 0.0
@@ -151,7 +151,7 @@ class CallsItsRegularizer(nn.Module):
 def test_only_losses_of_pml_are_asked_for_regularizers(z):
     synthetic_loss.register(CallsItsRegularizer, labelled_synthetic_loss)
     loss = make_loss(CallsItsRegularizer(), collect_stats=True)
-    loss.levels["generator"].observe(torch.tensor(1.0))
+    loss.levels.generator.observe(torch.tensor(1.0))
     loss(z, LABELS)
     assert loss.metric_loss == pytest.approx(losses.ContrastiveLoss()(z, LABELS).item())
     assert loss.synthetic_loss > 0
@@ -164,7 +164,7 @@ def test_the_published_penalty_is_part_of_the_published_loss(z):
     plain.embedding_regularizer = None
     without = make_loss(plain, collect_stats=True)
     for each in (loss, without):
-        each.levels["generator"].value.fill_(10.0)
+        each.levels.generator.value.fill_(10.0)
         torch.manual_seed(4)
         each(z, LABELS)
     penalty = 0.25 * 3e-3 * 3 * z.square().sum(dim=1).mean().item()

@@ -41,7 +41,7 @@ def test_what_is_no_scalar_is_named(case, labels, z):
     wrapped = register(Returns, within_one_batch)(finish)
     loss = make_loss(wrapped)
     before = copy.deepcopy(loss.state_dict())
-    with pytest.raises(kind, match=f"loss Returns, and what is registered for it, must return a scalar.*{found}"):
+    with pytest.raises(kind, match=f"loss Returns, and the function registered for it, must return a scalar.*{found}"):
         loss(z[: len(labels)], labels)
     for name, value in loss.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
@@ -49,7 +49,7 @@ def test_what_is_no_scalar_is_named(case, labels, z):
 
 def test_what_a_registered_function_forgets_to_return_is_named(z):
     wrapped = register(Returns, lambda loss, batch: None)(torch.mean)
-    with pytest.raises(TypeError, match="what is registered for it, must return a scalar tensor, got NoneType"):
+    with pytest.raises(TypeError, match="the function registered for it, must return a scalar tensor, got NoneType"):
         make_loss(wrapped)(z, LABELS)
 
 

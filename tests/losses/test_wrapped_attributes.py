@@ -14,6 +14,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import nn
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.losses.levels import synthetic_weight
 
 NUM_CLASSES, SIZE = 9, 8
 LABELS = torch.tensor([3, 7, 3, 0, 5, 3, 7, 0])
@@ -116,7 +117,7 @@ def test_beta_is_the_wrapped_losses_where_it_has_one(make):
     assert "beta" not in loss._record_these
     loss.beta = torch.tensor([2.0])
     assert (float(loss.loss.beta), loss.synthetic_beta) == (2.0, 30.0)
-    weight = loss.synthetic_weight_at(torch.tensor(10.0))
+    weight = synthetic_weight(torch.tensor(10.0), loss.synthetic_beta)
     assert weight.item() == pytest.approx(1 - math.exp(-3))
 
 

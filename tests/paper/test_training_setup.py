@@ -67,7 +67,7 @@ def test_the_recipe_reaches_the_generator():
     found = (generator.num_classes, generator.embedding_size, generator.alpha, loss.beta, generator.diversity_weight)
     assert found == (7, 16, RECIPE.alpha, RECIPE.beta, RECIPE.diversity_weight)
     assert [layer.node.num_heads for layer in generator.propagation.layers] == [4, 4]
-    assert loss.levels["metric"].momentum is None
+    assert loss.levels.metric.momentum is None
 
 
 @pytest.mark.parametrize("xavier", [True, False])

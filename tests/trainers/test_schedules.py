@@ -270,7 +270,7 @@ class CountsFully(WithoutItsLoss):
 def test_a_generator_whose_negatives_can_never_count_is_told_once(trainer_class, generator_class):
     models, *_, images = make_models()
     generator = generator_class().double()
-    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator)
+    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator, collect_stats=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer_class(
@@ -285,7 +285,7 @@ def test_a_generator_whose_negatives_can_never_count_is_told_once(trainer_class,
     told = [str(w.message)[:70] for w in caught if "objective" in str(w.message)]
     is_silent = generator_class is not WithoutItsLoss
     assert told == ([] if is_silent else ["WithoutItsLoss.has_objective is True, but it returns no objective 'gen"])
-    assert (loss.synthetic_weight_at(loss.generator_level) > 0) == is_silent
+    assert (loss.synthetic_weight > 0) == is_silent
 
 
 @pytest.mark.parametrize("y", [[0, 0, 0, 0], [0, 1, 2, 3], [1], []])

@@ -11,10 +11,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pml_gca import GlobalCorrelationGenerator
 from pml_gca.correlation.blocks import ScaleBatchNorm
-from pml_gca.losses.level import Level
+from pml_gca.generators.batch import Batch
+from pml_gca.losses.levels import RunningMean
 from pml_gca.utils.wide_buffers import restored_on_error
 
-MAKERS = {"level": lambda: Level(0.9), "level by epochs": lambda: Level(None), "norm": lambda: ScaleBatchNorm(4)}
+MAKERS = {
+    "level": lambda: RunningMean(0.9),
+    "level by epochs": lambda: RunningMean(None),
+    "norm": lambda: ScaleBatchNorm(4),
+}
 SIZE = 8
 LABELS = torch.arange(9) % 3
 
@@ -48,7 +53,7 @@ def test_buffers_are_float32_or_wider(name, dtype):
 @pytest.mark.parametrize("momentum", [0.99, None])
 def test_a_level_made_under_a_narrow_default_does_not_stall(momentum):
     with default_dtype(torch.bfloat16):
-        level = Level(momentum)
+        level = RunningMean(momentum)
         for k in range(400):
             level.observe(torch.tensor(100.0 + k % 2))
         level.end_epoch()
@@ -71,7 +76,7 @@ AVERAGES = {"equal": {}, "exponential": {"multi_avg_fn": get_ema_multi_avg_fn(0.
 @pytest.mark.parametrize("kind", AVERAGES)
 @pytest.mark.parametrize("momentum", [0.9, None])
 def test_an_averaged_level_is_never_nan(kind, momentum):
-    level = Level(momentum)
+    level = RunningMean(momentum)
     averaged = AveragedModel(level, use_buffers=True, **AVERAGES[kind])
     seen = []
     for step in range(5):
@@ -90,7 +95,7 @@ def test_an_averaged_level_is_never_nan(kind, momentum):
 
 def test_an_averaged_level_is_the_mean_of_levels():
     """Once all of them are finite, each is averaged as any number."""
-    level = Level(0.5)
+    level = RunningMean(0.5)
     level.observe(torch.tensor(4.0))
     averaged = AveragedModel(level, use_buffers=True)
     for value in (4.0, 6.0, 11.0):
@@ -168,11 +173,11 @@ def test_what_fails_gives_buffers_back_their_values():
 
 def test_a_generator_that_is_refused_late_has_changed_nothing(monkeypatch):
     """Labels out of range on a device are found when its graph has been propagated."""
-    monkeypatch.setattr("pml_gca.generators.base_generator.check_label_range", lambda *args: None)
-    monkeypatch.setattr(
-        "pml_gca.generators.global_correlation_generator.plan_candidates",
-        lambda *args: (_ for _ in ()).throw(ValueError("late")),
-    )
+
+    def fail(batch):
+        raise ValueError("late")
+
+    monkeypatch.setattr(Batch, "labels_on_host", fail)
     generator = make()
     before = copied_state(generator)
     with pytest.raises(ValueError, match="late"):

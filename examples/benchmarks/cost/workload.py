@@ -42,7 +42,7 @@ class Workload:
         self.metric_loss = losses.NPairsLoss(distance=DotProductSimilarity(normalize_embeddings=False))
         self.loss = HardNegativeGenerationLoss(self.metric_loss, self.generator).to(case.device)
         for level in ("metric", "generator"):
-            self.loss.levels[level].value.fill_(LEVEL)
+            getattr(self.loss.levels, level).value.fill_(LEVEL)
         groups = self.generator.parameter_groups(lr=1.5e-4)
 
         def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -356,8 +356,8 @@ def step(generator, z, y, dtype=None, draws=None):
     """Loss, coefficients and gradients of one step, under autocast if a dtype is given."""
     generator = copy.deepcopy(generator)
     loss = HardNegativeGenerationLoss(losses.NPairsLoss(), generator)
-    loss.levels["metric"].value.fill_(3.0)
-    loss.levels["generator"].value.fill_(14.0)
+    loss.levels.metric.value.fill_(3.0)
+    loss.levels.generator.value.fill_(14.0)
     z = z.detach().clone().requires_grad_()
     torch.manual_seed(0)
     with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):

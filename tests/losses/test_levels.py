@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pytorch_metric_learning import losses
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-from pml_gca.losses.level import Level
+from pml_gca.losses.levels import RunningMean
 
 LABELS = torch.tensor([0, 0, 4, 4, 7])
 
@@ -23,7 +23,7 @@ def observe(level, values):
 
 @given(st.floats(0, 0.999), st.lists(st.floats(-100, 100) | st.sampled_from([math.nan, math.inf, -math.inf])))
 def test_it_is_the_bias_corrected_running_mean_of_what_is_finite(momentum, values):
-    level = Level(momentum).double()
+    level = RunningMean(momentum).double()
     observe(level, values)
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
@@ -35,13 +35,13 @@ def test_it_is_the_bias_corrected_running_mean_of_what_is_finite(momentum, value
 
 
 def test_the_first_observation_is_the_level():
-    level = Level(0.99)
+    level = RunningMean(0.99)
     observe(level, [7.0])
     assert level.value.item() == pytest.approx(7.0)
 
 
 def test_in_float32_it_does_not_drift():
-    level = Level(0.99)
+    level = RunningMean(0.99)
     observe(level, [5.0] * 5000)
     assert level.value.item() == pytest.approx(5.0, rel=1e-4)
 
@@ -49,14 +49,14 @@ def test_in_float32_it_does_not_drift():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("momentum", [0.99, None])
 def test_a_model_in_half_precision_keeps_its_levels(dtype, momentum):
-    level = torch.nn.Sequential(Level(momentum)).to(dtype)[0]
+    level = torch.nn.Sequential(RunningMean(momentum)).to(dtype)[0]
     observe(level, [60.0] * 3000)
     level.end_epoch()
     assert level.value.item() == pytest.approx(60.0, rel=1e-4)
 
 
 def test_by_epochs_it_is_the_mean_of_the_epoch_before():
-    level = Level(None)
+    level = RunningMean(None)
     observe(level, [1.0, 2.0, math.nan, 6.0])
     assert level.value == math.inf
     level.end_epoch()
@@ -70,7 +70,7 @@ def test_by_epochs_it_is_the_mean_of_the_epoch_before():
 
 
 def test_ending_an_epoch_does_nothing_to_a_running_mean():
-    level = Level(0.5)
+    level = RunningMean(0.5)
     observe(level, [1.0, 2.0])
     before = {name: value.clone() for name, value in level.state_dict().items()}
     level.end_epoch()
@@ -78,7 +78,7 @@ def test_ending_an_epoch_does_nothing_to_a_running_mean():
 
 
 def test_it_keeps_no_graph():
-    level, loss = Level(0.9), torch.tensor(2.0, requires_grad=True)
+    level, loss = RunningMean(0.9), torch.tensor(2.0, requires_grad=True)
     level.observe(loss * 3)
     assert not level.value.requires_grad
     level.observe((loss * 3).half())
@@ -90,7 +90,7 @@ def test_the_loss_follows_both_levels_and_resumes_them_exactly(momentum):
     torch.manual_seed(0)
     loss = make_loss(level_momentum=momentum, collect_stats=True)
     assert loss.metric_level == loss.generator_level == math.inf
-    metric, generator = Level(momentum), Level(momentum)
+    metric, generator = RunningMean(momentum), RunningMean(momentum)
     for step in range(6):
         loss(torch.randn(5, 8), LABELS)
         metric.observe(torch.tensor(loss.metric_loss))
