@@ -18,7 +18,7 @@ from ..utils.validation import check_flag
 from . import transforms
 from .class_subset import ClassSubset, ImageSource, Label, UnreadableImageError, raw_labels, read_image
 from .data_root import check_root
-from .image_files import tell_left_out
+from .image_files import warn_left_out
 from .rgb import UnknownRangeError, to_rgb
 from .sources import BENCHMARKS, MIN_CLASSES, find_source, open_splits, splits_to_check
 from .splits import check_int, split_classes
@@ -118,7 +118,7 @@ def load_benchmark(
 
     splits = open_splits(name, folder, download=download, check_train=check_train)
     if hasattr(splits["train"], "left_out"):  # a folder of one's own may hold other files, too
-        tell_left_out(folder, splits["train"].left_out)
+        warn_left_out(folder, splits["train"].left_out)
     looked_at = splits_to_check(splits, check_train)
     as_rgb = train_transform is None or test_transform is None
     left_out = find_unreadable(looked_at, progress, as_rgb=as_rgb) if unreadable == "skip" else {}

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ..utils.text import first_of
 from ..utils.validation import check_flag
 from .affine import AffineRange, check_range, draw_affines, to_unit, warp
-from .image_files import LAYOUT, find_images, tell_left_out
+from .image_files import LAYOUT, find_images, warn_left_out
 from .image_reading import check_images, load_images
 from .splits import (
     DEFAULT_FRACTIONS,
@@ -111,7 +111,7 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         self.classes = [names[i] for i in split_classes(names, self.split, self.fractions, self.seed)]
         if not self.classes:
             raise ValueError(f"split 'val' is empty, as fractions gives it 0: {self.fractions}")
-        tell_left_out(self.root, self.left_out)
+        warn_left_out(self.root, self.left_out)
         check_images(self.root, [path for files in found.values() for path in files], progress=progress)
         self.num_classes = len(self.classes)
         self.files = [path for name in self.classes for path in found[name]]

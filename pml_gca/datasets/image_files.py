@@ -23,7 +23,7 @@ OUTSIDE = "outside of the class folders"
 CIRCLE = "link to a folder that it lies in"
 SPECIAL = "neither file nor folder"
 
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 def find_images(root: str | os.PathLike[str]) -> tuple[dict[str, list[Path]], dict[Path, str]]:
@@ -141,12 +141,12 @@ def describe(root: Path, left_out: Mapping[Path, str]) -> str:
     return "; ".join(f"{reason} ({len(paths)}): {first_of(sorted(paths), 10)}" for reason, paths in by_reason.items())
 
 
-def tell_left_out(root: Path, left_out: Mapping[Path, str], stacklevel: int = 3) -> None:
+def warn_left_out(root: Path, left_out: Mapping[Path, str], stacklevel: int = 3) -> None:
     """Warn about the files that are left out. Warn once: they are the same for train, val and test."""
     if not left_out:
         return
     files = "file is" if len(left_out) == 1 else "files are"
     message = f"{len(left_out)} {files} left out of {root}: {describe(root, left_out)}"
-    if message not in _told:
-        _told.add(message)
+    if message not in _warned:
+        _warned.add(message)
         warnings.warn(message, stacklevel=stacklevel)

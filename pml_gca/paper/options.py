@@ -101,8 +101,8 @@ class Options:
 
     def identity(self) -> dict[str, Any]:
         """Return the options that must agree for runs to share a table."""
-        told = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in OF_THE_MACHINE}
-        return {**told, "loss": self.loss_name}
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in OF_THE_MACHINE}
+        return {**settings, "loss": self.loss_name}
 
     def unlike_the_paper(self) -> dict[str, Any]:
         """Return the options that make results incomparable with the paper's.

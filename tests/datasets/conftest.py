@@ -7,6 +7,6 @@ from helpers.loading import CLASSES, PER_CLASS
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folder of each benchmark, in small."""
+    """A small folder of each benchmark."""
     folder = tmp_path_factory.mktemp("roots")
     return {name: write(folder / name, CLASSES, PER_CLASS) for name, write in WRITERS.items()}

@@ -37,7 +37,7 @@ TESTING = {
 
 
 def raw_label(name: str, path: str) -> int | str:
-    """The class of a file of ``layouts``, by its path alone."""
+    """The class of a file of ``layouts``, from its path."""
     folder, file = Path(path).parent.name, Path(path).name
     if name == "cub":
         return int(folder[:3])
@@ -48,7 +48,7 @@ def raw_label(name: str, path: str) -> int | str:
     return int(folder[3:]) if name == "inshop" else folder
 
 
-def test_there_is_one_for_each_recipe() -> None:
+def test_there_is_a_benchmark_for_each_recipe() -> None:
     assert {recipe.dataset for recipe in RECIPES.values()} == set(BENCHMARKS) - {"folder"}
     assert set(WRITERS) == set(BENCHMARKS)
 
@@ -165,7 +165,7 @@ def test_seed_and_fraction(roots: dict[str, Path]) -> None:
     assert whole.train.classes == TRAINING["cub"]
 
 
-def test_own_folder_is_halved_by_the_rule_of_splits(tmp_path: Path) -> None:
+def test_own_folder_is_halved_by_split_classes(tmp_path: Path) -> None:
     benchmark = load("folder", write_folder(tmp_path, 2, 2), val_fraction=0.0)
     names = [f"class {i}" for i in range(4)]
     halves = [[names[i] for i in split_classes(names, split, (0.5, 0.0, 0.5), 0)] for split in ("train", "test")]
@@ -193,7 +193,7 @@ def test_given_transforms_replace_the_defaults(roots: dict[str, Path]) -> None:
     ]
 
 
-def test_goes_to_spawned_workers(roots: dict[str, Path]) -> None:
+def test_data_sets_can_be_pickled(roots: dict[str, Path]) -> None:
     for name, root in roots.items():
         for split, dataset in splits_of(load_benchmark(name, root, image_size=16)).items():
             again = pickle.loads(pickle.dumps(dataset))
@@ -233,7 +233,7 @@ def test_imports_without_pillow_and_torchvision(monkeypatch: pytest.MonkeyPatch)
     for name in ("PIL", "torchvision"):
         monkeypatch.setitem(sys.modules, name, None)  # the import system's sign for a missing module
     datasets = import_module("pml_gca.datasets")
-    assert datasets.ClassSubset is not ClassSubset  # imported anew
+    assert datasets.ClassSubset is not ClassSubset  # imported again
     message = r"PIL\.Image cannot be imported .* pip install 'pml-gca\[images\]'"
     with pytest.raises(ImportError, match=message):
         _ = datasets.InShop

@@ -66,7 +66,7 @@ def test_items(root: Path, in_memory: bool) -> None:
     assert labels.tolist() == data.labels[:5].tolist()
 
 
-def test_pixels_are_those_of_the_file(tmp_path: Path) -> None:
+def test_pixels_equal_those_of_the_file(tmp_path: Path) -> None:
     make(tmp_path, 5)
     plain = ClassFolder(tmp_path, "train", image_size=8, augment=False)
     for i in range(len(plain)):

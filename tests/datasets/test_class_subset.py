@@ -26,7 +26,7 @@ class Listed:
 
 
 class Files:
-    """A PML-style data set of files that are opened, and not yet decoded."""
+    """A PML-style data set of files that are opened but not decoded."""
 
     def __init__(self, paths: list[str]) -> None:
         self.paths = paths
@@ -111,7 +111,7 @@ def test_leave_out_in_any_form(make: Any, collection: Any) -> None:
     assert subset.classes == [6]
 
 
-def test_paths_that_leave_nothing_out_are_named() -> None:
+def test_unknown_paths_in_leave_out_are_named() -> None:
     message = (
         r"2 of 3 paths in leave_out are not images of the data set: 3\.jpg, x/0\.jpg; expected paths such as 0\.jpg"
     )
@@ -132,7 +132,7 @@ def test_classes_of_any_kind() -> None:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Files:
-    """Three files that cannot be read, and a whole one."""
+    """Three unreadable files and an intact one."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for name in ("cut.jpg", "whole.jpg"):
         Image.fromarray(pixels).save(tmp_path / name)
@@ -160,7 +160,7 @@ def test_unreadable_files_are_named_through_workers(broken: Files) -> None:
         next(iter(loader))
 
 
-def test_faults_of_the_transform_are_its_own(broken: Files) -> None:
+def test_errors_of_the_transform_pass_through(broken: Files) -> None:
     def transform(image: Any) -> Any:
         raise ZeroDivisionError("mine")
 
@@ -180,7 +180,7 @@ def test_faults_of_the_transform_are_its_own(broken: Files) -> None:
         ([3, 3], [3, 4], None),
     ],
 )
-def test_what_is_said_of_queries(queries: list[int], gallery: list[int] | None, expected: str | None) -> None:
+def test_notes_about_queries(queries: list[int], gallery: list[int] | None, expected: str | None) -> None:
     parts = [SimpleNamespace(labels=torch.tensor(labels)) for labels in (queries, gallery) if labels is not None]
     assert check_queries("it", *parts) == expected
 
@@ -197,7 +197,7 @@ def test_what_is_said_of_queries(queries: list[int], gallery: list[int] | None, 
         ([0, 0], [1, 2], r"none of its images \(2\) has an image of its class in the gallery to find"),
     ],
 )
-def test_queries_that_can_find_nothing(queries: list[int], gallery: list[int] | None, message: str) -> None:
+def test_queries_with_nothing_to_find(queries: list[int], gallery: list[int] | None, message: str) -> None:
     parts = [SimpleNamespace(labels=torch.tensor(labels)) for labels in (queries, gallery) if labels is not None]
     with pytest.raises(ValueError, match=message):
         check_queries("it", *parts)

@@ -64,7 +64,7 @@ def test_missing_images(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cub", "cars196", "sop", "inshop"])
-def test_only_the_images_to_test_on_are_looked_at(tmp_path: Path, name: str) -> None:
+def test_only_test_images_are_looked_for(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path, 6, 2)
     whole = splits_of(load(name, tmp_path))
     for split in ("train", "val"):
@@ -105,7 +105,7 @@ def test_looking_for_images_lists_each_folder_once(tmp_path: Path, monkeypatch: 
     assert sorted(listed) == [str(tmp_path / folder) for folder in "abc"]
 
 
-def test_links_that_lead_nowhere_are_missing(tmp_path: Path) -> None:
+def test_broken_links_count_as_missing(tmp_path: Path) -> None:
     write_cub(tmp_path, 4, 1, 8)
     broken, circle, folder, good = sorted((tmp_path / "CUB_200_2011" / "images").rglob("*.jpg"))[:4]
     for file, target in ((broken, "nowhere"), (circle, circle.name), (good, None)):

@@ -47,7 +47,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def told(root: Path) -> list[str]:
-    """What making all splits warns of."""
+    """Warnings while all splits are made."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = [ClassFolder(root, split, image_size=8) for split in ("train", "val", "test")]
@@ -57,7 +57,7 @@ def told(root: Path) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-def test_every_ending_of_pictures_that_pillow_reads(root: Path) -> None:
+def test_every_file_ending_that_pillow_reads(root: Path) -> None:
     added = [add(root / "c0" / f"b{i}.{e}", kind) for kind, ends in ENDINGS.items() for i, e in enumerate(ends)]
     found, left_out = find_images(root)
     assert set(found["c0"]) == {root / "c0" / "a.png", *added}
@@ -97,7 +97,7 @@ def test_names_without_an_ending(root: Path) -> None:
     assert sorted(path.name for path in left_out) == ["README", "empty"]
 
 
-def test_what_is_left_out_is_counted_and_named_once(root: Path) -> None:
+def test_files_left_out_are_counted_and_named_once(root: Path) -> None:
     for name in ("c0/notes.txt", "c0/clip.mpg", "c3/deep/a.png.bak", "c3/a.pdf"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes((root / "c0" / "a.png").read_bytes())
@@ -107,7 +107,7 @@ def test_what_is_left_out_is_counted_and_named_once(root: Path) -> None:
         os.symlink(root / "nowhere", root / name)
     os.mkfifo(root / "c4" / "pipe.png")
     add(root / "loose.png")
-    for name in ("c1/.DS_Store", "README.md"):  # which nobody takes for an image of a class
+    for name in ("c1/.DS_Store", "README.md"):  # nobody expects an image there
         (root / name).write_text("")
     (message,) = told(root)
     for part in (
@@ -125,7 +125,7 @@ def test_what_is_left_out_is_counted_and_named_once(root: Path) -> None:
     assert len(told(root)) == 1
 
 
-def test_classes_without_images_say_what_they_hold(root: Path) -> None:
+def test_classes_without_images_are_refused_with_their_content(root: Path) -> None:
     (root / "c6").mkdir()
     (root / "c6" / "photo.heic").touch()
     os.symlink("nowhere", root / "c6" / "b.png")
@@ -135,7 +135,7 @@ def test_classes_without_images_say_what_they_hold(root: Path) -> None:
         find_images(root)
 
 
-def test_benchmarks_of_folders_tell_it_too(tmp_path: Path) -> None:
+def test_folder_benchmarks_warn_too(tmp_path: Path) -> None:
     write_folder(tmp_path)
     add(tmp_path / "class 3" / "more" / "b.jfif", "JPEG")
     (tmp_path / "class 3" / "notes.txt").touch()
@@ -160,7 +160,7 @@ def test_images_cut_short_are_found_before_training(root: Path) -> None:
                 ClassFolder(root, split, image_size=8, in_memory=in_memory)
 
 
-def test_too_many_pixels_are_a_reason(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pixels_are_reported(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (100, 100)).save(root / "c0" / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     message = (
@@ -176,7 +176,7 @@ def test_too_many_pixels_are_a_reason(root: Path, monkeypatch: pytest.MonkeyPatc
         _ = [part[i] for part in (data.train, data.test["test"]) for i in range(len(part))]
 
 
-def test_each_reason_is_said(root: Path) -> None:
+def test_each_reason_is_given(root: Path) -> None:
     (root / "c0" / "bad.png").write_text("no image")
     Image.fromarray(np.array([[1, 70000]], np.int32)).save(root / "c1" / "wide.tif")
     message = (

@@ -16,7 +16,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def partition(tmp_path: Path) -> Path:
-    """The partition file of a small data set that may be spoilt."""
+    """The partition file of a small data set, which a test may damage."""
     write_inshop(tmp_path, classes=2, per_class=2, size=8, partition_in="", images_in="")
     return tmp_path / "list_eval_partition.txt"
 
@@ -58,7 +58,7 @@ def test_layouts(tmp_path: Path, nested: str, partition_in: str, images_in: str)
     assert all(Path(path).is_file() for path in data.paths)
 
 
-def test_parts_may_lie_apart(tmp_path: Path) -> None:
+def test_files_in_separate_folders(tmp_path: Path) -> None:
     write_inshop(tmp_path / NESTED, 1, 2, 8)
     shutil.move(tmp_path / NESTED / "Eval" / "list_eval_partition.txt", tmp_path)
     assert all(Path(path).is_file() for path in InShop(tmp_path).paths)
@@ -66,7 +66,7 @@ def test_parts_may_lie_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("download", [False, True])
 @pytest.mark.parametrize("exists", [False, True])
-def test_says_what_to_get_and_makes_nothing(tmp_path: Path, download: bool, exists: bool) -> None:
+def test_error_says_what_to_get_and_creates_nothing(tmp_path: Path, download: bool, exists: bool) -> None:
     folder = tmp_path / "data"
     if exists:
         folder.mkdir()

@@ -14,7 +14,7 @@ Image.init()
 
 
 def picture(mode: str) -> Image.Image:
-    """The same picture in any mode: ``GREY`` where it is of more than 8 bits, or else ``COLOUR``."""
+    """One picture in any mode: ``GREY`` if the mode has more than 8 bits, else ``COLOUR``."""
     if mode == "F":
         return Image.fromarray(GREY.astype(np.float32) / 255)
     if mode == "I":
@@ -49,7 +49,7 @@ def test_every_mode_in_every_format(mode: str) -> None:
             if not np.array_equal(np.asarray(found).astype(float), np.asarray(picture(mode)).astype(float)):
                 continue  # what is read is not what was given: releases of Pillow differ
             expected = grey(GREY)
-        elif found.mode in WIDE:  # SPIDER, which keeps floats alone
+        elif found.mode in WIDE:  # SPIDER stores only floats
             expected = grey(np.asarray(picture(mode).convert("F")))
         elif is_transparent(found):
             rgba = np.asarray(opened(data).convert("RGBA"))
@@ -83,7 +83,7 @@ def test_every_mode_in_memory(mode: str) -> None:
     assert (image.mode, image.tobytes()) == (mode, before)
 
 
-@pytest.mark.parametrize("scale", [257, 256])  # of whom either is found in files
+@pytest.mark.parametrize("scale", [257, 256])  # both occur in files
 @pytest.mark.parametrize("order", "<>")
 def test_sixteen_bits(scale: int, order: str) -> None:
     values = GREY.astype(np.uint16) * scale
@@ -133,7 +133,7 @@ def test_sixteen_bits_of_several_channels(channels: int) -> None:
 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("kind", [2, 3])
-def test_wide_tiff_without_a_white(kind: int, order: str) -> None:
+def test_wide_tiff_of_unknown_white(kind: int, order: str) -> None:
     form = f"{order}{'if'[kind - 2]}4"
     whole = opened(tiff((WIDTH, HEIGHT), GREY.astype(form).tobytes(), 32, kind=kind, order=order))
     assert (pixels(whole) == grey(GREY)).all()
@@ -157,7 +157,7 @@ def test_wide_tiff_without_a_white(kind: int, order: str) -> None:
         (np.array([[1, 1]], np.uint16), "values of 16 bits, 1 to 1"),
     ],
 )
-def test_refused_with_the_reason(values: np.ndarray, message: str, tmp_path: Any) -> None:
+def test_refusals_give_the_reason(values: np.ndarray, message: str, tmp_path: Any) -> None:
     with pytest.raises(UnknownRangeError, match=f"^the picture holds {message}") as caught:
         to_rgb(Image.fromarray(values))
     assert what_to_do(caught.value) == "save it with 8 bits, or with 16 and 65535 as white"

@@ -62,7 +62,7 @@ def test_cut_metadata_is_turned_if_the_orientation_is_there() -> None:
 
 
 def is_turned(found: np.ndarray, stored: np.ndarray) -> bool:
-    """Whether it is the picture, turned in any of eight ways."""
+    """Whether it is the stored picture in one of its eight orientations."""
     turned = [np.rot90(stored, turns) for turns in range(4)]
     return any(one.shape == found.shape and (one == found).all() for t in turned for one in (t, t[:, ::-1]))
 

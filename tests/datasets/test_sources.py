@@ -26,7 +26,7 @@ def test_missing_label_files(tmp_path: Path, name: str) -> None:
         load(name, tmp_path / "empty")
 
 
-def test_spoilt_label_files(tmp_path: Path) -> None:
+def test_damaged_label_files(tmp_path: Path) -> None:
     cub, cars, sop = write_cub(tmp_path / "1", 4, 1, 8), write_cars196(tmp_path / "2", 4, 1), write_sop(tmp_path / "3")
     images = cub / "CUB_200_2011" / "images.txt"
     images.write_text("\n".join(images.read_text().splitlines()[:5]))
@@ -98,7 +98,7 @@ SOP_TRAIN, SOP_TEST = (f"Stanford_Online_Products/Ebay_{split}.txt" for split in
         ("cars196", "names.csv", "Make C/V Model 2 ", "\nMake C/V Model 2 ", "of the 16 images of cars196 are not in"),
     ],
 )
-def test_label_files_that_mislead(tmp_path: Path, name: str, file: str, old: str, new: str, message: str) -> None:
+def test_inconsistent_label_files(tmp_path: Path, name: str, file: str, old: str, new: str, message: str) -> None:
     WRITERS[name](tmp_path, 4, 2, 8)
     text = (tmp_path / file).read_text()
     assert old in text

@@ -34,7 +34,7 @@ def test_any_mode_and_size(make: Callable[..., Callable[[Image.Image], torch.Ten
 
 
 @pytest.mark.parametrize("wide", ["I;16", "I", "F"])
-def test_wide_pictures_are_their_8_bit_twins(wide: str) -> None:
+def test_wide_pictures_equal_their_8_bit_versions(wide: str) -> None:
     grey = np.asarray(noise(40, 50).convert("L"))
     values = {"I;16": grey.astype(np.uint16) * 257, "I": grey.astype(np.int32), "F": grey.astype(np.float32) / 255}
     transform = transforms.test_transform(16)
@@ -105,7 +105,7 @@ def test_bad_size(make: Callable[..., object]) -> None:
 
 @pytest.fixture
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have torchvision and timm imported anew, and what was imported put back afterwards."""
+    """Import torchvision and timm again, and restore the imported modules afterwards."""
     for name in list(sys.modules):
         if name.split(".")[0] in ("torchvision", "timm"):
             monkeypatch.delitem(sys.modules, name)

@@ -13,7 +13,7 @@ from pml_gca.datasets.benchmarks import find_unreadable
 
 @pytest.fixture
 def spoilt(tmp_path: Path) -> Path:
-    """CUB with a whole class, one more image to train on and two to test on that cannot be read."""
+    """CUB where a whole class, one more training image and two test images cannot be read."""
     write_cub(tmp_path, 6, 2)
     images = tmp_path / "CUB_200_2011" / "images"
     files = [*(images / "002.Some_Bird").iterdir(), *images.glob("004*/*_0000_*"), *images.glob("10[13]*/*_0000_*")]
@@ -50,7 +50,7 @@ def test_unreadable_files_are_skipped(spoilt: Path) -> None:
         assert not set(benchmark.left_out) & set(dataset.files)
 
 
-def test_skipping_does_not_change_what_is_held_out(spoilt: Path) -> None:
+def test_skipping_does_not_change_the_held_out_classes(spoilt: Path) -> None:
     for seed in range(4):
         before = splits_of(load("cub", spoilt, val_fraction=0.5, seed=seed))
         with pytest.warns(UserWarning, match="left out"):
@@ -59,7 +59,7 @@ def test_skipping_does_not_change_what_is_held_out(spoilt: Path) -> None:
             assert after[split].classes == [label for label in before[split].classes if label != 2]
 
 
-def test_wide_pictures_without_a_white_are_skipped(tmp_path: Path) -> None:
+def test_pictures_of_unknown_white_are_skipped(tmp_path: Path) -> None:
     write_cub(tmp_path, 3, 2)
     file = min((tmp_path / "CUB_200_2011" / "images").glob("102*/*"))
     Image.new("I", (9, 9), 70000).save(file, format="TIFF")
@@ -72,7 +72,7 @@ def test_wide_pictures_without_a_white_are_skipped(tmp_path: Path) -> None:
     assert load("cub", tmp_path, val_fraction=0, unreadable="skip").left_out == []  # one's own transforms may take it
 
 
-def test_too_few_classes_can_be_read(spoilt: Path) -> None:
+def test_too_few_readable_classes(spoilt: Path) -> None:
     for file in (spoilt / "CUB_200_2011" / "images").glob("00[1-5]*/*"):
         file.write_bytes(b"")
     message = "the train split of cub in .* at least 2 classes with images, found 1"

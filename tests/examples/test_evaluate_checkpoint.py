@@ -26,7 +26,7 @@ TINY = replace(
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A data set of 2 x 6 classes, and a checkpoint of a network that saw nothing."""
+    """A data set of 2 x 6 classes, and a checkpoint of an untrained network."""
     root = tmp_path_factory.mktemp("files")
     write_cub(root / "cub")
     write_inshop(root / "inshop")
@@ -180,7 +180,7 @@ def test_images_that_cannot_be_read(files, tmp_path, capsys):
     assert (written["images"], written["left_out"]) == ({"test": 22}, test)
 
 
-def test_images_without_a_white_and_classes_of_one(files, tmp_path):
+def test_images_of_unknown_white_and_classes_of_one_image(files, tmp_path):
     root = shutil.copytree(files[0] / "cub", tmp_path / "cub")
     given = arguments(files[0], **{"data-root": root})
     wide = min(root.rglob("101.Some_Bird/*"))
@@ -217,7 +217,7 @@ def test_workers_and_devices_by_their_names(files, monkeypatch, capsys):
     assert "--device: device is 'cuda:2', but torch finds 2 GPU(s), numbered from 0" in capsys.readouterr().err
 
 
-def test_files_that_the_system_refuses(files, tmp_path, monkeypatch):
+def test_errors_of_the_file_system(files, tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device", str(path))
 

@@ -17,7 +17,7 @@ CLASSES, FACES, SIZE = 4, 3, 32
 
 @pytest.fixture
 def few_glyphs(monkeypatch, tmp_path):
-    """Twenty letters in three faces, for a cache of their own."""
+    """Twenty letters in three faces, with a separate cache."""
     paths = glyph_render.font_paths()[::5][:FACES]
     codes = [ord(letter) for letter in "ABCDEFGHKMNPRSTUVWZa"]
     monkeypatch.setattr(glyph_render, "font_paths", lambda: paths)
@@ -26,7 +26,7 @@ def few_glyphs(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_what_is_written_reads_as_cub(few_glyphs, tmp_path, capsys):
+def test_written_folder_reads_as_cub(few_glyphs, tmp_path, capsys):
     folder = tmp_path / "new" / "glyphs"
     glyphs_as_cub.main([str(folder), "--classes", str(CLASSES), "--image-size", str(SIZE)])
     assert f"{2 * CLASSES * FACES} images of {2 * CLASSES} classes in {folder}" in capsys.readouterr().out
@@ -47,7 +47,7 @@ def test_what_is_written_reads_as_cub(few_glyphs, tmp_path, capsys):
             assert np.abs(image - means).mean() < 10
 
 
-def test_the_protocol_takes_it(few_glyphs, tmp_path):
+def test_protocol_accepts_the_folder(few_glyphs, tmp_path):
     glyphs_as_cub.main([str(tmp_path / "glyphs"), "--classes", "4", "--image-size", "40"])
     benchmark = load_benchmark("cub", tmp_path / "glyphs", image_size=16, val_fraction=0.25)
     assert benchmark.val is not None
@@ -74,7 +74,7 @@ def test_bad_arguments(arguments, message, tmp_path, capsys):
     assert not (tmp_path / "glyphs").exists()
 
 
-def test_nothing_is_written_over(tmp_path, capsys):
+def test_nothing_is_overwritten(tmp_path, capsys):
     kept = tmp_path / "CUB_200_2011" / "images.txt"
     kept.parent.mkdir()
     kept.write_text("1 birds.jpg\n")

@@ -26,7 +26,7 @@ TINY = ["--set", "backbone=test_resnet", "classes_per_batch=3", "embedding_size=
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
-    """Each data set, tiny, as it lies on disk."""
+    """A tiny folder of each data set."""
     found = {name: tmp_path_factory.mktemp(name) for name in WRITERS}
     for name, root in found.items():
         WRITERS[name](root)
@@ -35,7 +35,7 @@ def roots(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
-    """Where every sum has one order."""
+    """Run on the CPU, where sums have a fixed order."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -46,7 +46,7 @@ def reproduce_cub(roots, out, *more):
 
 
 def results(out, seed=0):
-    """Everything a run leaves but the time it took."""
+    """Everything that a run leaves except times."""
     folder = out / f"seed{seed}"
     found = json.loads((folder / "result.json").read_text())
     del found["seconds_per_iteration"], found["history"]["seconds"]
@@ -144,7 +144,7 @@ def test_options_of_the_generator(roots, tmp_path, capsys):
         reproduce_cub(roots, tmp_path, *arguments, "--set", "merging=mean", "--resume")
 
 
-def test_a_loss_and_data_of_ones_own(tmp_path, monkeypatch, capsys):
+def test_own_loss_and_data(tmp_path, monkeypatch, capsys):
     layouts.write_folder(tmp_path / "pictures")
     (tmp_path / "my_losses.py").write_text(
         "from pytorch_metric_learning import losses\n\n\ndef make(num_classes, embedding_size):\n"
@@ -215,7 +215,7 @@ def test_bad_arguments(arguments, message, tmp_path, capsys):
         ),
     ],
 )
-def test_nothing_to_find_is_said_before_training(name, lone, message, dry, tmp_path, monkeypatch):
+def test_splits_with_nothing_to_find_are_refused_before_training(name, lone, message, dry, tmp_path, monkeypatch):
     monkeypatch.setattr(Experiment, "train", None)
     root, out = {"folder": layouts.write_folder, **WRITERS}[name](tmp_path / "data"), tmp_path / "out"
     if name == "folder":
@@ -238,7 +238,7 @@ def test_nothing_to_find_is_said_before_training(name, lone, message, dry, tmp_p
     assert not list(out.glob("seed*"))
 
 
-def test_images_that_do_not_count_are_counted(tmp_path):
+def test_lone_images_are_counted(tmp_path):
     root = layouts.write_folder(tmp_path / "data")
     test = reproduce.load_benchmark("folder", root, train_transform=len, test_transform=len).test["test"]
     for file in test.files[1:4]:

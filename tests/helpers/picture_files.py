@@ -66,7 +66,7 @@ def tiff(
 
 
 def jpeg(picture: Image.Image, exif: bytes) -> bytes:
-    """A JPEG with anything as its EXIF block."""
+    """A JPEG with any bytes as its EXIF block."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=95)
     data = b"Exif\0\0" + exif
@@ -74,7 +74,7 @@ def jpeg(picture: Image.Image, exif: bytes) -> bytes:
 
 
 def exif(entries: list[tuple[int, int, int, bytes]], order: str = ">") -> bytes:
-    """A block of entries: tag, type, count and the 4 bytes of the value, each as they are to be written."""
+    """An EXIF block of entries: tag, type, count and the 4 bytes of the value as they are written."""
     head = (b"MM" if order == ">" else b"II") + struct.pack(order + "HI", 42, 8)
     body = b"".join(struct.pack(order + "HHI", tag, kind, count) + value for tag, kind, count, value in entries)
     return head + struct.pack(order + "H", len(entries)) + body + b"\0" * 4

@@ -1,4 +1,4 @@
-"""Forward passes are compared with torchvision's own models, and training with PML's own trainer."""
+"""Forward passes are compared with torchvision's models, and training with PML's trainer."""
 
 import copy
 import io
@@ -26,7 +26,7 @@ def build(name, **kwargs):
 
 
 def shake(model, variance=1.0):
-    """Batch normalisation as after training, so that it shows where it is; nothing is zero, so all weights decay."""
+    """Give batch normalisation statistics as after training, which show in outputs; leave no weight at 0: all decay."""
     source = torch.Generator().manual_seed(2)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -84,7 +84,7 @@ def test_resnet50_adds_average_and_max_pooling():
     assert trunk.num_features == 2048
 
 
-def test_googlenet_is_torchvisions_but_for_heads_and_dropout():
+def test_googlenet_is_that_of_torchvision_without_heads_and_dropout():
     trunk = shake(build("googlenet", frozen="batch_norm"), variance=0.15).eval()  # at 1 the images would not matter
     theirs = torchvision.models.googlenet(aux_logits=True, transform_input=False, init_weights=False)
     missing, unexpected = theirs.load_state_dict(trunk.state_dict(), strict=False)
@@ -104,7 +104,7 @@ def test_googlenet_is_torchvisions_but_for_heads_and_dropout():
     assert trunk.num_features == 1024
 
 
-def test_dino_is_a_small_vision_transformer_and_its_class_token():
+def test_dino_returns_the_class_token_of_a_small_vision_transformer():
     trunk = build("dino_vits16", image_size=32).eval()
     layers = ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"]
     modules = ["patch_embed.proj", "norm", *(f"blocks.{k}.{layer}" for k in range(12) for layer in layers)]
@@ -120,14 +120,14 @@ def test_dino_is_a_small_vision_transformer_and_its_class_token():
 
 
 @pytest.mark.parametrize("name", [TINY, f"{TINY}.r160_in1k", TINY_VIT, "mobilenetv3_small_050"])
-def test_other_names_are_timms(name):
+def test_other_names_are_models_of_timm(name):
     trunk = build(name, image_size=48).eval()
     assert type(trunk) is type(timm.create_model(name))
     with torch.no_grad():
         assert trunk(images(48)).shape == (4, trunk.num_features)
 
 
-def test_unknown_names_list_what_there_is():
+def test_unknown_names_list_the_known_ones():
     with pytest.raises(
         ValueError, match=r"'resnet5O' \(did you mean resnet50\?\); there are resnet50, googlenet, dino"
     ):
@@ -139,7 +139,7 @@ def test_unknown_names_list_what_there_is():
 
 
 @pytest.mark.parametrize("name", ["resnet50", "googlenet"])
-def test_torchvisions_weights_are_loaded_but_for_unused_layers(name, monkeypatch):
+def test_weights_of_torchvision_are_loaded_without_unused_layers(name, monkeypatch):
     fetched = []
     options = {"init_weights": False} if name == "googlenet" else {}
     published = shake(getattr(torchvision.models, name)(**options)).state_dict()
@@ -159,7 +159,7 @@ def test_torchvisions_weights_are_loaded_but_for_unused_layers(name, monkeypatch
     assert type(trunk.fc) is nn.Identity
 
 
-def test_a_failed_download_says_what_and_what_to_do(monkeypatch):
+def test_a_failed_download_names_the_weights_and_the_remedy(monkeypatch):
     def fail(*args, **kwargs):
         raise urllib.error.URLError("no network")
 
@@ -176,7 +176,7 @@ def test_a_failed_download_says_what_and_what_to_do(monkeypatch):
         build_backbone("dino_vits16", image_size=32)
 
 
-def test_frozen_batch_norm_stays_in_a_step_of_pmls_trainer():
+def test_frozen_batch_norm_survives_a_step_of_pml_trainer():
     trunk, head = shake(build("resnet50", frozen="batch_norm")), build_head(2048, 8)
     before = snapshot(trunk)
     train_one_step(trunk, head)
@@ -213,7 +213,7 @@ def test_copies_and_pickles_keep_their_own_batch_norm_frozen():
 
 
 @pytest.mark.parametrize(("name", "frozen"), [(TINY, None), (TINY, "batch_norm"), (TINY_VIT, "patch_embedding")])
-def test_warm_up_moves_the_head_alone_and_then_all_but_what_is_frozen(name, frozen):
+def test_warm_up_trains_only_the_head_and_later_all_but_frozen_parts(name, frozen):
     trunk = shake(build(name, frozen=frozen, image_size=32))
     head = build_head(trunk.num_features, 8)
     learns = {parameter: parameter.requires_grad for parameter in trunk.parameters()}
@@ -249,7 +249,7 @@ def test_warm_up_of_any_module():
     assert all(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_what_is_not_there_cannot_be_frozen():
+def test_missing_parts_cannot_be_frozen():
     with pytest.raises(ValueError, match="frozen is 'patch_embedding', but ResNet has none; None freezes nothing"):
         build(TINY, frozen="patch_embedding")
     with pytest.raises(ValueError, match="frozen is 'batch_norm', but VisionTransformer has none"):

@@ -1,4 +1,4 @@
-"""Names and shapes of three of the authors' checkpoints with random values, and small ones made like them."""
+"""State dicts with names and shapes of three of the authors' checkpoints, and small ones like them; random values."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ TINY_DINO = replace(DINO_CUB, embedding_size=8, num_layers=1, num_heads=2)
 
 
 def fill(shapes):
-    """Values at which, in a deep network, nothing overflows, nor do images cease to matter."""
+    """Values with which a deep network neither overflows nor ignores its images."""
     source = torch.Generator().manual_seed(0)
     state = {}
     for name, shape in shapes.items():
@@ -63,7 +63,7 @@ def same(a, b):
 
 
 def by_hand(name, state):
-    """Embeddings of the authors' image model, from torchvision's networks with all that a checkpoint has for them."""
+    """Embeddings of the authors' image model: torchvision's network with the parameters of the checkpoint."""
     model = name.partition("_")[0]
     prefix = f"{BACKBONE}model." if model == "resnet50" else BACKBONE
     if model == "resnet50":
@@ -122,7 +122,7 @@ def test_a_published_checkpoint_loads_whole_and_is_written_back(name):
     assert same(again[2].state_dict(), generator.state_dict())
 
 
-def test_settings_of_the_generator_are_the_recipes():
+def test_generator_has_the_settings_of_the_recipe():
     recipe = replace(TINY, classification_weight=2, similarity_weight=4, diversity_weight=6)
     generator = load_published_checkpoint(tiny_checkpoint(), recipe)[2]
     assert (generator.alpha, generator.classification_weight) == (3, 2)
@@ -133,7 +133,7 @@ def test_settings_of_the_generator_are_the_recipes():
         assert not torch.equal(generator.correlate(x, labels).node_logits, other.correlate(x, labels).node_logits)
 
 
-def test_files_wrapped_states_and_data_parallel_names(tmp_path):
+def test_files_nested_state_dicts_and_data_parallel_names(tmp_path):
     state = tiny_checkpoint()
     expected = embed(load_published_checkpoint(state, TINY), 32)
     parallel = {f"module.{name}": value for name, value in state.items()}
@@ -148,7 +148,7 @@ def test_files_wrapped_states_and_data_parallel_names(tmp_path):
     assert same(generator.state_dict(), models[2].state_dict())
 
 
-def test_the_dtype_is_the_checkpoints():
+def test_modules_have_the_dtype_of_the_checkpoint():
     state = {name: value.double() if value.is_floating_point() else value for name, value in tiny_checkpoint().items()}
     models = load_published_checkpoint(state, TINY)
     assert {tensor.dtype for model in models for tensor in model.parameters()} == {torch.float64}
@@ -160,7 +160,7 @@ def test_the_dtype_is_the_checkpoints():
 
 @pytest.fixture(scope="module")
 def dino():
-    """Of images of 32 x 32 pixels, 2 x 2 patches."""
+    """A DINO model for images of 32 x 32 pixels, 2 x 2 patches."""
     state = tiny_checkpoint(TINY_DINO, image_size=32)
     assert state[f"{BACKBONE}pos_embed"].shape == (1, 5, 384)
     return state
@@ -185,7 +185,7 @@ def test_a_vision_transformer_with_and_without_inner_names(dino):
         embed(models, 48)
 
 
-def test_a_vision_transformer_is_fitted_to_another_image_size(dino):
+def test_vision_transformer_at_another_image_size(dino):
     models = load_published_checkpoint(dino, TINY_DINO, image_size=48)
     assert embed(models, 48).shape == (3, 8)
     before, after = dino[f"{BACKBONE}pos_embed"][0], models[0].pos_embed[0]
@@ -216,7 +216,7 @@ def test_a_checkpoint_of_other_sizes_is_refused():
         load_published_checkpoint(one, replace(TINY, embedding_size=4))
 
 
-def test_what_is_missing_is_named():
+def test_missing_parameters_are_named():
     state = tiny_checkpoint()
     del state[f"{BACKBONE}conv1.0.weight"], state["gnn.fc.0.bias"], state["feature_extractor.fc.1.bias"]
     found = r"missing: \S+conv1\.0\.weight, feature_extractor\.fc\.1\.bias, gnn\.fc\.0\.bias$"
@@ -235,7 +235,7 @@ def test_what_is_missing_is_named():
         {f"{BACKBONE}pos_embed": torch.zeros(3), f"{BACKBONE}patch_embed.proj.weight": torch.zeros(3)},
     ],
 )
-def test_what_is_no_checkpoint_is_refused(found):
+def test_other_objects_than_checkpoints_are_refused(found):
     for recipe in (TINY, replace(TINY, backbone="test_vit", frozen=None)):
         with pytest.raises(ValueError, match=r"not a published checkpoint of the recipe tiny; missing: .* more"):
             load_published_checkpoint(found, recipe)

@@ -13,14 +13,14 @@ from pml_gca.paper import evaluate, metric_names
 
 
 class Colours(nn.Module):
-    """Images to their mean colours."""
+    """A model that maps images to their mean colours."""
 
     def forward(self, images):
         return images.mean(dim=(2, 3))
 
 
 def slow_metrics(queries, query_labels, references, reference_labels, recall_at, among_themselves):
-    """Each query's references sorted by distance, one query at a time."""
+    """Metrics by a loop over queries that sorts all references by distance."""
     hits, precision, r_precision = {k: [] for k in recall_at}, [], []
     for i, query in enumerate(queries):
         others = [j for j in range(len(references)) if not (among_themselves and j == i)]
@@ -44,7 +44,7 @@ def embed(dataset):
 
 @pytest.mark.parametrize("name", ["cub", "inshop"])
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_metrics_are_those_of_a_slow_search(name, split, tmp_path):
+def test_metrics_equal_those_of_a_slow_search(name, split, tmp_path):
     getattr(layouts, f"write_{name}")(tmp_path)
     benchmark = load_benchmark(name, tmp_path, image_size=16, val_fraction=0.4)
     found = evaluate(Colours(), nn.Identity(), benchmark, split, batch_size=5, device=torch.device("cpu"))

@@ -31,7 +31,7 @@ def weights(experiment):
     return {name: p.detach().clone() for name, p in experiment.setup.models["trunk"].named_parameters()}
 
 
-def test_in_the_warm_up_only_the_head_learns(cub, tmp_path):
+def test_only_the_head_learns_in_the_warm_up(cub, tmp_path):
     experiment = Experiment(RECIPE, cub, OPTIONS, tmp_path)
     experiment.build()
     head = experiment.setup.models["embedder"][1].weight.clone()
@@ -42,7 +42,7 @@ def test_in_the_warm_up_only_the_head_learns(cub, tmp_path):
     experiment.train_epoch(2)
     moved = {name for name, value in weights(experiment).items() if not torch.equal(value, before[name])}
     assert moved
-    assert not [name for name in moved if ".bn" in name]  # which the recipe freezes
+    assert not [name for name in moved if ".bn" in name]  # the recipe freezes these
 
 
 def test_a_folder_of_another_run_is_refused(cub, tmp_path):
@@ -63,7 +63,7 @@ def test_a_folder_of_another_run_is_refused(cub, tmp_path):
         Experiment(RECIPE, fewer, OPTIONS, tmp_path).train()
 
 
-def test_processes_that_load(cub, tmp_path, capfd):
+def test_loading_processes(cub, tmp_path, capfd):
     result = Experiment(RECIPE, cub, replace(OPTIONS, workers=2, select_on="last"), tmp_path).train()
     assert result["epoch"] == 2
     assert result["history"]["recall_at_1"] == []
@@ -94,7 +94,7 @@ class Seen:
 
 
 @pytest.mark.parametrize("sampler", ["covering", "random"])
-def test_images_of_a_class_come_once_before_any_again(sampler, cub, tmp_path):
+def test_images_of_a_class_come_once_before_any_repeats(sampler, cub, tmp_path):
     train = Seen(cub.train)
     recipe = replace(RECIPE, classes_per_batch=2, samples_per_class=2, epochs=4)
     options = replace(OPTIONS, sampler=sampler, select_on="last", generator="none")
@@ -111,7 +111,7 @@ def test_images_of_a_class_come_once_before_any_again(sampler, cub, tmp_path):
     assert all(whole) == (sampler == "covering")
 
 
-def test_of_recalls_that_are_no_numbers_the_latest_is_kept(cub, tmp_path, monkeypatch):
+def test_among_nan_recalls_the_latest_is_kept(cub, tmp_path, monkeypatch):
     experiment = Experiment(RECIPE, cub, OPTIONS, tmp_path)
     experiment.build()
     for epoch, (recall, best) in enumerate(
@@ -122,7 +122,7 @@ def test_of_recalls_that_are_no_numbers_the_latest_is_kept(cub, tmp_path, monkey
         assert experiment.best_epoch == best
 
 
-def test_what_keeps_the_records_is_missed_at_once(cub, tmp_path, monkeypatch):
+def test_missing_record_keeper_is_reported_before_training(cub, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "record_keeper", None)
     for run in (Experiment(RECIPE, cub, OPTIONS, tmp_path).train, lambda: dry_run(RECIPE, cub, OPTIONS)):
         with pytest.raises(
@@ -131,7 +131,7 @@ def test_what_keeps_the_records_is_missed_at_once(cub, tmp_path, monkeypatch):
             run()
 
 
-def test_the_paper_stands_beside_its_own_recipe_alone(cub):
+def test_published_numbers_appear_only_beside_the_recipe_of_the_paper(cub):
     result = {"epoch": 7, "metrics": dict.fromkeys(METRICS, 0.5), "seconds_per_iteration": 1.0}
     options = Options(loss="proxy_anchor", select_on="test", device="cpu")
     table = seeds_table({0: result}, recipes.RESNET50_CUB, options, cub)
@@ -156,7 +156,7 @@ def test_the_paper_stands_beside_its_own_recipe_alone(cub):
 METRICS = [*(f"recall_at_{k}" for k in (1, 2, 4, 8)), "mean_average_precision_at_r", "r_precision"]
 
 
-def test_a_backbone_of_ones_own_and_the_whole_precision(cub, tmp_path):
+def test_own_backbone_with_amp(cub, tmp_path):
     class Colours(torch.nn.Module):
         num_features = 3
 

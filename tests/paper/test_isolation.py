@@ -1,4 +1,4 @@
-"""Nothing in the package needs the folder ``paper``."""
+"""Nothing else in the package imports the folder ``paper``."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[2] / "pml_gca"
 
 
 def imports(path: Path) -> set[str]:
-    """Absolute names of all modules, and of all names of modules, that a file imports, wherever it does."""
+    """Absolute names of everything that a file imports, also inside functions."""
     package = ("pml_gca", *path.relative_to(PACKAGE).parent.parts)
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):

@@ -26,7 +26,7 @@ def data_sets(draw):
 
 
 @given(data_sets(), st.integers(0, 3), st.integers(1, 7))
-def test_every_sample_of_a_class_comes_once_before_any_again(data, seed, num_batches):
+def test_every_sample_of_a_class_comes_once_before_any_repeats(data, seed, num_batches):
     labels, m, classes = data
     size = m * classes
     sampler = MPerClassCoveringSampler(torch.tensor(labels), m, size, num_batches * size + size - 1, seed=seed)
@@ -48,7 +48,7 @@ def test_every_sample_of_a_class_comes_once_before_any_again(data, seed, num_bat
             assert set(rows[start : start + n]) == members[label]
 
 
-def test_draws_depend_on_the_seed_alone():
+def test_draws_depend_only_on_the_seed():
     labels = torch.arange(40) % 8
     state = torch.get_rng_state()
     make = [MPerClassCoveringSampler(labels, 2, 8, 40, seed=seed) for seed in (5, 5, 6)]
@@ -58,7 +58,7 @@ def test_draws_depend_on_the_seed_alone():
     assert list(make[0]) == list(make[1]) != first  # the next epoch is another
 
 
-def test_a_sampler_goes_on_where_another_was(tmp_path):
+def test_a_sampler_continues_where_another_stopped(tmp_path):
     labels = np.arange(50) % 7
     one = MPerClassCoveringSampler(labels, 3, 12, 48, seed=1)
     list(one)
@@ -83,7 +83,7 @@ def test_labels_of_any_kind(kind):
     assert list(sampler) == expected
 
 
-def test_it_draws_on_the_host_whatever_the_default_device():
+def test_it_draws_on_the_host_with_any_default_device():
     labels = np.arange(30) % 5
     expected = list(MPerClassCoveringSampler(labels, 2, 6, 24, seed=np.int64(3)))
     with torch.device("meta"):
@@ -107,7 +107,7 @@ def share_seen(sizes, rows):
 
 
 def expected_shares(sizes, classes, m, num_batches):
-    """Of images seen in an epoch, by hand: whole orders used up, and images drawn anew for each batch."""
+    """Shares of images in an epoch, computed by hand: with orders that are used up, and with independent batches."""
     chance = classes / len(sizes)
     used_up = anew = 0.0
     for k in range(num_batches + 1):
@@ -119,12 +119,12 @@ def expected_shares(sizes, classes, m, num_batches):
 
 
 @pytest.mark.parametrize(("sizes", "classes", "m"), [CUB, SOP], ids=["cub", "sop"])
-def test_an_epoch_covers_what_it_can(sizes, classes, m):
+def test_an_epoch_covers_as_many_images_as_possible(sizes, classes, m):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     size = classes * m
     num_batches = len(labels) // size
     ours = [share_seen(sizes, MPerClassCoveringSampler(labels, m, size, len(labels), seed=seed)) for seed in range(20)]
-    np.random.seed(0)  # noqa: NPY002 - from which PML's sampler draws
+    np.random.seed(0)  # noqa: NPY002 - PML's sampler draws from it
     pml = [share_seen(sizes, MPerClassSampler(labels, m, size, len(labels))) for _ in range(20)]
     covered, anew = expected_shares(sizes, classes, m, num_batches)
     assert np.mean(ours) == pytest.approx(covered, abs=0.01)
@@ -133,7 +133,7 @@ def test_an_epoch_covers_what_it_can(sizes, classes, m):
     assert anew == pytest.approx({27: 0.63, 4: 0.61}[classes], abs=0.01)
 
 
-def test_what_an_epoch_leaves_out_comes_in_the_next():
+def test_images_left_out_of_an_epoch_come_in_the_next():
     labels = np.repeat(np.arange(10), 6)
     sampler = MPerClassCoveringSampler(labels, 2, 20, 20)  # all classes, 2 of 6 images
     epochs = [set(sampler) for _ in range(3)]

@@ -7,7 +7,7 @@ from pml_gca.paper import PublishedNPairsLoss
 
 
 def expected(z, y, samples_per_class):
-    """Each class's first sample against its others in turn, and what the m-th samples of other classes are to it."""
+    """The loss by loops: the first sample of each class against its others in turn and the m-th of other classes."""
     members = [[i for i, label in enumerate(y) if label == c] for c in sorted(set(y))]
     values = []
     for m in range(1, max(map(len, members))):

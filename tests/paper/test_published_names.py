@@ -34,7 +34,7 @@ def test_a_published_checkpoint_loads_whole(name):
     assert all("update_node" in key or key in ("gnn.bottleneck1.0.bias", "gnn.bottleneck2.0.bias") for key in unused)
 
 
-def test_what_is_missing_or_misshapen_is_named():
+def test_missing_and_misshapen_parameters_are_named():
     state = checkpoint("resnet50_sop")
     del state["gnn.fc.0.weight"]
     state["gnn.gnn.0.edge_model.linear.0.bias"] = torch.zeros(5)
@@ -49,7 +49,7 @@ def test_what_is_missing_or_misshapen_is_named():
 
 
 @pytest.mark.parametrize("found", [3, [torch.zeros(2)], None])
-def test_what_is_no_state_dict_is_refused(found):
+def test_other_objects_than_state_dicts_are_refused(found):
     with pytest.raises(TypeError, match="state_dict_or_path must be a mapping"):
         load_published_generator(found, num_heads=2)
 

@@ -1,4 +1,4 @@
-"""A whole training run of the authors' own trainer (float64, dropout 0, torch 1.8.1), followed to its end.
+"""Comparison with a whole training run of the authors' own trainer (float64, dropout 0, torch 1.8.1).
 
 Their code was switched to our documented differences: J_soft and J_sim average over negatives, the L2 term of J_syn is
 on anchors, gradients of the auxiliary classifier are clipped, levels are infinite in the first epoch, nothing is added

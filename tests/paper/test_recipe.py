@@ -40,7 +40,7 @@ def test_fields_keep_their_types():
     assert changed_recipe(PAPER, ["alpha=1", "alpha=2"]).alpha == 2
 
 
-def test_spaces_around_a_value_do_not_count():
+def test_spaces_around_a_value_are_ignored():
     words = ["merging= hardest ", "coefficients= random", "backbone= resnet18", "alpha= 3 ", "channelwise= False "]
     changed = changed_recipe(PAPER, words)
     assert changed.generator_options == {"merging": "hardest", "coefficients": "random", "channelwise": False}
@@ -61,7 +61,7 @@ def test_every_option_of_the_generator_can_be_set():
     assert recipes.changes(changed) == {"embedding_size": 8, **expected}
 
 
-def test_options_that_are_the_generators_defaults_change_nothing():
+def test_default_options_of_the_generator_change_nothing():
     usual = {name: option.default for name, option in GENERATOR_OPTIONS.items()}
     words = [f"{name}={value}" for name, value in usual.items()]
     changed = changed_recipe(PAPER, words)
@@ -70,7 +70,7 @@ def test_options_that_are_the_generators_defaults_change_nothing():
     assert recipes.changes(changed) == {}
 
 
-def test_options_are_added_to_those_that_are_there():
+def test_options_are_added_to_earlier_ones():
     first = changed_recipe(PAPER, ["coefficients=random", "merging=mean"])
     second = changed_recipe(first, ["coefficients=1"])
     assert second.generator_options == {"coefficients": 1.0, "merging": "mean"}

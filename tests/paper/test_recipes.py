@@ -27,7 +27,7 @@ BACKBONES = {"resnet50": "resnet50", "googlenet": "googlenet", "dino": "dino_vit
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_recipes_are_those_of_the_paper(row):
+def test_recipes_have_the_settings_of_the_paper(row):
     name, *values = row
     recipe = recipes.RECIPES[name]
     assert getattr(recipes, name.upper()) is recipe
@@ -56,7 +56,7 @@ def test_the_table_is_complete():
     assert {name for name, _, _ in recipes.PUBLISHED_RECALL_AT_1} <= set(recipes.RECIPES)
 
 
-def test_a_name_that_is_not_known():
+def test_unknown_name():
     with pytest.raises(ValueError, match=r"'resnet50_cubs' \(did you mean resnet50_cub\?\); there are resnet50_cub, "):
         recipes.find_recipe("resnet50_cubs")
 
@@ -80,9 +80,9 @@ def test_bad_fields(change, error, message):
         replace(recipes.RESNET50_CUB, **change)
 
 
-def test_recipes_are_hashable_whatever_options_they_hold():
+def test_recipes_with_any_options_are_hashable():
     assert len({recipes.DINO_SOP, replace(recipes.DINO_SOP, generator_options={"merging": "mean"})}) == 2
 
 
-def test_no_warm_up_is_a_recipe():
+def test_a_recipe_without_warm_up():
     assert replace(recipes.DINO_SOP, warmup_epochs=0).warmup_epochs == 0

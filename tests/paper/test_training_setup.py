@@ -37,7 +37,7 @@ def test_learning_rates_over_the_epochs():
     assert rates(setup.optimizers["metric_loss_optimizer"])[0] == pytest.approx(0, abs=1e-12)
 
 
-def test_every_parameter_that_learns_is_in_one_optimizer():
+def test_every_learning_parameter_is_in_one_optimizer():
     setup = make(loss="proxy_anchor")
     held = [p for o in setup.optimizers.values() for group in o.param_groups for p in group["params"]]
     learn = [p for m in (*setup.models.values(), *setup.loss_funcs.values()) for p in m.parameters() if p.requires_grad]
@@ -112,7 +112,7 @@ def test_the_trainer_of_a_schedule(options, trainer):
     assert ("metric_loss_optimizer" in setup.optimizers) == (options != {"generator": "none"})
 
 
-def test_a_backbone_of_ones_own():
+def test_own_backbone():
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5), nn.BatchNorm1d(5))
     backbone.num_features = 5
     backbone[1].bias.requires_grad_(False)
@@ -133,7 +133,7 @@ def test_a_backbone_of_ones_own():
         build_training_setup(RECIPE, Options(), 7, backbone=plain)
 
 
-def test_a_backbone_that_does_not_learn_needs_no_optimizer():
+def test_a_fixed_backbone_needs_no_optimizer():
     backbone = nn.Flatten()
     backbone.num_features = 5
     setup = build_training_setup(replace(RECIPE, frozen=None), Options(), 7, backbone=backbone)
@@ -141,7 +141,7 @@ def test_a_backbone_that_does_not_learn_needs_no_optimizer():
     setup.trainer(RECIPE, Options(), dataset=[])
 
 
-def test_the_head_of_dino_begins_orthogonal():
+def test_head_of_dino_starts_orthogonal():
     backbone = nn.Flatten()
     backbone.num_features = 24
     recipe = replace(recipes.DINO_CUB, embedding_size=16, num_heads=2, frozen=None)
@@ -150,7 +150,7 @@ def test_the_head_of_dino_begins_orthogonal():
     assert not linear.bias.any()
 
 
-def test_losses_of_ones_own_have_a_name():
+def test_own_losses_have_a_name():
     assert Options(loss=recipes.find_recipe).loss_name == "pml_gca.paper.recipes:find_recipe"
     assert Options(loss=partial(recipes.find_recipe)).loss_name == "functools:partial"
 

@@ -5,7 +5,7 @@ from pml_gca import visualize
 
 
 class Pictures:
-    """Twelve grey images of six classes; it remembers which of them were read."""
+    """Twelve grey images of six classes. It remembers which ones were read."""
 
     def __init__(self):
         self.labels = torch.arange(12) % 6
@@ -29,7 +29,7 @@ def test_queries_are_of_different_classes():
     assert sorted(visualize.choose_queries(data, 100).tolist()) == [0, 1, 2, 3, 4, 5]
 
 
-def test_the_images_asked_for_are_drawn_and_no_others_are_read():
+def test_only_the_drawn_images_are_read():
     data = Pictures()
     queries = torch.tensor([3, 7])
     found = {"one": torch.tensor([[9, 1], [1, 3]]), "two": torch.tensor([[4, 9], [0, 1]])}

@@ -25,17 +25,17 @@ def test_a_figure_is_saved(tmp_path, capsys):
     ("name", "run", "reason"),
     [
         ("a", {**RUN, "recall_at_1": [0.1, float("nan")]}, "ValueError: runs['a'] holds values that are not finite"),
-        (r"$\frac$", RUN, "ValueError: "),  # which matplotlib takes for a formula
+        (r"$\frac$", RUN, "ValueError: "),  # matplotlib reads it as a formula
     ],
 )
-def test_a_figure_that_cannot_be_drawn_says_why(name, run, reason, tmp_path, capsys):
+def test_failed_figures_give_the_reason(name, run, reason, tmp_path, capsys):
     assert not visualize.try_to_save(tmp_path / "a.png", lambda: visualize.plot_curves({name: run}))
     message = capsys.readouterr().err
     assert message.startswith(f"{tmp_path / 'a.png'} could not be drawn ({reason}")
     assert message.endswith("; results are not affected\n")
 
 
-def test_neither_the_disk_nor_a_missing_package_cost_a_run(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_or_a_missing_package_does_not_end_a_run(tmp_path, capsys, monkeypatch):
     assert not visualize.try_to_save(tmp_path / "nowhere" / "a.png", lambda: visualize.plot_curves({"a": RUN}))
     assert "(FileNotFoundError" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -44,7 +44,7 @@ def test_neither_the_disk_nor_a_missing_package_cost_a_run(tmp_path, capsys, mon
 
 
 @given(count=st.integers(1, 50), most=st.integers(1, 6))
-def test_grid_has_as_few_rows_as_can_be_and_no_column_to_spare(count, most):
+def test_grid_has_the_fewest_rows_and_no_empty_column(count, most):
     rows, columns = grid(count, most)
     assert columns <= most
     assert (rows - 1) * most < count <= rows * columns
@@ -53,7 +53,7 @@ def test_grid_has_as_few_rows_as_can_be_and_no_column_to_spare(count, most):
 
 @settings(max_examples=12)
 @given(words=st.lists(st.text("aimW_", min_size=1, max_size=60), min_size=1, max_size=8), inches=st.floats(0.5, 4))
-def test_wrap_keeps_the_characters_and_the_width(words, inches):
+def test_wrapped_text_keeps_its_characters_and_fits_the_width(words, inches):
     figure = Figure()
     text = " ".join(words) + "\nlast line"
     wrapped = wrap(figure, text, inches, 10)

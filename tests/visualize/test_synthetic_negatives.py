@@ -64,7 +64,7 @@ def test_map_points_colours_and_markers(tmp_path):
     assert legend.get_window_extent().y1 <= min(ax.get_tightbbox().y0 for ax in figure.axes) + 1
 
 
-def test_map_keeps_clusters_together_and_uses_angles_alone():
+def test_map_keeps_clusters_together_and_depends_only_on_angles():
     shown = panel(made=0, per_class=10)
     shown = EmbeddingPanel(shown.embeddings[4:], shown.labels[4:])
     figure = plot_synthetic_negatives({"a": shown})

@@ -26,7 +26,7 @@ def splits(cache_dir: Path) -> dict[str, Glyphs]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, splits: dict[str, Glyphs], cache_dir: Path) -> list[int]:
-    """Replace the drawing by a look-up of 40 classes that counts its calls."""
+    """Replace the drawing by stored images of 40 classes, and count the calls."""
     rendering = glyph_cache.load_rendering(glyph_cache.cache_path(cache_dir, 32), 32)
     assert rendering is not None
     few = rendering.labels < 40
