@@ -303,14 +303,14 @@ def test_inside_a_transform_of_torch_func_it_says_what_to_do(transform, of):
         "miner": lambda z: GlobalCorrelationMiner(generator)(z, LABELS)[0].sum(),
         "references": lambda z: loss(Z, LABELS, None, z, LABELS),
     }[of]
-    with pytest.raises(TypeError, match=r"embeddings cannot be looked at inside torch.vmap.*by backward\(\)"):
+    with pytest.raises(TypeError, match=r"embeddings cannot be read inside torch.vmap.*by backward\(\)"):
         TRANSFORMS[transform](function)
     assert all(torch.equal(value, before[key]) for key, value in loss.state_dict().items())
 
 
 def test_labels_inside_vmap():
     generator = generator_of()
-    with pytest.raises(TypeError, match=r"cannot be looked at inside torch.vmap"):
+    with pytest.raises(TypeError, match=r"cannot be read inside torch.vmap"):
         torch.vmap(lambda y: generator(Z, y).embeddings.sum())(torch.stack([LABELS, LABELS]))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..utils.dtypes import compute_dtype
 from ..utils.norms import excess_of
-from ..utils.wide_buffers import WideBuffers
+from ..utils.running_statistics import WideBuffers
 from .edges import at_ends, sum_over_neighbours
 
 ATTENTION = ("query", "key", "value", "out")  # linear layers of a block's attention; that of edges has no last one

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.dtypes import compute_dtype, matmul_dtype, uncached_without_gradient
-from ..utils.recomputation import check_no_recomputation
+from ..utils.running_statistics import check_not_recomputed
 from .blocks import EdgeBlock, NodeBlock, ScaleBatchNorm, linear
 from .correlations import Correlations
 from .cost import Sizes
@@ -102,7 +102,7 @@ class CorrelationPropagation(nn.Module):
             RuntimeError: called inside activation checkpointing, in training.
         """
         if self.training and not torch.compiler.is_compiling():
-            check_no_recomputation("the graph's propagation")
+            check_not_recomputed("the graph's propagation")
         with uncached_without_gradient(embeddings.device.type):
             # A compiler fuses, and chooses what to keep, by itself; and without layers there is nothing to sweep.
             if propagate_in_sweeps is None or torch.compiler.is_compiling() or not self.layers:

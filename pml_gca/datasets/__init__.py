@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ..utils.optional import import_pillow
+from ..utils.optional_imports import import_pillow
 from .affine import AffineRange
 from .benchmarks import Benchmark, load_benchmark
 from .class_folder import ClassFolder

@@ -12,9 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..utils.optional import import_pillow
-from ..utils.text import first_of
-from ..utils.validation import check_flag
+from ..utils.optional_imports import import_pillow
+from ..utils.validation import check_flag, first_of
 from . import transforms
 from .class_subset import ClassSubset, ImageSource, Label, UnreadableImageError, raw_labels, read_image
 from .data_root import check_root

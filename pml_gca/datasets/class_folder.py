@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..utils.text import first_of
-from ..utils.validation import check_flag
+from ..utils.validation import check_flag, first_of
 from .affine import AffineRange, check_range, draw_affines, to_unit, warp
 from .image_files import LAYOUT, find_images, warn_left_out
 from .image_reading import check_images, load_images

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..utils.text import first_of
-from ..utils.validation import check_positive_int
+from ..utils.validation import check_positive_int, first_of
 from .rgb import decode, what_to_do
 
 Label = int | str

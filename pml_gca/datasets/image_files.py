@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..utils.optional import import_pillow
-from ..utils.text import first_of
+from ..utils.optional_imports import import_pillow
+from ..utils.validation import first_of
 
 NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 """Formats that Pillow recognises but cannot draw itself."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..utils.optional import import_pillow
-from ..utils.text import first_of
+from ..utils.optional_imports import import_pillow
+from ..utils.validation import first_of
 from .rgb import to_rgb, what_to_do
 
 MANY = 500

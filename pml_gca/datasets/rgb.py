@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.optional import import_pillow
+from ..utils.optional_imports import import_pillow
 
 ORIENTATION = 0x0112
 """EXIF's tag for the orientation of the camera."""

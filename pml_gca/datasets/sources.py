@@ -13,8 +13,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ..utils.optional import import_pillow
-from ..utils.text import first_of, suggestion
+from ..utils.optional_imports import import_pillow
+from ..utils.validation import first_of, suggestion
 from .class_subset import ImageSource, Label, raw_labels
 from .data_root import found_at, missing_images, other_root
 from .image_files import find_images

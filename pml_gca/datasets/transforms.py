@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..utils.optional import import_torchvision
+from ..utils.optional_imports import import_torchvision
 from .rgb import to_rgb
 from .splits import check_int
 

@@ -9,20 +9,18 @@ import torch
 from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
 from torch import Tensor, nn
 
+from ..utils.batch_checks import check_embeddings, check_labels, largest_value
 from ..utils.dtypes import compute_dtype
 from ..utils.host import to_device
 from ..utils.norms import length
+from ..utils.running_statistics import restored_on_error
 from ..utils.validation import (
     check_choice,
-    check_embeddings,
-    check_labels,
     check_learning_rates,
     check_level,
     check_pml_arguments,
     check_positive_int,
-    largest_value,
 )
-from ..utils.wide_buffers import restored_on_error
 from .batch import PHASES, Batch, HostValues
 
 

@@ -6,9 +6,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..utils.batch_checks import check_counts, check_label_range, count_unusable
 from ..utils.dtypes import compute_dtype
 from ..utils.host import HostCopy
-from ..utils.validation import check_counts, check_label_range, count_unusable
 
 PHASES = ("all", "embedding", "generation")
 

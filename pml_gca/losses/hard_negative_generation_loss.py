@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from ..generators.base_generator import BaseGenerator
 from ..generators.batch import PHASES, Batch
 from ..utils.dtypes import compute_dtype
-from ..utils.recomputation import check_no_recomputation
+from ..utils.running_statistics import check_not_recomputed, restored_on_error
 from ..utils.validation import check_learning_rates, check_number
-from ..utils.wide_buffers import restored_on_error
 from .custom_losses import check_uses_negatives
 from .families import SyntheticBatch, synthetic_loss
 from .levels import LossLevels, synthetic_weight
@@ -179,7 +178,7 @@ class HardNegativeGenerationLoss(LossWrapper):
             RuntimeError: In training, the loss is called inside `torch.utils.checkpoint`.
         """
         if self.training:
-            check_no_recomputation(type(self).__name__)
+            check_not_recomputed(type(self).__name__)
         if not (self.training and torch.is_grad_enabled()):
             self.frozen_watch.begin_batch(embeddings, self.parameters())
             return self.evaluate(embeddings, labels, indices_tuple, ref_emb, ref_labels)
@@ -208,14 +207,14 @@ class HardNegativeGenerationLoss(LossWrapper):
         self, loss: nn.Module, generator: BaseGenerator, batch: Batch, args: tuple[Any, ...]
     ) -> dict[str, Tensor]:
         """Compute the sub-losses of a batch of nodes, all scalars; `args` are the wrapped loss's."""
-        levels = self.levels
-        level = levels.generator.value.to(compute_dtype(batch.embeddings))
+        levels, (embeddings, labels) = self.levels, args[:2]
+        level = levels.generator.value.to(compute_dtype(embeddings))
         negatives = generator.generate(batch, levels.metric.value)
         batch.finish()  # raises for bad values, which a GPU reports late
         metric = synthetic = torch.zeros_like(level)
         if batch.phase != "generation":
             if len(negatives):
-                pairs = SyntheticBatch(*args[:2], batch.embeddings, batch.labels, negatives)
+                pairs = SyntheticBatch(embeddings, labels, batch.embeddings, batch.labels, negatives)
                 synthetic = self._synthetic_loss(loss, pairs)
             # Computed last: PML's records are those of the last call, and must be those of the real batch.
             metric, is_telling = metric_loss_of(loss, args, batch.labels, len(negatives) > 0)

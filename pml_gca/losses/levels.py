@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
 from ..utils.records import hide_modules_from_records
+from ..utils.running_statistics import WideBuffers, widened
 from ..utils.validation import check_number
-from ..utils.wide_buffers import WideBuffers, widened
 
 
 class RunningMean(WideBuffers):

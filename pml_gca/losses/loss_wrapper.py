@@ -10,8 +10,9 @@ from pytorch_metric_learning.reducers import MeanReducer, MultipleReducers
 from torch import Tensor, nn
 
 from ..generators.interpolation import next_positive
+from ..utils.batch_checks import as_long
 from ..utils.dtypes import compute_dtype
-from ..utils.validation import as_long, check_pml_arguments
+from ..utils.validation import check_pml_arguments
 
 REGULARIZERS = ("embedding_regularizer", "weight_regularizer")
 OWN_NAMES = {"beta": "synthetic_beta"}  # the wrapper's attribute for a name, used if the wrapped loss lacks the name

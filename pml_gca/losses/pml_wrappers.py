@@ -6,7 +6,7 @@ import torch
 from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
-from ..utils.validation import as_long
+from ..utils.batch_checks import as_long
 from .hard_negative_generation_loss import HardNegativeGenerationLoss
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
-from ..utils.validation import check_embeddings, check_finite
+from ..utils.batch_checks import check_embeddings, check_finite
 from .families import synthetic_loss
 from .supported import WITHOUT_REFERENCES
 

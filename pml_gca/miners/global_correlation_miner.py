@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..generators import GlobalCorrelationGenerator
 from ..losses.references import join_references
-from ..utils.validation import check_labels, check_pml_arguments, check_positive_int
+from ..utils.batch_checks import check_labels
+from ..utils.validation import check_pml_arguments, check_positive_int
 
 
 @contextmanager

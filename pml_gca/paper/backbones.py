@@ -6,9 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..utils.optional import import_timm, import_torchvision
-from ..utils.text import suggestion
-from ..utils.validation import check_flag, check_positive_int, check_string
+from ..utils.optional_imports import import_timm, import_torchvision
+from ..utils.validation import check_flag, check_positive_int, check_string, suggestion
 
 RESNET50, GOOGLENET, DINO_VITS16 = "resnet50", "googlenet", "dino_vits16"
 BACKBONES = (RESNET50, GOOGLENET, DINO_VITS16)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..generators import GlobalCorrelationGenerator
-from ..utils.text import first_of
-from ..utils.validation import check_positive_int
+from ..utils.validation import check_positive_int, first_of
 from .backbones import CLASSIFICATION_LAYERS, DINO_VITS16, RESNET50, build_backbone, build_head
 from .published_names import count_layers, translate, translate_back
 from .recipe import Recipe

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from ..losses import NAMED_LOSSES
-from ..utils.text import suggestion
-from ..utils.validation import check_flag, check_positive_int, make_plain
+from ..utils.validation import check_flag, check_positive_int, make_plain, suggestion
 from .published_n_pairs_loss import PublishedNPairsLoss
 
 GENERATORS = ("gca", "none")

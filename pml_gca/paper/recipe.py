@@ -9,8 +9,7 @@ from typing import Any, get_args
 import torch
 
 from ..generators import GlobalCorrelationGenerator
-from ..utils.text import suggestion
-from ..utils.validation import check_flag, check_number, check_positive_int, check_string, make_plain
+from ..utils.validation import check_flag, check_number, check_positive_int, check_string, make_plain, suggestion
 from .backbones import check_frozen
 
 

@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..datasets.sources import CARS196, CUB, INSHOP, SOP
-from ..utils.text import suggestion
-from ..utils.validation import check_string
+from ..utils.validation import check_string, suggestion
 from .backbones import BATCH_NORM, DINO_VITS16, GOOGLENET, PATCH_EMBEDDING, RESNET50
 from .recipe import Recipe
 

@@ -1,4 +1,4 @@
-"""What PML lacks for retrieval papers' protocols, and small helpers."""
+"""`RecallCalculator` for PML's testers, resumable training runs, and helpers that other subpackages share."""
 
 from . import command_line, records, runs, tables
 from .recall_calculator import RecallCalculator

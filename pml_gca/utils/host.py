@@ -1,13 +1,13 @@
-"""Values on their way from a device to the host."""
+"""Copy small tensors between host and device without stopping either."""
 
 import torch
 from torch import Tensor
 
 
 class HostCopy:
-    """A copy of a small tensor on the host, made while the device and the host go on.
+    """A copy of a small tensor to the host, started now, while device and host continue.
 
-    Whatever is queued between the start of the copy and `wait` keeps the device busy during the wait.
+    Work queued between the start of the copy and `wait` keeps the device busy during the wait.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -22,18 +22,18 @@ class HostCopy:
 
     @property
     def ready(self) -> bool:
-        """Whether `wait` returns at once, because the values never left the host."""
+        """Whether `wait` returns at once, because the values were on the host from the start."""
         return self._event is None
 
     def wait(self) -> Tensor:
-        """The values on the host."""
+        """Return the values on the host."""
         if self._event is not None:
             self._event.synchronize()
         return self._values
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A host's tensor on a device, without waiting for what is queued there."""
+    """Copy a host tensor to a device without waiting for work that is queued there."""
     if device.type == "cuda" and not tensor.is_cuda:
-        tensor = tensor.pin_memory()  # a copy from pageable memory may wait
+        tensor = tensor.pin_memory()  # copying from pageable memory may wait
     return tensor.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Keeping PML's record keeping fast and working."""
+"""Use PML's record keeping, and keep it fast."""
 
 from collections import UserDict
 from importlib import import_module
@@ -9,16 +9,16 @@ from torch import nn
 
 
 class UnrecordedModules(UserDict[str, Any]):
-    """Child modules that record-keeper does not walk into.
+    """Child modules that record-keeper does not visit.
 
-    PML's ``HookContainer`` hands every loss to record-keeper, which follows all attributes that are modules or
-    dicts, turns each tensor it meets into a Python list, and each child's name into a table name. For a network that
-    is slow, large, and refused by SQLite where a child is called "0". A mapping that is no dict is left alone.
+    PML's `HookContainer` passes every loss to record-keeper, which visits all attributes that are modules or dicts,
+    turns each tensor into a Python list, and each child's name into a table name. For a network this is slow and
+    large, and SQLite refuses a child named "0". Record-keeper ignores mappings that are not dicts, like this one.
     """
 
 
 def hide_modules_from_records(module: nn.Module) -> None:
-    """Hide the children that ``module`` has now from record-keeper; for PyTorch nothing changes."""
+    """Hide the current children of `module` from record-keeper; for PyTorch nothing changes."""
     module.__dict__["_modules"] = UnrecordedModules(module._modules)
 
 
@@ -26,7 +26,7 @@ def build_hooks(folder: Path) -> Any:
     """Return PML's hook container, which records a run for record-keeper and TensorBoard.
 
     Args:
-        folder: gets the subfolders ``logs`` and ``tensorboard``.
+        folder: gets the subfolders `logs` and `tensorboard`.
 
     Raises:
         ImportError: record-keeper or TensorBoard is missing.

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..utils.batch_checks import check_finite
 from ..utils.norms import length
-from ..utils.validation import check_finite, check_share
+from ..utils.validation import check_share
 from .shared import COLOURS, DARK, add_title, grid, import_matplotlib, legend_below, wrap
 
 if TYPE_CHECKING:

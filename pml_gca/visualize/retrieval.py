@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..utils.batch_checks import check_finite
 from ..utils.norms import unit
-from ..utils.validation import check_finite
 from .shared import import_matplotlib
 
 if TYPE_CHECKING:

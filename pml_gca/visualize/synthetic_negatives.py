@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..utils.validation import check_finite, check_labels, check_number, check_positive_int
+from ..utils.batch_checks import check_finite, check_labels
+from ..utils.validation import check_number, check_positive_int
 from .shared import COLOURS, DARK, MARKERS, add_title, grid, import_matplotlib, legend_below, wrap
 
 if TYPE_CHECKING:

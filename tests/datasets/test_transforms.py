@@ -10,7 +10,7 @@ from PIL import Image
 
 from pml_gca.datasets import transforms
 from pml_gca.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
-from pml_gca.utils.optional import import_pillow, import_timm, import_torchvision
+from pml_gca.utils.optional_imports import import_pillow, import_timm, import_torchvision
 
 MEAN, STD = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
 BOTH = (transforms.train_transform, transforms.test_transform)

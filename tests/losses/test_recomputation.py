@@ -145,5 +145,5 @@ def test_a_functional_call_with_other_parameters(name):
 def test_transforms_of_functions_are_refused_in_words(transform):
     loss, rows = make(), random_rows(len(LABELS)).detach()
     rows = rows[None] if transform is torch.func.vmap else rows
-    with pytest.raises(TypeError, match=r"embeddings cannot be looked at inside .* take gradients by backward"):
+    with pytest.raises(TypeError, match=r"embeddings cannot be read inside .* take gradients by backward"):
         transform(lambda z: loss(z, LABELS))(rows)

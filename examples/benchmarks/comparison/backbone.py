@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pml_gca.paper.backbones import build_backbone, build_head
-from pml_gca.utils.optional import import_timm
+from pml_gca.utils.optional_imports import import_timm
 
 TRUNK_LR_FACTOR = 0.15
 """Learning rate of the backbone in units of the head's."""

@@ -13,7 +13,7 @@ from pml_gca import GlobalCorrelationGenerator
 from pml_gca.correlation.blocks import ScaleBatchNorm
 from pml_gca.generators.batch import Batch
 from pml_gca.losses.levels import RunningMean
-from pml_gca.utils.wide_buffers import restored_on_error
+from pml_gca.utils.running_statistics import restored_on_error
 
 MAKERS = {
     "level": lambda: RunningMean(0.9),

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pml_gca.paper import recipes
-from pml_gca.utils.text import first_of, suggestion
+from pml_gca.utils.validation import first_of, suggestion
 
 
 @pytest.mark.parametrize(

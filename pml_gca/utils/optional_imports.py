@@ -1,4 +1,4 @@
-"""Packages that only parts of pml-gca need, imported when they are needed."""
+"""Import packages that only parts of pml-gca need."""
 
 from importlib import import_module
 from types import ModuleType
@@ -9,24 +9,24 @@ _TORCHVISION = f"torchvision's version must match the installed torch {torch.__v
 
 
 def import_torchvision() -> ModuleType:
-    """torchvision. ImportError if it is missing, or made for another torch."""
+    """Return torchvision. Raise ImportError if it is missing, or built for another torch."""
     return _import("torchvision", _TORCHVISION)
 
 
 def import_timm() -> ModuleType:
-    """timm. ImportError if it is missing, or the torchvision that it needs does not work."""
+    """Return timm. Raise ImportError if it is missing, or the torchvision that it needs does not work."""
     return _import("timm", f"timm needs torchvision, and {_TORCHVISION}")
 
 
 def import_pillow() -> ModuleType:
-    """``PIL.Image``. ImportError if it is missing."""
+    """Return `PIL.Image`. Raise ImportError if it is missing."""
     return _import("PIL.Image", "pillow comes with torchvision")
 
 
 def _import(name: str, note: str) -> ModuleType:
     try:
         return import_module(name)
-    except Exception as error:  # a torchvision made for another torch fails with a RuntimeError, among others
+    except Exception as error:  # a torchvision built for another torch may fail with a RuntimeError
         raise ImportError(
             f"{name} cannot be imported ({type(error).__name__}: {error}); "
             f"install it with: pip install 'pml-gca[images]' ({note})",
