@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 
 from comparison.arguments import parse_arguments
 from comparison.plan import best_options, one_of_each, seeds, trials
@@ -12,6 +13,8 @@ from comparison.table import name_of
 from comparison.timing import ROUNDS, time_iterations
 from comparison.training import one_thread
 from tqdm import tqdm
+
+from pml_gca.utils import runs
 
 AS_AVX2 = ("ATEN_CPU_CAPABILITY=avx2", "ONEDNN_MAX_CPU_ISA=AVX2", "MKL_ENABLE_INSTRUCTIONS=AVX2")
 
@@ -64,14 +67,22 @@ def tables(args: argparse.Namespace) -> str:
     return found or f"nothing in {args.out} yet"
 
 
-def repeat(study: Study, stage: str, loss: str, name: str, number: int) -> None:
+def repeat(args: argparse.Namespace, stage: str, loss: str, name: str, number: int) -> None:
     """Train a cell again, and print both results.
 
     Raises:
         SystemExit: they differ.
-        ValueError: the study has no such cell.
+        ValueError: the study has no such cell, or it was trained on other data.
     """
+    study: Study = args.out
     cell, made_by, before = study.load(stage, loss, name, number)
+    kept, given = (
+        {name: settings.get(name) for name in ("data", "backbone", "weights")}
+        for settings in (cell.settings, args.inputs.settings(args.backbone))
+    )
+    if changed := runs.differences(kept, given):
+        raise ValueError(f"{name_of(cell.key)} was trained on other data ({changed}); give its --data and --backbone")
+    cell = replace(cell, inputs=args.inputs)
     after = train_here(cell, "again")
     scores = {"val_recall_at_1": (before["val_recall_at_1"], after["val_recall_at_1"])}
     scores |= {metric: (value, after["metrics"][metric]) for metric, value in before.get("metrics", {}).items()}
@@ -89,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     try:
         if args.repeat:
-            return repeat(args.out, *args.repeat)
+            return repeat(args, *args.repeat)
         if args.add:
             return print(f"{args.out.add()} cells added to the tables in {args.out}")
         if args.time:

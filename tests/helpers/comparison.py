@@ -8,7 +8,7 @@ from pathlib import Path
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 from comparison.cells import Cell  # noqa: E402
-from comparison.contenders import ALL  # noqa: E402
+from comparison.registry import ALL  # noqa: E402
 from comparison.study import METRICS  # noqa: E402
 
 SMALL = ["--losses", "n_pairs", "--generators", "none", "constant", "--processes", "1", "--embedding-size", "8"]

@@ -2,10 +2,14 @@
 
 import argparse
 import os
+from pathlib import Path
 
-from comparison.contenders import ABLATIONS, ALL, CONTENDERS
+from comparison.beside_the_loss import LOSSES
+from comparison.contenders import ABLATIONS, CONTENDERS
+from comparison.inputs import Inputs
+from comparison.pictures import PICTURES
+from comparison.registry import ALL
 from comparison.study import Study
-from pml_gca.losses import NAMED_LOSSES
 from pml_gca.utils.command_line import check_minimums
 
 COUNTS = ("trials", "trial_iterations", "seeds", "iterations", "embedding_size", "evaluate_every", "processes")
@@ -14,20 +18,26 @@ COUNTS = ("trials", "trial_iterations", "seeds", "iterations", "embedding_size",
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Return the arguments; `out` and `trials_from` are studies."""
     parser = argparse.ArgumentParser(
-        description="Train a small network on characters in 16 fonts with each generator and loss. First, the same "
+        description="Train a small network on characters in 16 fonts, or a pretrained backbone on a folder of images, "
+        "with each generator and loss. First, the same "
         "number of short trials for each (fewer where there are fewer choices) chooses hyperparameters on validation "
         "classes. Then the chosen ones are trained from scratch with several seeds, and tested once. You can stop at "
         "any time: the same command continues, and does no finished cell again.",
     )
     add = parser.add_argument
-    add("--losses", nargs="+", choices=NAMED_LOSSES, default=["n_pairs", "multi_similarity", "proxy_anchor"])
+    add("--losses", nargs="+", choices=LOSSES, default=["n_pairs", "multi_similarity", "proxy_anchor"])
     add(
         "--generators",
         nargs="+",
         choices=ALL,
         metavar="NAME",
-        help=f"{', '.join(ALL)} (default: those before {next(iter(ABLATIONS))}; with --report, all)",
+        help=f"{', '.join(ALL)} (default: those before {next(iter(ABLATIONS))}, with "
+        f"--backbone {', '.join(PICTURES)}; with --report, all)",
     )
+    add("--data", type=Path, metavar="DIR", help="folder of class folders of images (default: characters in 16 fonts)")
+    add("--backbone", metavar="NAME", help="model of timm to fine-tune on --data")
+    add("--weights", type=Path, metavar="FILE", help="its pretrained weights (default: those that timm downloads)")
+    add("--device", default="cpu", help="to train on, such as cuda (default: %(default)s)")
     add("--trials", type=int, default=6, help="for each generator and loss (default: %(default)s)")
     add("--trial-iterations", type=int, default=800, help="of a trial (default: %(default)s)")
     add("--seeds", type=int, default=5, help="0 to N - 1 (default: %(default)s)")
@@ -69,7 +79,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help='only train one cell again, and compare: "run n_pairs gca 0", or "tune ..." for a trial',
     )
     args = parser.parse_args(argv)
-    args.generators = args.generators or list(ALL if args.report else CONTENDERS)
+    if (args.data is None) != (args.backbone is None) or (args.weights and args.backbone is None):
+        parser.error("--data needs --backbone and the other way round; --weights needs both")
+    args.inputs = Inputs(args.data, args.weights, args.device)
+    args.generators = args.generators or list(ALL if args.report else PICTURES if args.backbone else CONTENDERS)
     if args.trials_from and args.time:
         parser.error("--time needs the trials of --out: leave out --trials-from")
     args.trials_from = args.trials_from or args.out

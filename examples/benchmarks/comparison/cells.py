@@ -3,8 +3,10 @@
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from comparison.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Cell:
         contender: name in `comparison.contenders.ALL`.
         number: of the trial, or the seed of the run.
         settings: everything else that the result depends on, except for the machine: one column of the table each.
+        inputs: where it finds its data.
     """
 
     stage: str
@@ -24,6 +27,7 @@ class Cell:
     contender: str
     number: int
     settings: Mapping[str, Any]
+    inputs: Inputs = field(default=Inputs(), compare=False)
 
     @property
     def key(self) -> tuple[str, str, str, int]:

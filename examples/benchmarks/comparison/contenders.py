@@ -213,6 +213,3 @@ ABLATIONS = {
     ),
     "alternating": ablation("alternating schedule", schedule="alternating"),
 }
-
-ALL = {**CONTENDERS, **ABLATIONS}
-TITLES = {name: contender.title for name, contender in ALL.items()}

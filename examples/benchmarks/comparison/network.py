@@ -1,6 +1,7 @@
 """The network that all contenders train: small, and fast on a CPU."""
 
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, channels_last, nn
 
@@ -34,3 +35,7 @@ class Embedder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         embeddings: Tensor = self.layers(images.contiguous(memory_format=channels_last))
         return embeddings
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the optimizer's groups."""
+        return [{"params": list(self.parameters()), "lr": lr}]

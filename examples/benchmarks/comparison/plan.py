@@ -5,9 +5,12 @@ import math
 from typing import Any
 
 from comparison.cells import Cell, trial_options
-from comparison.contenders import ALL, LEARNING_RATES
-from comparison.network import WIDTHS
+from comparison.contenders import LEARNING_RATES
+from comparison.registry import ALL
 from comparison.training import FIXED
+
+HEAD_LEARNING_RATES = (5e-4, 1e-3, 2e-3)
+"""Of the head on a pretrained backbone."""
 
 
 def common_settings(args: argparse.Namespace, iterations: int) -> dict[str, Any]:
@@ -20,18 +23,23 @@ def common_settings(args: argparse.Namespace, iterations: int) -> dict[str, Any]
         "samples_per_class": 3,
         "evaluate_every": args.evaluate_every,
         "augment": args.augment,
-        "widths": list(WIDTHS),
+        **args.inputs.settings(args.backbone),
         "schedule": "one_backward",
         **FIXED,
     }
+
+
+def learning_rates(args: argparse.Namespace) -> tuple[float, ...]:
+    """Return the learning rates of the network to choose from, the same for all contenders."""
+    return LEARNING_RATES if args.backbone is None else HEAD_LEARNING_RATES
 
 
 def trials(args: argparse.Namespace, loss: str, name: str) -> list[Cell]:
     """Return the cells that choose hyperparameters of a contender."""
     name = ALL[name].tuned_as or name
     common = {**common_settings(args, args.trial_iterations), **ALL[name].settings}
-    tried = trial_options(name, loss, {"lr": LEARNING_RATES, **ALL[name].tuned}, args.trials)
-    return [Cell("tune", loss, name, i, {**common, **options}) for i, options in enumerate(tried)]
+    tried = trial_options(name, loss, {"lr": learning_rates(args), **ALL[name].tuned}, args.trials)
+    return [Cell("tune", loss, name, i, {**common, **options}, args.inputs) for i, options in enumerate(tried)]
 
 
 def best_options(args: argparse.Namespace, loss: str, name: str) -> tuple[dict[str, Any], float] | None:
@@ -53,7 +61,7 @@ def best_options(args: argparse.Namespace, loss: str, name: str) -> tuple[dict[s
 
 def tried(args: argparse.Namespace, loss: str, name: str) -> str:
     """Return how many of how many choices were tried."""
-    there_are = math.prod(len(values) for values in (LEARNING_RATES, *ALL[name].tuned.values()))
+    there_are = math.prod(len(values) for values in (learning_rates(args), *ALL[name].tuned.values()))
     return f"{len(trials(args, loss, name))} of {there_are}"
 
 
@@ -61,7 +69,7 @@ def seeds(args: argparse.Namespace, loss: str, name: str, options: dict[str, Any
     """Return the runs of a contender with the chosen hyperparameters; its own settings go before them."""
     common = common_settings(args, args.iterations * ALL[name].length)
     settings = {**common, **options, **ALL[name].settings}
-    return [Cell("run", loss, name, seed, settings) for seed in range(args.seeds)]
+    return [Cell("run", loss, name, seed, settings, args.inputs) for seed in range(args.seeds)]
 
 
 def one_of_each(args: argparse.Namespace, loss: str) -> dict[str, Cell]:

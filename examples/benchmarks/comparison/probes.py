@@ -31,7 +31,7 @@ class Probe:
 
     def __init__(self, cell: Cell) -> None:
         self.run = Run(cell)
-        data = self.run.data["train"]
+        data = self.run.split("train")
         source = torch.Generator().manual_seed(0)
         self.rows = torch.cat(
             [members[torch.randperm(len(members), generator=source)[:3]] for members in self.run.members]
@@ -44,7 +44,7 @@ class Probe:
         """Return images with the same distortions every time, and leave the random state of training alone."""
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
-            return torch.stack([image for image, _ in self.run.data["train"].__getitems__(rows.tolist())])
+            return torch.stack([image for image, _ in self.run.split("train").__getitems__(rows.tolist())])
 
     @torch.no_grad()
     def _negatives(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Any]:
@@ -85,7 +85,7 @@ class Probe:
 
     def classes_near(self) -> list[int]:
         """Return the class of the anchors and those whose mean embedding is nearest to its own."""
-        data = self.run.data["train"]
+        data = self.run.split("train")
         embeddings, labels = self.run.embed("train")
         means = torch.stack([embeddings[labels == label].mean(dim=0) for label in range(data.num_classes)])
         anchor = data.classes.index(ANCHOR)
@@ -95,7 +95,7 @@ class Probe:
     def panel(self, classes: list[int]) -> dict[str, Any]:
         """Return the embeddings of some classes, and the negatives of the anchors (the first class), as lists."""
         rows = torch.cat([self.run.members[label] for label in classes])
-        labels = self.run.data["train"].labels[rows]
+        labels = self.run.split("train").labels[rows]
         embeddings, negatives = self._negatives(self._images(rows), labels)
         panel: dict[str, Any] = {"embeddings": rounded(embeddings), "labels": labels.tolist()}
         if negatives is not None:
@@ -173,7 +173,7 @@ def watch(cell: Cell, study: Study, classes: list[int] | None, tick: Callable[[]
         val_recall_at_1=probe.run.recall("val"),
         **probe.history,
         classes=classes,
-        names=[probe.run.data["train"].classes[label] for label in classes],
+        names=[probe.run.split("train").classes[label] for label in classes],
         **probe.panel(classes),
     )
     study.watched.put(row)

@@ -2,9 +2,10 @@
 
 import argparse
 
-from comparison.contenders import ABLATIONS, ALL, CONTROLS, LEARNED, STEPS, TITLES
+from comparison.contenders import ABLATIONS, CONTROLS, LEARNED, STEPS
 from comparison.markdown import ablation_table, chosen_table, control_table, loss_table, step_table
 from comparison.plan import best_options, one_of_each, seeds, trials, tried
+from comparison.registry import ALL, TITLES
 from comparison.timing import ratios, read_times
 
 

@@ -57,7 +57,10 @@ def key_of(row: Row) -> tuple[Any, ...]:
 
 def new_row(cell: Cell, **values: Any) -> Row:
     """Return a row for a result made here and now; rounding and seconds depend on the versions and the processor."""
-    made_by = (pml_gca.__version__, torch.__version__, torch.backends.cpu.get_cpu_capability())
+    device = torch.device(cell.inputs.device)
+    on_gpu = device.type == "cuda"
+    processor = torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability()
+    made_by = (pml_gca.__version__, torch.__version__, processor)
     key = zip((*KEY, *ORIGIN), (*cell.key, *made_by), strict=True)
     return {**cell.settings, **dict(key), **values}
 

@@ -1,4 +1,4 @@
-"""Train a cell on Glyphs: a small network, one loss, one generator or none."""
+"""Train a cell: a network, a loss, and what a contender puts beside the loss."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,20 +10,23 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.optim.lr_scheduler import LambdaLR
 
+from comparison.beside_the_loss import LOSSES, Extras
 from comparison.cells import Cell
-from comparison.contenders import ALL
-from comparison.network import Embedder
+from comparison.inputs import build_network, load_split
+from comparison.registry import ALL
 from comparison.study import METRICS
 from pml_gca import HardNegativeGenerationLoss
-from pml_gca.datasets import Glyphs
-from pml_gca.losses import NAMED_LOSSES
 from pml_gca.paper.training_setup import cosine_to_zero
 from pml_gca.utils import RecallCalculator, runs
 
 FIXED = {"weight_decay": 1e-4, "proxy_lr_factor": 10.0}  # the latter in units of the network's learning rate
 DEFAULTS = {"schedule": "one_backward", "generator_lr": 1e-3, "classifier_lr": 1e-3, "beta": 20.0, **FIXED}
-COMMON = ("iterations", "embedding_size", "image_size", "classes_per_batch", "samples_per_class")
-COMMON += ("evaluate_every", "augment", "widths", "lr", *DEFAULTS)  # settings that no generator takes
+COMMON = {
+    *("iterations", "embedding_size", "image_size", "classes_per_batch", "samples_per_class", "evaluate_every"),
+    *("augment", "widths", "data", "backbone", "weights", "lr", "classifier", "crossed", "miner", "memory"),
+    *DEFAULTS,
+}
+"""Settings that no generator takes."""
 
 
 class Diverged(Exception):
@@ -39,18 +42,14 @@ class Run:
 
     def __init__(self, cell: Cell) -> None:
         self.settings = settings = {**DEFAULTS, **cell.settings}
-        size = settings["image_size"]
-        self.data = {
-            "train": Glyphs("train", image_size=size, augment=settings["augment"], progress=False),
-            "val": Glyphs("val", image_size=size, progress=False),
-        }
+        self.inputs = cell.inputs
+        train, size = self.split("train"), settings["embedding_size"]
         runs.set_seed(cell.seed)
-        train, size = self.data["train"], settings["embedding_size"]
-        self.network = Embedder(settings["image_size"], size)
-        loss = NAMED_LOSSES[cell.loss](train.num_classes, size)
+        self.network: Any = build_network(settings, cell.inputs)
+        loss = LOSSES[cell.loss](train.num_classes, size)
         lr = settings["lr"]
         proxy_lr = settings["proxy_lr_factor"] * lr
-        groups: list[dict[str, Any]] = [{"params": list(self.network.parameters()), "lr": lr}]
+        groups = self.network.parameter_groups(lr)
         self.generator = None
         if make := ALL[cell.contender].make:
             options = {name: value for name, value in cell.settings.items() if name not in COMMON}
@@ -61,21 +60,27 @@ class Run:
             )
         elif own := list(loss.parameters()):
             groups.append({"params": own, "lr": proxy_lr})
-        self.loss = loss
+        self.extras = Extras(settings, train.num_classes, loss, cell.inputs.device)
+        groups += self.extras.parameter_groups(lr)
+        self.loss = self.extras.loss.to(cell.inputs.device)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=settings["weight_decay"], fused=True)
         iterations = settings["iterations"]
         self.scheduler = LambdaLR(self.optimizer, lambda step: cosine_to_zero(iterations, step))
         self.source = torch.Generator().manual_seed(cell.seed)
         self.members = train.labels.argsort(stable=True).split(train.labels.bincount().tolist())
 
+    def split(self, name: str) -> Any:
+        """Return one of the data sets."""
+        return load_split(self.inputs.data, name, self.settings["image_size"], self.settings["augment"])
+
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Return images (B, 1, S, S) and labels (B,): some samples of each of some classes."""
+        """Return images (B, C, S, S) and labels (B,): some samples of each of some classes."""
         classes = torch.randperm(len(self.members), generator=self.source)[: self.settings["classes_per_batch"]]
         wanted = self.settings["samples_per_class"]
         of_classes = (self.members[c] for c in classes.tolist())
         rows = torch.cat([m[torch.randperm(len(m), generator=self.source)[:wanted]] for m in of_classes])
-        images, labels = zip(*self.data["train"].__getitems__(rows.tolist()), strict=True)
-        return torch.stack(images), torch.tensor(labels)
+        images, labels = zip(*self.split("train").__getitems__(rows.tolist()), strict=True)
+        return torch.stack(images).to(self.inputs.device), torch.tensor(labels).to(self.inputs.device)
 
     def step(self) -> None:
         """Train for one iteration.
@@ -84,7 +89,8 @@ class Run:
             Diverged: embeddings are no longer finite.
         """
         images, labels = self.batch()
-        embeddings = self.network(images)
+        features = self.network.features(images) if self.settings.get("crossed") else None
+        embeddings = self.network(images) if features is None else self.network.head(features)
         if not embeddings.isfinite().all():
             raise Diverged
         if self.settings["schedule"] == "alternating":
@@ -94,7 +100,7 @@ class Run:
             with self.loss.phase("generation"):
                 self.descend(self.loss(embeddings.detach(), labels))
         else:
-            self.descend(self.loss(embeddings, labels))
+            self.descend(self.extras.total(self.network, features, embeddings, labels))
         self.scheduler.step()
 
     def descend(self, total: Tensor) -> None:
@@ -106,13 +112,11 @@ class Run:
     @torch.no_grad()
     def embed(self, split: str) -> tuple[Tensor, Tensor]:
         """Return the normalised embeddings (M, D) and labels (M,) of a split."""
-        if split not in self.data:
-            self.data[split] = Glyphs(split, image_size=self.settings["image_size"], progress=False)
-        data = self.data[split]
+        data = self.split(split)
         self.network.eval()
         rows = torch.arange(len(data)).split(512)
         images = (torch.stack([image for image, _ in data.__getitems__(part.tolist())]) for part in rows)
-        embeddings = torch.cat([normalize(self.network(part)) for part in images])
+        embeddings = torch.cat([normalize(self.network(part.to(self.inputs.device))).cpu() for part in images])
         self.network.train()
         return embeddings, data.labels
 

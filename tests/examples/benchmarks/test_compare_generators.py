@@ -10,7 +10,7 @@ from helpers.comparison import COMMON, SMALL, cell, result
 # The scripts, which helpers.comparison puts on the path.
 # isort: split
 import compare_generators
-from comparison import running, training
+from comparison import inputs, running, training
 from comparison.study import Study
 
 
@@ -101,7 +101,7 @@ def test_progress_of_several_processes_counts_iterations(tmp_path, capsys):
 def test_a_process_of_several_counts_every_iteration(diverges, tmp_path, monkeypatch):
     if diverges:
         monkeypatch.setattr(
-            training.Embedder, "forward", lambda self, images: images.mean((1, 2, 3))[:, None] * math.nan
+            inputs.Embedder, "forward", lambda self, images: images.mean((1, 2, 3))[:, None] * math.nan
         )
         monkeypatch.setattr(training.Run, "recall", lambda self, split: 0.0)
     shared = multiprocessing.get_context("spawn").Value("q", 0)

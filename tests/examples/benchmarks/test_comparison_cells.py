@@ -8,10 +8,11 @@ from helpers.comparison import SMALL, cell, result, rows
 # The scripts, which helpers.comparison puts on the path.
 # isort: split
 import compare_generators
-from comparison import cells, timing, training
+from comparison import cells, inputs, timing, training
 from comparison.arguments import parse_arguments
-from comparison.contenders import ABLATIONS, ALL, CONTENDERS
+from comparison.contenders import ABLATIONS, CONTENDERS
 from comparison.plan import best_options, one_of_each, seeds, trials
+from comparison.registry import ALL
 
 WITHOUT_ALPHA = ("no_strength", "gca_counting")
 
@@ -22,8 +23,8 @@ def test_a_run_that_diverges_recalls_nothing(stage, monkeypatch):
         embeddings = forward(self, images)
         return embeddings * math.nan if self.training else embeddings
 
-    forward = training.Embedder.forward
-    monkeypatch.setattr(training.Embedder, "forward", broken)
+    forward = inputs.Embedder.forward
+    monkeypatch.setattr(inputs.Embedder, "forward", broken)
     found = training.train(cell("gca", stage=stage))
     assert (found["diverged"], found["val_recall_at_1"]) == (1, 0.0)
     assert found["history"]["iterations"] == [0]

@@ -10,7 +10,7 @@ from helpers.comparison import BENCHMARKS, SMALL, cell, result, rows
 # The scripts, which helpers.comparison puts on the path.
 # isort: split
 import compare_generators
-from comparison import contenders, running
+from comparison import registry, running
 from comparison.arguments import parse_arguments
 from comparison.cells import Cell
 from comparison.plan import trials
@@ -152,8 +152,8 @@ def test_results_outlive_versions_and_names_of_classes(added, tmp_path, capsys, 
     assert "1.00 ×" in printed
     assert {row["version"] for row in rows(tmp_path / "times.csv")} == {pml_gca.__version__}
     monkeypatch.setattr(pml_gca, "__version__", "9.9.9")
-    constant = contenders.ALL["constant"]
-    monkeypatch.setitem(contenders.ALL, "constant", replace(constant, make=renamed(constant.make)))
+    constant = registry.ALL["constant"]
+    monkeypatch.setitem(registry.ALL, "constant", replace(constant, make=renamed(constant.make)))
     files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
     before = {file: file.read_bytes() for file in files}
     compare_generators.main([*arguments, "--report"])
@@ -184,8 +184,8 @@ def test_a_contender_that_is_another_by_now_is_refused(added, tmp_path, monkeypa
     args.out.write(trials(args, "n_pairs", "constant")[0], result())
     if added:
         args.out.add()
-    another = replace(contenders.ALL["constant"], settings={"merging": "mean"})
-    monkeypatch.setitem(contenders.ALL, "constant", another)
+    another = replace(registry.ALL["constant"], settings={"merging": "mean"})
+    monkeypatch.setitem(registry.ALL, "constant", another)
     with pytest.raises(SystemExit, match=r"tune n_pairs constant 0 has other settings \(merging is mean, was None\)"):
         compare_generators.main([*SMALL, "--out", str(tmp_path)])
 

@@ -1,0 +1,65 @@
+"""What a user of PML can put beside a loss without a generator: a classifier, a miner, a memory, synthetic classes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pytorch_metric_learning import losses, miners
+from torch import Tensor, nn
+
+from comparison.crossing import cross_classes
+from pml_gca.losses import NAMED_LOSSES
+
+LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
+    **NAMED_LOSSES,
+    "nt_xent": lambda num_classes, size: losses.NTXentLoss(temperature=0.1),
+}
+CLASSIFIERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "linear": lambda num_classes, size: nn.Linear(size, num_classes),
+    "norm_linear": lambda num_classes, size: nn.Sequential(nn.BatchNorm1d(size), nn.Linear(size, num_classes)),
+}
+
+
+class Extras:
+    """The loss of a run, with what its settings put beside it.
+
+    Args:
+        settings: `classifier`, one of `CLASSIFIERS`, adds its cross-entropy; `crossed` adds so many synthetic classes
+            for each class; `miner` is a miner of PML by name; `memory`, the size of a `CrossBatchMemory`. All may be
+            absent.
+        num_classes: training classes N.
+        loss: of PML or ours.
+        device: of the classifier.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], num_classes: int, loss: nn.Module, device: str) -> None:
+        self.loss, self.num_classes, size = loss, num_classes, settings["embedding_size"]
+        self.classifier = None
+        if kind := settings.get("classifier"):
+            self.classifier = CLASSIFIERS[kind](num_classes, size).to(device)
+        self.miner = getattr(miners, settings["miner"])() if settings.get("miner") else None
+        if settings.get("memory"):
+            self.loss = losses.CrossBatchMemory(loss, size, memory_size=settings["memory"])
+        self.num_partners = settings.get("crossed", 0)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the optimizer's group of the classifier, if there is one."""
+        return [{"params": list(self.classifier.parameters()), "lr": lr}] if self.classifier else []
+
+    def total(self, network: Any, features: Tensor | None, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a batch.
+
+        Args:
+            network: whose `head` embeds the crossed features.
+            features: (B, F), what the head took; only needed for synthetic classes.
+            embeddings: (B, D).
+            labels: (B,) long.
+        """
+        total: Tensor = self.loss(embeddings, labels, *([self.miner(embeddings, labels)] if self.miner else []))
+        if self.num_partners and features is not None:
+            rows, row_labels = cross_classes(features, labels, self.num_partners, self.num_classes)
+            everything = torch.cat([embeddings, network.head(rows)])
+            total = (total + self.loss(everything, torch.cat([labels, row_labels]))) / 2
+        if self.classifier is not None:
+            total = total + nn.functional.cross_entropy(self.classifier(embeddings), labels)
+        return total

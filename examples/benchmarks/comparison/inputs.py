@@ -1,0 +1,77 @@
+"""What a cell trains on: characters and a small network, or a folder of images and a pretrained backbone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from comparison.backbone import FineTuned
+from comparison.network import WIDTHS, Embedder
+from pml_gca.datasets import ClassFolder, Glyphs
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where a cell finds its data. The settings hold fingerprints: paths and devices are no part of a result.
+
+    Attributes:
+        data: folder of class folders; None for characters in 16 fonts.
+        weights: file of the backbone's weights; None for timm's own.
+        device: that it trains on.
+    """
+
+    data: Path | None = None
+    weights: Path | None = None
+    device: str = "cpu"
+
+    def settings(self, backbone: str | None) -> dict[str, Any]:
+        """Return the columns that tell these data and this network from others.
+
+        Raises:
+            ValueError: the folder of images is missing or holds no class folders.
+        """
+        if self.data is None:
+            return {"widths": list(WIDTHS)}
+        weights = "timm" if self.weights is None else hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
+        return {"data": folder_fingerprint(self.data), "backbone": backbone, "weights": weights}
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Return the name of a folder of class folders, with a digest of its images' names and sizes.
+
+    Raises:
+        ValueError: it is missing, or holds no file in a folder.
+    """
+    files = sorted(file for file in folder.glob("*/*") if file.is_file())
+    if not files:
+        raise ValueError(f"--data must be a folder of class folders with images, got {folder}")
+    lines = (f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n" for file in files)
+    return f"{folder.name}-{hashlib.sha256(''.join(lines).encode()).hexdigest()[:12]}"
+
+
+@lru_cache(maxsize=8)
+def load_split(data: Path | None, split: str, image_size: int, augment: bool) -> Any:
+    """Return a data set; each process reads it once.
+
+    Args:
+        data: see `Inputs`.
+        split: `"train"`, `"val"` or `"test"`, with classes of their own.
+        image_size: side, in pixels.
+        augment: distort training images afresh.
+    """
+    options: dict[str, Any] = {"augment": augment} if split == "train" else {}
+    if data is None:
+        return Glyphs(split, image_size=image_size, progress=False, **options)
+    return ClassFolder(data, split, image_size=image_size, progress=False, **options)
+
+
+def build_network(settings: Mapping[str, Any], inputs: Inputs) -> Embedder | FineTuned:
+    """Return the network of a cell, on its device."""
+    size = settings["embedding_size"]
+    if inputs.data is None:
+        return Embedder(settings["image_size"], size).to(inputs.device)
+    return FineTuned(settings["backbone"], inputs.weights, size).to(inputs.device)
