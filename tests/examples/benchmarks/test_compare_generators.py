@@ -100,9 +100,7 @@ def test_progress_of_several_processes_counts_iterations(tmp_path, capsys):
 @pytest.mark.parametrize("diverges", [False, True])
 def test_a_process_of_several_counts_every_iteration(diverges, tmp_path, monkeypatch):
     if diverges:
-        monkeypatch.setattr(
-            inputs.Embedder, "forward", lambda self, images: images.mean((1, 2, 3))[:, None] * math.nan
-        )
+        monkeypatch.setattr(inputs.Embedder, "forward", lambda self, images: images.mean((1, 2, 3))[:, None] * math.nan)
         monkeypatch.setattr(training.Run, "recall", lambda self, split: 0.0)
     shared = multiprocessing.get_context("spawn").Value("q", 0)
     monkeypatch.setattr(running, "iterations_done", shared)
