@@ -6,9 +6,7 @@ import sys
 from pathlib import Path
 
 from pml_gca.datasets import load_benchmark
-from pml_gca.paper import Options, evaluate
-from pml_gca.paper.checkpoints import load_published_checkpoint
-from pml_gca.paper.recipes import RECIPES, find_recipe
+from pml_gca.paper import RECIPES, Options, evaluate, find_recipe, load_published_checkpoint
 from pml_gca.paper.report import percent
 from pml_gca.utils.command_line import check_minimums
 from pml_gca.utils.runs import write_json

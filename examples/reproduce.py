@@ -13,9 +13,16 @@ from torch import nn
 from pml_gca import visualize
 from pml_gca.datasets import Benchmark, load_benchmark, small_classes
 from pml_gca.losses import NAMED_LOSSES
-from pml_gca.paper import Experiment, Options, changed_recipe, dry_run, identity
-from pml_gca.paper.recipes import RECIPES, find_recipe
-from pml_gca.paper.report import seeds_table, title_of
+from pml_gca.paper import (
+    RECIPES,
+    Experiment,
+    Options,
+    changed_recipe,
+    dry_run,
+    find_recipe,
+    identity,
+    seeds_table,
+)
 from pml_gca.utils import runs
 from pml_gca.utils.command_line import add_folder_options, check_minimums
 
@@ -234,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
     curves = [result["history"] for result in results.values() if result["history"]["recall_at_1"]]
     if curves:
         title = f"{args.recipe.name}, {'held-out' if args.select_on == 'val' else 'test'} classes"
-        shown = {title_of(args.options): curves}
+        shown = {args.options.title: curves}
         if visualize.try_to_save(args.out / "curves.png", lambda: visualize.plot_curves(shown, title=title)):
             print(f"Learning curves: {args.out / 'curves.png'}")
 

@@ -98,6 +98,11 @@ class Options:
         made_by = self.loss if hasattr(self.loss, "__qualname__") else type(self.loss)  # such as a partial
         return f"{made_by.__module__}:{made_by.__qualname__}"
 
+    @property
+    def title(self) -> str:
+        """Name of loss and generator in tables and figures."""
+        return f"{self.loss_name}{' + GCA-HNG' if self.generator == 'gca' else ''}"
+
     def identity(self) -> dict[str, Any]:
         """Return the options that must agree for runs to share a table."""
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in OF_THE_MACHINE}

@@ -136,7 +136,7 @@ def find_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def changes(recipe: Recipe) -> dict[str, object]:
+def changes_from_paper(recipe: Recipe) -> dict[str, object]:
     """Return the settings that differ from the paper's recipe of that name; all of them if the paper has none."""
     paper = RECIPES.get(recipe.name)
     usual = {} if paper is None else paper.settings()

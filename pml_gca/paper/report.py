@@ -8,7 +8,8 @@ from ..datasets import Benchmark
 from ..utils.tables import metrics_table
 from .evaluation import metric_names
 from .options import Options
-from .recipes import PUBLISHED_RECALL_AT_1, Recipe, changes
+from .recipe import Recipe
+from .recipes import PUBLISHED_RECALL_AT_1, changes_from_paper
 
 CHOSEN = {
     "val": "The epoch was chosen on held-out training classes.",
@@ -37,7 +38,7 @@ def seeds_table(
         rows["mean ± standard deviation"] = {
             m: percent([result["metrics"][m] for result in results.values()]) for m in metrics
         }
-    changed = {**changes(recipe), **options.unlike_the_paper()}
+    changed = {**changes_from_paper(recipe), **options.unlike_the_paper()}
     published = PUBLISHED_RECALL_AT_1.get((recipe.name, options.loss_name, options.generator))
     if published and not changed:
         rows["the paper, epoch chosen on test classes"] = {"recall_at_1": "{} ± {}".format(*published)}
@@ -45,7 +46,7 @@ def seeds_table(
     tests = ", ".join(f"{len(part)} images to {name}" for name, part in benchmark.test.items())
     held_out = f", {benchmark.val.num_classes} more held out" if benchmark.val is not None else ""
     lines = [
-        f"{recipe.name}, {title_of(options)}, unseen classes ({tests}), in percent.",
+        f"{recipe.name}, {options.title}, unseen classes ({tests}), in percent.",
         f"Trained on {len(benchmark.train)} images of {benchmark.train.num_classes} classes{held_out}.",
         CHOSEN[options.select_on],
         f"Unlike the paper: {', '.join(f'{k}={v}' for k, v in changed.items())}." if changed else "",
@@ -54,8 +55,3 @@ def seeds_table(
         f"{' '.join(filter(None, lines))}\n\n{metrics_table(rows, metrics)}\n\n"
         f"{seconds:.2f} s per iteration, {recipe.epochs} epochs.\n"
     )
-
-
-def title_of(options: Options) -> str:
-    """Return the name of loss and generator in tables and figures."""
-    return f"{options.loss_name}{' + GCA-HNG' if options.generator == 'gca' else ''}"

@@ -58,7 +58,7 @@ def test_every_option_of_the_generator_can_be_set():
     assert (generator.edge_chunk_size, generator.classify_embeddings, generator.collect_stats) == (512, False, True)
     assert not any(layer.node.edge_to_node.weight.any() for layer in generator.propagation.layers)
     assert generator.propagation.layers[0].edge.dropout.p == 0.25
-    assert recipes.changes(changed) == {"embedding_size": 8, **expected}
+    assert recipes.changes_from_paper(changed) == {"embedding_size": 8, **expected}
 
 
 def test_default_options_of_the_generator_change_nothing():
@@ -67,7 +67,7 @@ def test_default_options_of_the_generator_change_nothing():
     changed = changed_recipe(PAPER, words)
     assert changed.generator_options == usual
     assert changed.settings() == PAPER.settings()
-    assert recipes.changes(changed) == {}
+    assert recipes.changes_from_paper(changed) == {}
 
 
 def test_options_are_added_to_earlier_ones():
