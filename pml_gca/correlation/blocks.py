@@ -66,7 +66,7 @@ class ScaleBatchNorm(WideBuffers):
         for running, new in ((self.running_mean, mean.detach()), (self.running_var, unbiased)):
             moved = torch.lerp(running, new.to(running.dtype), self.momentum)
             torch.where(is_finite, moved, running, out=running)
-        self.num_batches_tracked += is_finite
+        self.num_batches_tracked.add_(is_finite)
 
 
 def linear(module: nn.Linear, x: Tensor) -> Tensor:
@@ -146,8 +146,8 @@ class NodeBlock(nn.Module):
         """
         with torch.autocast(nodes.device.type, enabled=False):
             x = nodes.to(compute_dtype(nodes))
-            q, k, v = (linear(module, x) for module in (self.query, self.key, self.value))
             scale = excess_of(x) if self.any_length else None
+            q, k, v = (linear(module, x) for module in (self.query, self.key, self.value))
             heard = F.gelu(x + linear(self.out, attention(q, k, v, labels, self.num_heads, scale)))
             if self.any_length:
                 heard = heard / excess_of(heard)  # beside so large a variance eps is nothing

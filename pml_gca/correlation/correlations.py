@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..utils.dtypes import compute_dtype
 from .edges import edge_pairs, to_dense
 
 HALF_GRADIENT_SCALE = 1024.0  # lifts gradients that float16 would flush to zero
@@ -68,10 +67,10 @@ class Correlations:
         """Return ``loss`` with a gradient that also reaches ``embeddings``, of which the graph has a detached copy.
 
         The gradient with respect to the copy is taken now. Later backward passes through the graph are for the
-        parameters alone. Without a gradient of the copy, ``loss`` is returned as it is.
+        parameters alone. If the copy requires no gradient, ``loss`` is returned as it is.
 
         Args:
-            embeddings: (B, D); the first B rows of ``self.embeddings`` are their detached copy.
+            embeddings: (B, D); the first B rows of ``self.embeddings`` are their detached copy, in float32 or wider.
             loss: scalar, computed from this graph.
 
         Returns:
@@ -85,7 +84,7 @@ class Correlations:
         def gradient(create_graph: bool = False) -> Tensor:
             with torch.autocast(leaf.device.type, enabled=False):
                 found = embedding_gradient(loss * scale, leaf, gradient_pass, create_graph=create_graph)
-            found = found[: len(embeddings)].to(compute_dtype(embeddings)) / scale
+            found = found[: len(embeddings)] / scale
             return GradientOfCopy.apply(found, embeddings, leaf, gradient_pass) if create_graph else found
 
         now = gradient()

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..utils.dtypes import compute_dtype
 from ..utils.recompute_gradients import differentiate_plain
 from .edges import at_ends, edge_multiplicity, edge_pairs, sum_over_neighbours
-from .tiles import add_to_second, default_chunk_size, edge_tiles, fold, turned
+from .tiles import add_to_second, default_chunk_size, edge_tiles, turned
 
 
 def diversity_loss(coefficients: Tensor, num_nodes: int, edge_chunk_size: int | None = None) -> Tensor:
@@ -47,12 +47,12 @@ class Diversity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, coefficients: Tensor, num_nodes: int, chunk: int) -> Tensor:
         dtype, tiles = compute_dtype(coefficients), edge_tiles(num_nodes, chunk)
-        total = coefficients.new_zeros(2 * num_nodes, coefficients.shape[1], dtype=dtype)
+        total = coefficients.new_zeros(num_nodes, coefficients.shape[1], dtype=dtype)
         for tile in tiles:
             values = coefficients[tile.rows].to(dtype).view(*tile.shape, -1)
             total[tile.nodes] += values.sum(dim=0)
             add_to_second(total, tile, values, skip_self=True)
-        mean = fold(total) / max(num_nodes, 1)
+        mean = total / max(num_nodes, 1)
         turned_mean, spread = turned(mean), mean.new_zeros(())
         for tile in tiles:
             values = coefficients[tile.rows].to(dtype).view(*tile.shape, -1)

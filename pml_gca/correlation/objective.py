@@ -90,7 +90,7 @@ def similarity_loss(nodes: Tensor, anchors: Tensor, synthetic: Tensor) -> Tensor
         anchors: (S,) long, the node each synthetic negative belongs to.
         synthetic: (S, D), ẑ.
     """
-    directions, _ = unit(nodes.to(synthetic.dtype))
     lengths = norm_or_floor(synthetic, floor=0.0)
+    directions, _ = unit(nodes.to(synthetic.dtype))
     cosine = row_dots(directions, anchors, synthetic) / lengths.masked_fill(lengths == 0, 1.0)
     return mean_or_zero(1 - cosine)

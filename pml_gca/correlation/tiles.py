@@ -81,21 +81,13 @@ def turned(values: Tensor) -> Tensor:
     return torch.cat([values, values]).unfold(0, len(values), 1).movedim(-1, 1)
 
 
-def sums_of(values: Tensor) -> Tensor:
-    """Return zeros to sum up values of edges in, with every node listed twice: (2N, ...) for (N, ...) ``values``.
-
-    Add values of first ends to ``sums[tile.nodes]``, those of second ends by `add_to_second`, and `fold` the sums.
-    """
-    return values.new_zeros(2 * len(values), *values.shape[1:])
-
-
 def add_to_second(sums: Tensor, tile: Tile, values: Tensor, skip_self: bool = False) -> None:
-    """Add (offsets, first ends, ...) values of edges to their second ends.
+    """Add values of edges to the sums of their second ends. (Those of first ends are added to ``sums[tile.nodes]``.)
 
     Args:
-        sums: (2N, ...), as from `sums_of`.
+        sums: (N, ...).
         tile: the edges.
-        values: of the edges.
+        values: (offsets, first ends, ...), of the edges.
         skip_self: leave out self pairs, which have one end and not two.
     """
     skip = int(skip_self and tile.offsets.start == 0)
@@ -106,12 +98,9 @@ def add_to_second(sums: Tensor, tile: Tile, values: Tensor, skip_self: bool = Fa
     # Row d belongs d nodes further on. Padded by one row less than its pitch, a box shears when it is refolded.
     pitch = width + count - 1
     padded = F.pad(values, (0, 0) * (values.ndim - 2) + (0, count))
-    sheared = padded.flatten(0, 1)[: count * pitch].view(count, pitch, *values.shape[2:])
-    start = tile.nodes.start + tile.offsets.start + skip
-    sums[start : start + pitch] += sheared.sum(dim=0)
-
-
-def fold(sums: Tensor) -> Tensor:
-    """Return the sums of each node: (2N, ...) to (N, ...)."""
-    num_nodes = len(sums) // 2
-    return sums[:num_nodes] + sums[num_nodes:]
+    sheared = padded.flatten(0, 1)[: count * pitch].view(count, pitch, *values.shape[2:]).sum(dim=0)
+    # The last ones are beyond the last node: around the circle, they are the first ones again.
+    start = (tile.nodes.start + tile.offsets.start + skip) % len(sums)
+    before_end = min(pitch, len(sums) - start)
+    sums[start : start + before_end] += sheared[:before_end]
+    sums[: pitch - before_end] += sheared[before_end:]

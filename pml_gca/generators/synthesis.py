@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..correlation.edges import edge_pairs
-from ..correlation.tiles import Tile, add_to_second, default_chunk_size, edge_tiles, fold, sums_of, turned
+from ..correlation.tiles import Tile, add_to_second, default_chunk_size, edge_tiles, turned
 from ..utils.dtypes import compute_dtype
 from ..utils.norms import are_usual, length, scale_of
 from ..utils.recompute_gradients import differentiate_plain
@@ -57,8 +57,9 @@ def synthesize(
     if not isinstance(strength, Tensor):
         strength = torch.tensor(strength, device="cpu")  # on the host: it takes part without a copy
     chunk = edge_chunk_size or default_chunk_size(z.shape[1], z.device)
+    strength, lengths = strength.to(z.dtype), scale_of(z)
     for_nodes, for_coefficients = Synthesis.apply(
-        edge_tiles(num_nodes, chunk), z, coefficients, near, strength.to(z.dtype), *by_edge, plan.synthetic_anchors
+        edge_tiles(num_nodes, chunk), z, coefficients, near, strength, *by_edge, plan.synthetic_anchors, lengths
     )
     return for_nodes, for_coefficients
 
@@ -80,9 +81,9 @@ class Synthesis(torch.autograd.Function):
         slots: Tensor,
         weights: Tensor,
         synthetic_anchors: Tensor,
+        lengths: Tensor,
     ) -> tuple[Tensor, Tensor]:
         synthetic = nodes.index_select(0, synthetic_anchors)
-        lengths = scale_of(nodes)
         pull = Pull(nodes, coefficients, near, strength, lengths)
         for tile in tiles:
             pull.start(tile)
@@ -104,7 +105,7 @@ class Synthesis(torch.autograd.Function):
             plain, inputs = Synthesis.plain(ctx)
             return differentiate_plain(ctx, plain, inputs, [for_nodes, for_coefficients])
         pull = Pull(nodes, coefficients, near, strength, lengths)
-        grad_nodes, grad_near = sums_of(nodes), sums_of(near)
+        grad_nodes, grad_near = torch.zeros_like(nodes), torch.zeros_like(near)
         grad_coefficients = coefficients.new_empty(coefficients.shape) if for_coefficients is not None else None
         for tile in ctx.tiles:
             pull.start(tile)
@@ -121,9 +122,9 @@ class Synthesis(torch.autograd.Function):
                 add_to_second(grad_nodes, tile, apart)
                 grad_nodes[tile.nodes] += apart.neg_().sum(dim=0)
         if for_nodes is None:
-            return None, None, grad_coefficients, None, None, None, None, None
-        of_nodes = fold(grad_nodes).index_add_(0, synthetic_anchors, for_nodes)
-        return None, of_nodes, grad_coefficients, fold(grad_near), None, None, None, None
+            return None, None, grad_coefficients, None, None, None, None, None, None
+        grad_nodes.index_add_(0, synthetic_anchors, for_nodes)
+        return None, grad_nodes, grad_coefficients, grad_near, None, None, None, None, None
 
     @staticmethod
     def plain(ctx: Any) -> Any:

@@ -69,6 +69,8 @@ def differentiate_plain(
     Returns:
         One gradient per argument of ``forward``; None where not needed.
     """
+    if all(grad is None for grad in grads):
+        return (None,) * len(ctx.needs_input_grad)
     given = {place: x for place, x in inputs.items() if x is not None}
 
     def of_given(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:

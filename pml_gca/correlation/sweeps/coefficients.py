@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rows import EdgeRows, EdgeState, SweepPlan, SweptFunction, add_product
+from ...utils.recompute_gradients import differentiate_plain
+from .rows import EdgeRows, EdgeState, SweepPlan, add_product
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def edge_statistics(plan: SweepPlan, state: EdgeState) -> tuple[Tensor, Tensor, 
     return count, mean, squares / count
 
 
-class EdgeCoefficients(SweptFunction):
+class EdgeCoefficients(torch.autograd.Function):
     """λ = sigmoid(W BatchNorm(e) + b) of all edges, (E, D), with given statistics. Section 3.3 of the paper.
 
     ``scale`` is the BatchNorm's. With statistics of the batch (``count`` is not None) the gradient includes their own.
@@ -66,7 +67,16 @@ class EdgeCoefficients(SweptFunction):
         return out
 
     @staticmethod
+    @torch.compiler.disable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None or torch.is_grad_enabled():
+            return differentiate_plain(ctx, *EdgeCoefficients.plain(ctx), [grad])
+        with torch.autocast(grad.device.type, enabled=False):
+            return EdgeCoefficients.gradients(ctx, grad)
+
+    @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradient of each argument of `forward`, tile by tile."""
         plan: SweepPlan = ctx.plan
         kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, _, out = ctx.saved_tensors
         w = weight.to(plan.matmul_dtype)
@@ -91,10 +101,11 @@ class EdgeCoefficients(SweptFunction):
                 g = torch.addcmul(g, common * (rstd / count), tile.multiplicity(kept).view(-1, 1), value=-1)
             edges.backward(tile, g)
         own = (grad_scale, by_pair * scale, grad_b) if plan.gradient_pass.to_parameters else (None,) * 3
-        return None, *edges.gradients(), None, None, None, *own
+        return None, edges.grad, *(edges.norm_grads or (None, None)), None, None, None, *own
 
     @staticmethod
     def plain(ctx: Any) -> tuple[Callable[..., Tensor], dict[int, Tensor | None]]:
+        """Return `forward` as autograd can differentiate it, and its inputs; see `differentiate_plain`."""
         kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, bias, _ = ctx.saved_tensors
         dtype = ctx.plan.matmul_dtype
         multiplicity = torch.cat([tile.multiplicity(kept).flatten() for tile in ctx.plan.tiles])[:, None]

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...utils.recompute_gradients import differentiate_plain
 from ..edges import edge_pairs, sum_over_neighbours
-from ..tiles import add_to_second, fold, turned
-from .rows import EdgeRows, EdgeState, SweepPlan, SweptFunction, add_product
+from ..tiles import add_to_second, turned
+from .rows import EdgeRows, EdgeState, SweepPlan, add_product
 
 
-class EdgeMessages(SweptFunction):
+class EdgeMessages(torch.autograd.Function):
     """Σ_j GELU(W e_ij + b) for every node i, self pairs once: (N, D). Section 3.2 of the paper."""
 
     @staticmethod
@@ -33,7 +34,7 @@ class EdgeMessages(SweptFunction):
         edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias))
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
         hidden = kept.new_empty(plan.num_edges, len(w), dtype=plan.matmul_dtype) if plan.keep_hidden else None
-        total = kept.new_zeros(2 * num_nodes, kept.shape[1])
+        total = kept.new_zeros(num_nodes, kept.shape[1])
         for tile in plan.tiles:
             before = torch.addmm(b, edges(tile).to(w.dtype), w.t(), out=None if hidden is None else hidden[tile.rows])
             messages = F.gelu(before).to(total.dtype).view(*tile.shape, -1)
@@ -42,17 +43,26 @@ class EdgeMessages(SweptFunction):
         ctx.plan, ctx.num_nodes = plan, num_nodes
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(kept, norm_weight, norm_bias, weight, bias, hidden)
-        return fold(total)
+        return total
+
+    @staticmethod
+    @torch.compiler.disable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None or torch.is_grad_enabled():
+            return differentiate_plain(ctx, *EdgeMessages.plain(ctx), [grad])
+        with torch.autocast(grad.device.type, enabled=False):
+            return EdgeMessages.gradients(ctx, grad)
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradient of each argument of `forward`, tile by tile."""
         plan: SweepPlan = ctx.plan
         kept, norm_weight, norm_bias, weight, bias, hidden = ctx.saved_tensors
         to_parameters = plan.gradient_pass.to_parameters
         edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias))
         to_edges = ctx.needs_input_grad[2] and (plan.gradient_pass.to_embeddings or not edges.is_first)
-        edges.start_backward(to_parameters)
         turned_grad = turned(grad)
+        edges.start_backward(to_parameters)
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
         grad_w, grad_b = kept.new_zeros(weight.shape), kept.new_zeros(bias.shape)
         for tile in plan.tiles:
@@ -67,12 +77,13 @@ class EdgeMessages(SweptFunction):
                 grad_b += g.sum(dim=0)
             if to_edges:
                 edges.backward(tile, (g @ w).to(kept.dtype))
-        of_edges = edges.gradients() if to_edges else (None, None, None)
+        of_edges = [edges.grad, *(edges.norm_grads or (None, None))] if to_edges else [None] * 3
         own = (grad_w, grad_b) if to_parameters else (None, None)
         return None, None, *of_edges, *own
 
     @staticmethod
     def plain(ctx: Any) -> tuple[Callable[..., Tensor], dict[int, Tensor | None]]:
+        """Return `forward` as autograd can differentiate it, and its inputs; see `differentiate_plain`."""
         kept, norm_weight, norm_bias, weight, bias, _ = ctx.saved_tensors
         dtype, num_nodes, pairs = ctx.plan.matmul_dtype, ctx.num_nodes, edge_pairs(ctx.num_nodes, kept.device)
 

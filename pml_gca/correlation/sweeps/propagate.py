@@ -34,7 +34,7 @@ def propagate(module: "CorrelationPropagation", embeddings: Tensor, labels: Tens
     """Compute what ``module.forward_plain`` does, tile by tile."""
     plan = plan_sweeps(module, len(embeddings), embeddings.device)
     nodes = module.first_nodes(embeddings)
-    edges = EdgeState(standardize(embeddings).to(compute_dtype(module.input.weight)))
+    edges = EdgeState(standardize(embeddings).to(plan.state_dtype))
     for layer in module.layers:
         nodes, edges = sweep_layer(cast("PropagationLayer", layer), plan, nodes, edges, labels)
     logits = module.classify(nodes)
@@ -84,14 +84,14 @@ def sweep_coefficients(module: "CorrelationPropagation", plan: SweepPlan, edges:
 
 def plan_sweeps(module: "CorrelationPropagation", num_nodes: int, device: torch.device) -> SweepPlan:
     """Return how to go over the edges of ``num_nodes`` nodes; what fits is asked once per number of nodes."""
-    dtype = matmul_dtype(module.input.weight)
+    matmul, state = matmul_dtype(module.input.weight), compute_dtype(module.input.weight)
     learns = torch.is_grad_enabled()
     memory = memory_of.setdefault(module, {})
-    key = (num_nodes, device, dtype, module.edge_chunk_size)
+    key = (num_nodes, device, matmul, module.edge_chunk_size)
     if learns and key not in memory:
         sizes = module.sizes(num_nodes, num_nodes * max(num_nodes // 2 - 1, 0))
         memory[key] = choose_memory(sizes, module.edge_chunk_size, device)
     keep, chunk = memory.get(key, (False, 0))
     chunk = chunk or module.edge_chunk_size or default_chunk_size(module.input.in_features, device)
     num_edges = num_nodes * (num_nodes + 1) // 2
-    return SweepPlan(edge_tiles(num_nodes, chunk), num_edges, chunk, dtype, keep and learns)
+    return SweepPlan(edge_tiles(num_nodes, chunk), num_edges, chunk, matmul, state, keep and learns)

@@ -1,21 +1,21 @@
-"""What all sweeps share: the plan, the edges of one tile, their post-norm, and the frame of a backward pass.
+"""What all sweeps share: the plan, and what happens to the edges of one tile.
 
 What it buys: edges are recomputed from one kept (E, D) tensor a layer, where autograd would keep each intermediate
 value. See `pml_gca.correlation.sweeps` for what is measured.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...utils.recompute_gradients import differentiate_plain
 from ..correlations import GradientPass
 from ..edges import at_ends, edge_pairs
-from ..tiles import Tile, add_to_second, fold, sums_of, turned
+from ..tiles import Tile, add_to_second, turned
 
 NORM_EPS = 1e-5
 
@@ -29,6 +29,7 @@ class SweepPlan:
         num_edges: E.
         edge_chunk_size: the largest number of edges in a tile.
         matmul_dtype: of matrix products.
+        state_dtype: of sums, norms and statistics.
         keep_hidden: keep the hidden activations of MLPs for the backward pass; else recompute them.
         gradient_pass: what a backward pass is for.
     """
@@ -37,6 +38,7 @@ class SweepPlan:
     num_edges: int
     edge_chunk_size: int
     matmul_dtype: torch.dtype
+    state_dtype: torch.dtype
     keep_hidden: bool
     gradient_pass: GradientPass = field(default_factory=GradientPass)
 
@@ -61,33 +63,6 @@ class EdgeState(NamedTuple):
         return plain_post_norm(self.kept, self.norm_weight, self.norm_bias)
 
 
-class SweptFunction(torch.autograd.Function):
-    """A function of all edges whose backward pass is written out, tile by tile.
-
-    A subclass implements `forward`, run without autocast, and the two methods below.
-    """
-
-    @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return one gradient per argument of `forward`."""
-        raise NotImplementedError
-
-    @staticmethod
-    def plain(ctx: Any) -> tuple[Callable[..., Tensor], dict[int, Tensor | None]]:
-        """Return a plain form for second derivatives, and its inputs; see `differentiate_plain`."""
-        raise NotImplementedError
-
-    @classmethod
-    @torch.compiler.disable
-    def backward(cls, ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            return differentiate_plain(ctx, *cls.plain(ctx), [grad])
-        if grad is None:
-            return (None,) * len(ctx.needs_input_grad)
-        with torch.autocast(grad.device.type, enabled=False):  # sweeps cast by themselves
-            return cls.gradients(ctx, grad)
-
-
 class EdgeRows:
     """The edges, tile by tile, recomputed from what is kept of them; and the gradient of that."""
 
@@ -106,10 +81,10 @@ class EdgeRows:
 
     def start_backward(self, to_parameters: bool) -> None:
         """Prepare to collect gradients: of the kept tensor and, if wanted, of the post-norm's parameters."""
-        self.norm_sums = None
+        self.grad = torch.zeros_like(self.kept) if self.is_first else torch.empty_like(self.kept)
+        self.norm_grads: list[Tensor] | None = None
         if self.weight is not None and to_parameters:
-            self.norm_sums = [torch.zeros_like(self.weight), torch.zeros_like(self.weight)]
-        self.grad = sums_of(self.kept) if self.is_first else torch.empty_like(self.kept)
+            self.norm_grads = [torch.zeros_like(self.weight), torch.zeros_like(self.weight)]
 
     def backward(self, tile: Tile, grad: Tensor) -> None:
         """Take in the gradient of the edges of ``tile``, which were computed last."""
@@ -118,12 +93,61 @@ class EdgeRows:
             self.grad[tile.nodes] += (box * self.turned[tile.offsets, tile.nodes]).sum(dim=0)
             add_to_second(self.grad, tile, box * self.kept[tile.nodes])
         else:
-            self.grad[tile.rows] = self.norm.backward(grad, self.norm_sums)
+            self.grad[tile.rows] = self.norm.backward(grad, self.norm_grads)
 
-    def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return the gradients of what is kept, of the norm's weight and of its bias."""
-        weight, bias = self.norm_sums or (None, None)
-        return fold(self.grad) if self.is_first else self.grad, weight, bias
+
+class Ends:
+    """The end nodes of edges, and the attention of edges to them, tile by tile; and the gradients.
+
+    Args:
+        folded: (N, D), u of ``EdgeBlock.fold``.
+        offset: (N,), c likewise.
+        values: (N, D), V g likewise.
+        mask: (2, E), which scales the attention to either end, if any.
+    """
+
+    def __init__(self, folded: Tensor, offset: Tensor, values: Tensor, mask: Tensor | None) -> None:
+        self.ends, self.mask = (folded, offset, values), mask
+        self.turned = [turned(x) for x in self.ends]
+        self.scale = 1 / math.sqrt(folded.shape[1])
+
+    def attend(self, tile: Tile, edges: Tensor) -> Tensor:
+        """Return the (R, D) edges plus their attention to their two ends."""
+        folded_i, offset_i, value_i = (x[tile.nodes] for x in self.ends)
+        folded_j, offset_j, value_j = (x[tile.offsets, tile.nodes] for x in self.turned)
+        self.values = value_i, value_j
+        self.edges = edges.view(*tile.shape, -1)
+        self.between = folded_i - folded_j
+        score = (self.edges * self.between).sum(dim=2) + (offset_i - offset_j)
+        score = score * self.scale
+        self.attention = [torch.sigmoid(score), torch.sigmoid(-score)]
+        self.tile_mask = None if self.mask is None else self.mask[:, tile.rows].view(2, *tile.shape)
+        self.weights = self.attention
+        if self.tile_mask is not None:
+            self.weights = [a * m for a, m in zip(self.attention, self.tile_mask, strict=True)]
+        out = torch.addcmul(self.edges, self.weights[0][..., None], value_i)
+        return out.addcmul_(self.weights[1][..., None], value_j).flatten(0, 1)
+
+    def start_backward(self) -> None:
+        """Prepare to collect the gradients of the nodes."""
+        self.grads = [torch.zeros_like(x) for x in self.ends]
+
+    def backward(self, tile: Tile, grad: Tensor) -> Tensor:
+        """Return the gradient of the (R, D) edges of ``tile``, attended last; add those of the nodes."""
+        folded, offset, values = self.grads
+        box = grad.view(*tile.shape, -1)
+        values[tile.nodes] += (self.weights[0][..., None] * box).sum(dim=0)
+        add_to_second(values, tile, self.weights[1][..., None] * box)
+        by_end = [(box * end).sum(dim=2) for end in self.values]
+        if self.tile_mask is not None:
+            by_end = [g * m for g, m in zip(by_end, self.tile_mask, strict=True)]
+        score = (by_end[0] - by_end[1]) * self.attention[0] * self.attention[1] * self.scale
+        offset[tile.nodes] += score.sum(dim=0)
+        add_to_second(offset, tile, -score)
+        pull = score[..., None] * self.edges
+        folded[tile.nodes] += pull.sum(dim=0)
+        add_to_second(folded, tile, pull.neg_())
+        return torch.addcmul(box, score[..., None], self.between).flatten(0, 1)
 
 
 class PostNorm:

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...utils.recompute_gradients import differentiate_plain
 from ..edges import at_ends, edge_pairs
-from ..tiles import Tile, add_to_second, fold, sums_of, turned
-from .rows import NORM_EPS, EdgeRows, EdgeState, PostNorm, SweepPlan, SweptFunction, add_product, plain_post_norm
+from .rows import NORM_EPS, EdgeRows, EdgeState, Ends, PostNorm, SweepPlan, add_product, plain_post_norm
 
 
-class EdgeUpdate(SweptFunction):
+class EdgeUpdate(torch.autograd.Function):
     """The edge block up to its last post-norm: MLP(t) + t with t = norm(attended + e), (E, D). Section 3.3.
 
     ``folded``, ``offset`` and ``values`` are u, c and V g of the nodes (see ``EdgeBlock.attend``); ``mask`` (2, E), if
@@ -67,7 +67,16 @@ class EdgeUpdate(SweptFunction):
         return out
 
     @staticmethod
+    @torch.compiler.disable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None or torch.is_grad_enabled():
+            return differentiate_plain(ctx, *EdgeUpdate.plain(ctx), [grad])
+        with torch.autocast(grad.device.type, enabled=False):
+            return EdgeUpdate.gradients(ctx, grad)
+
+    @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradient of each argument of `forward`, tile by tile."""
         plan: SweepPlan = ctx.plan
         dtype, to_parameters = plan.matmul_dtype, plan.gradient_pass.to_parameters
         *saved, _, hidden, normed, spread = ctx.saved_tensors
@@ -106,12 +115,13 @@ class EdgeUpdate(SweptFunction):
             edge_grad = ends.backward(tile, norm.backward(t_grad, norm_sums))
             if to_edges:
                 edges.backward(tile, edge_grad)
-        of_edges = edges.gradients() if to_edges else (None, None, None)
+        of_edges = [edges.grad, *(edges.norm_grads or (None, None))] if to_edges else [None] * 3
         own = [*(norm_sums or ()), grad_w1, grad_b1, grad_w2, grad_b2] if to_parameters else [None] * 6
-        return None, *of_edges, *(fold(x) for x in ends.grads), None, *own
+        return None, *of_edges, *ends.grads, None, *own
 
     @staticmethod
     def plain(ctx: Any) -> tuple[Callable[..., Tensor], dict[int, Tensor | None]]:
+        """Return `forward` as autograd can differentiate it, and its inputs; see `differentiate_plain`."""
         *inputs, _, _, _ = ctx.saved_tensors
         mask = inputs.pop(6)
         dtype, num_nodes = ctx.plan.matmul_dtype, len(inputs[3])
@@ -130,53 +140,3 @@ class EdgeUpdate(SweptFunction):
             return t + b2 + (hidden @ w2.to(dtype).t()).to(t.dtype)
 
         return update, dict(zip((1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13), inputs, strict=True))
-
-
-class Ends:
-    """The end nodes of edges, and the attention of edges to them, tile by tile; and the gradients.
-
-    Arguments as for `EdgeUpdate`: (N, D), (N,), (N, D) and (2, E).
-    """
-
-    def __init__(self, folded: Tensor, offset: Tensor, values: Tensor, mask: Tensor | None) -> None:
-        self.ends, self.mask = (folded, offset, values), mask
-        self.turned = [turned(x) for x in self.ends]
-        self.scale = 1 / math.sqrt(folded.shape[1])
-
-    def attend(self, tile: Tile, edges: Tensor) -> Tensor:
-        """Return the (R, D) edges plus their attention to their two ends."""
-        folded_i, offset_i, value_i = (x[tile.nodes] for x in self.ends)
-        folded_j, offset_j, value_j = (x[tile.offsets, tile.nodes] for x in self.turned)
-        self.values = value_i, value_j
-        self.edges = edges.view(*tile.shape, -1)
-        self.between = folded_i - folded_j
-        score = (self.edges * self.between).sum(dim=2) + (offset_i - offset_j)
-        score = score * self.scale
-        self.attention = [torch.sigmoid(score), torch.sigmoid(-score)]
-        self.tile_mask = None if self.mask is None else self.mask[:, tile.rows].view(2, *tile.shape)
-        self.weights = self.attention
-        if self.tile_mask is not None:
-            self.weights = [a * m for a, m in zip(self.attention, self.tile_mask, strict=True)]
-        out = torch.addcmul(self.edges, self.weights[0][..., None], value_i)
-        return out.addcmul_(self.weights[1][..., None], value_j).flatten(0, 1)
-
-    def start_backward(self) -> None:
-        """Prepare to collect the gradients of the nodes."""
-        self.grads = [sums_of(x) for x in self.ends]
-
-    def backward(self, tile: Tile, grad: Tensor) -> Tensor:
-        """Return the gradient of the (R, D) edges of ``tile``, attended last; add those of the nodes."""
-        folded, offset, values = self.grads
-        box = grad.view(*tile.shape, -1)
-        values[tile.nodes] += (self.weights[0][..., None] * box).sum(dim=0)
-        add_to_second(values, tile, self.weights[1][..., None] * box)
-        by_end = [(box * end).sum(dim=2) for end in self.values]
-        if self.tile_mask is not None:
-            by_end = [g * m for g, m in zip(by_end, self.tile_mask, strict=True)]
-        score = (by_end[0] - by_end[1]) * self.attention[0] * self.attention[1] * self.scale
-        offset[tile.nodes] += score.sum(dim=0)
-        add_to_second(offset, tile, -score)
-        pull = score[..., None] * self.edges
-        folded[tile.nodes] += pull.sum(dim=0)
-        add_to_second(folded, tile, pull.neg_())
-        return torch.addcmul(box, score[..., None], self.between).flatten(0, 1)

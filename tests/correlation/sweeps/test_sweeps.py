@@ -130,7 +130,7 @@ def numbers(*shape, seed=0, grad=True):
 
 
 def plan(max_edges=4, keep=False):
-    return SweepPlan(edge_tiles(NODES, max_edges), EDGES, max_edges, torch.float64, keep)
+    return SweepPlan(edge_tiles(NODES, max_edges), EDGES, max_edges, torch.float64, torch.float64, keep)
 
 
 def edge_rows(is_first):
@@ -202,7 +202,8 @@ def test_gradients_of_the_synthesis_by_both_outputs_at_once():
     nodes, coefficients, near, weights = (
         x.detach().requires_grad_() for x in (numbers(4, SIZE), numbers(10, SIZE), numbers(4).abs(), numbers(2, 10))
     )
-    arguments = (torch.tensor(0.6, dtype=torch.float64), slots, weights.detach(), anchors)
+    strength, lengths = torch.tensor(0.6, dtype=torch.float64), torch.ones(4, 1, dtype=torch.float64)
+    arguments = (strength, slots, weights.detach(), anchors, lengths)
     first, second = Synthesis.apply(tiles, nodes, coefficients, near, *arguments)
     assert torch.equal(first, second)
     one, other = numbers(4, SIZE, grad=False), numbers(4, SIZE, seed=9, grad=False)
