@@ -87,7 +87,7 @@ def test_a_study_gives_back_what_training_gave(tmp_path):
     assert (first["stage"], first["contender"], first["alpha"], first["diverged"]) == ("run", "gca", "2.0", "7")
 
 
-def test_a_finished_cell_that_contradicts_its_row_is_refused(tmp_path):
+def test_a_finished_cell_that_contradicts_its_row_is_refused(tmp_path, monkeypatch):
     one = cell("gca", {"alpha": 2.0}, stage="run")
     Study(tmp_path).write(one, result(0.5))
     Study(tmp_path).add()
@@ -112,18 +112,20 @@ def test_a_finished_cell_that_contradicts_its_row_is_refused(tmp_path):
         assert len(list(tmp_path.rglob("*.json"))) == 2  # nothing is lost
     slower = result(0.5)
     slower |= {"seconds": 9.0, "history": {**slower["history"], "seconds": [0.0, 5.0, 9.0]}}
+    monkeypatch.setattr(pml_gca, "__version__", "9.9.9")
     Study(tmp_path).write(one, slower)
-    assert Study(tmp_path).add() == 2  # seconds contradict nothing, and the first ones stay
+    assert Study(tmp_path).add() == 2  # seconds and version contradict nothing, and the first ones stay
     assert Study(tmp_path).read(one) == result(0.5)
     Study(tmp_path).file(other).write_text("{}")
     with pytest.raises(SystemExit, match=r"compare_generators\.py: .* is no result of this comparison"):
         compare_generators.main(["--out", str(tmp_path), "--add"])
 
 
-def test_adding_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+@pytest.mark.parametrize("interrupted", ["runs", "curves"])
+def test_adding_goes_on_where_it_was_interrupted(interrupted, tmp_path, monkeypatch):
     study = Study(tmp_path)
     study.write(cell(stage="run"), result())
-    monkeypatch.setattr(study.runs, "save", lambda: 1 / 0)
+    monkeypatch.setattr(getattr(study, interrupted), "save", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         study.add()
     assert Study(tmp_path).read(cell(stage="run")) == result()
@@ -205,7 +207,14 @@ def test_a_broken_file_is_named(content, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", '"', "stage,loss\nrun,n_pairs\n", f"{HEAD}\nrun,n_pairs\n", f"{HEAD}\nrun,n_pairs,gca,0\nrun,n_pairs,gca,0\n"],
+    [
+        "",
+        '"',
+        "stage,loss\nrun,n_pairs\n",
+        f"{HEAD}\nrun,n_pairs\n",
+        f"{HEAD},alpha\nrun,n_pairs,gca,0\n",
+        f"{HEAD}\nrun,n_pairs,gca,0\nrun,n_pairs,gca,0\n",
+    ],
 )
 def test_a_broken_table_is_named(content, tmp_path):
     (tmp_path / "runs.csv").write_text(content)
