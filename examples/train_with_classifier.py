@@ -1,4 +1,8 @@
-"""Train a retrieval model with PML's TrainWithClassifier, with and without GCA-HNG, and compare on unseen classes."""
+"""Train a small network for retrieval with PML's TrainWithClassifier, and compare GCA-HNG with the loss alone.
+
+The network trains twice from one seed: with the metric loss alone, and with the same loss and GCA-HNG's hard negatives.
+Prints a table over classes that neither has seen, and draws learning curves and examples of retrieved images.
+"""
 
 import argparse
 import sys
@@ -26,11 +30,7 @@ NUM_HEADS = 2  # of the generator's attention
 
 
 def load_data(args: argparse.Namespace) -> dict[str, Any]:
-    """Return training, validation and test sets, which share no class.
-
-    Raises:
-        ValueError: the images cannot be read, or no image has another image of its class to find.
-    """
+    """Return training, validation and test sets, which share no class. Raise ValueError if they cannot be used."""
     make = Glyphs if args.data is None else partial(ClassFolder, args.data)
     data: dict[str, Any] = {split: make(split, image_size=args.image_size) for split in ("train", "val", "test")}
     notes = [check_queries(f"the {split} set", data[split]) for split in ("val", "test")]
@@ -140,11 +140,7 @@ def train(name: str, kind: str, args: argparse.Namespace, data: dict[str, Any], 
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train a small convolutional network for retrieval with PML's TrainWithClassifier: first with a "
-        "metric loss alone, then with the same loss and GCA-HNG's hard negatives, from the same seed. Print a table "
-        "over classes that neither network has seen, and draw learning curves and examples of retrieved images.",
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--loss", choices=NAMED_LOSSES, default="n_pairs", help="metric loss of PML (default: %(default)s)")
     kinds = "none: the loss alone; gca: with GCA-HNG; hardest: with the hardest real negatives and a second classifier"
