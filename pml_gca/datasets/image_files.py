@@ -29,8 +29,8 @@ _warned: set[str] = set()
 def find_images(root: str | os.PathLike[str]) -> tuple[dict[str, list[Path]], dict[Path, str]]:
     """Find the image files of each class folder of ``root``, subfolders included, and the files that are left out.
 
-    An image is a file with an ending that Pillow reads, in upper or lower case, or a file without an ending in which
-    Pillow finds an image.
+    An image is a file with an ending that Pillow reads, in upper or lower case. A file without an ending is one if
+    Pillow finds an image in it.
 
     Returns:
         The files of each class, classes and files sorted by name, and the reason for each file or link that is left

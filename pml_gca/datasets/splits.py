@@ -53,8 +53,8 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
 def split_sizes(count: int, fractions: tuple[float, float, float]) -> tuple[int, int, int]:
     """Return the numbers of train, val and test classes out of ``count``.
 
-    Val and test are rounded, and train takes the rest. Then classes move from the largest split until train and test
-    have at least 2 classes (with one there is nothing to tell apart) and val at least 1 (0 if its fraction is 0).
+    Val and test are rounded, and train takes the rest. Train and test then get at least 2 classes: with one there is
+    nothing to tell apart. Val gets at least 1, unless its fraction is 0. Missing classes come from the largest split.
 
     Raises:
         ValueError: ``count`` is too small for that.

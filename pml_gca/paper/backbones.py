@@ -41,14 +41,10 @@ def build_backbone(
 ) -> nn.Module:
     """Build an image model without classification layer, (B, 3, H, W) to (B, ``num_features``).
 
-    ============= ================================================================ ============
-    name          model                                                            num_features
-    ============= ================================================================ ============
-    resnet50      torchvision's, pooled by the sum of average and max pooling      2048
-    googlenet     torchvision's, without auxiliary heads and dropout               1024
-    dino_vits16   timm's ``vit_small_patch16_224.dino``, self-supervised           384
-    any other     timm's model of that name, such as ``resnet50.a1_in1k``
-    ============= ================================================================ ============
+    - ``"resnet50"``: torchvision's, with the sum of average and max pooling; 2048 features.
+    - ``"googlenet"``: torchvision's, without auxiliary heads and dropout; 1024 features.
+    - ``"dino_vits16"``: timm's ``vit_small_patch16_224.dino``, self-supervised; 384 features.
+    - any other name: timm's model of that name, such as ``"resnet50.a1_in1k"``.
 
     Parameters keep torchvision's or timm's names.
 
