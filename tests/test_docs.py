@@ -147,7 +147,7 @@ def titles(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Return the titles of all contenders, and get ready to print reports."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
-    return set(importlib.import_module("comparison.contenders").TITLES.values())
+    return set(importlib.import_module("comparison.registry").TITLES.values())
 
 
 def test_tables_of_evidence_are_those_of_the_result_files(titles: set[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,4 @@
-import csv
 import json
-import math
 import re
 from dataclasses import replace
 
@@ -12,59 +10,13 @@ from helpers.comparison import BENCHMARKS, SMALL, cell, result, rows
 import compare_generators
 from comparison import registry, running
 from comparison.arguments import parse_arguments
-from comparison.cells import Cell
 from comparison.plan import trials
 from comparison.study import Study
-from comparison.table import KEY, ORIGIN, Table, as_text, as_value
+from comparison.table import KEY
 
 import pml_gca
 
-HEAD = ",".join(KEY)
 DOCS = BENCHMARKS.parents[1] / "docs"
-
-
-NUMBERS = (0.1 + 0.2, 5e-324, 1e6, 1e22, -0.0, 7, 2**70, True, False, None, [1, 24], [[0.5, 1.0]], [])
-TEXTS = ("hardest", "2.15.0+cu132", "3.0", "true", "null", "", '"x"', "a,b", 'say "a"', "two\nlines", "ɢ", ["ɢ", "G"])
-
-
-@pytest.mark.parametrize("value", [*NUMBERS, *TEXTS])
-def test_a_value_comes_back_as_it_was(value, tmp_path):
-    table = Table(tmp_path / "t.csv", ("value",))
-    row = {**dict(zip(KEY, cell().key, strict=True)), "setting": value, "version": "1.0", "value": value}
-    table.put(row)
-    table.save()
-    (back,) = Table(table.file, ("value",)).rows.values()
-    assert back == row
-    assert type(back["value"]) is type(value)
-    assert repr(back["value"]) == repr(value)
-    assert as_value(as_text(value)) == value
-
-
-def test_a_missing_value_is_blank_and_none_is_not(tmp_path):
-    table = Table(tmp_path / "t.csv", ("value",))
-    for number, values in enumerate(({"value": None}, {"alpha": 2.0, "value": math.inf})):
-        table.put({**dict(zip(KEY, cell(number=number).key, strict=True)), **values})
-    table.save()
-    assert table.file.read_text().splitlines() == [
-        "stage,loss,contender,number,alpha,value",
-        "tune,proxy_anchor,none,0,,null",
-        "tune,proxy_anchor,none,1,2.0,Infinity",
-    ]
-    assert Table(table.file, ("value",)).rows == table.rows
-
-
-def test_rows_are_sorted_and_a_new_one_moves_no_other(tmp_path):
-    table = Table(tmp_path / "t.csv", ("value",))
-    for number in (10, 9, 2):
-        table.put({**dict(zip(KEY, cell(number=number).key, strict=True)), "value": number})
-    table.save()
-    before = table.file.read_text().splitlines()
-    assert [line.split(",")[3] for line in before[1:]] == ["2", "9", "10"]
-    table.put({**dict(zip(KEY, cell(number=5).key, strict=True)), "value": 5})
-    table.save()
-    after = table.file.read_text().splitlines()
-    assert [line for line in after if line not in before] == ["tune,proxy_anchor,none,5,5"]
-    assert [line for line in after if line in before] == before
 
 
 def test_a_study_gives_back_what_training_gave(tmp_path):
@@ -206,24 +158,6 @@ def test_a_broken_file_is_named(content, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        '"',
-        "stage,loss\nrun,n_pairs\n",
-        f"{HEAD}\nrun,n_pairs\n",
-        f"{HEAD},alpha\nrun,n_pairs,gca,0\n",
-        f"{HEAD}\nrun,n_pairs,gca,0\nrun,n_pairs,gca,0\n",
-    ],
-)
-def test_a_broken_table_is_named(content, tmp_path):
-    (tmp_path / "runs.csv").write_text(content)
-    for arguments in (["--report"], ["--repeat", "tune", "n_pairs", "none", "0"]):
-        with pytest.raises(SystemExit, match=r"runs\.csv, line \d is no row of a table of results"):
-            compare_generators.main([*SMALL, *arguments, "--out", str(tmp_path)])
-
-
-@pytest.mark.parametrize(
     ("stage", "without", "message"),
     [
         ("run", {"val_recall_at_1": None, "seconds": None}, "has no val_recall_at_1, seconds"),
@@ -258,25 +192,3 @@ def test_a_result_that_lacks_something_is_named(added, stage, without, message, 
     for wanted in (["--report"], ["--repeat", stage, "n_pairs", "none", "0"], *([] if added else [["--add"]])):
         with pytest.raises(SystemExit, match=rf"{where}: {stage} n_pairs none 0 {message}"):
             compare_generators.main([*arguments, *wanted])
-
-
-def test_the_tables_of_the_studies_are_such_as_are_written():
-    """Each is sorted and formatted as a study writes it, and has a curve for each run."""
-    for folder in ("evidence", "evidence_longer", "evidence_no_augment"):
-        study = Study(DOCS / folder)
-        assert study.runs.rows.keys() == study.curves.rows.keys()
-        for table in (study.runs, study.curves, study.times, study.watched):
-            assert table.file.exists() == bool(table.rows)
-            for key, row in table.rows.items():
-                assert Cell(*key, {}).key == key
-                assert "torch" in row or table in (study.curves, study.watched)
-            if table.rows:
-                lines = table.file.read_text()
-                with table.file.open(newline="") as file:
-                    fields = list(csv.reader(file))
-                assert fields[1:] == [
-                    [as_text(row[name]) if name in row else "" for name in fields[0]]
-                    for _, row in sorted(table.rows.items())
-                ]
-                assert "\r" not in lines
-    assert set(ORIGIN) <= set(next(iter(Study(DOCS / "evidence").runs.rows.values())))
