@@ -43,18 +43,18 @@ class AffineRange:
 
 
 def check_range(name: str, value: AffineRange | None, default: AffineRange) -> AffineRange:
-    """Return ``value``, or ``default`` for None. Raise TypeError for anything else."""
+    """Return `value`, or `default` for None. Raise TypeError for anything else."""
     if not (value is None or isinstance(value, AffineRange)):
         raise TypeError(f"{name} must be an AffineRange or None, found {type(value).__name__}: {value!r}")
     return default if value is None else value
 
 
 def draw_affines(count: int, limits: AffineRange, generator: torch.Generator | None = None) -> Tensor:
-    """Draw ``count`` affine maps, shape (count, 2, 3), float32, in ``affine_grid``'s coordinates.
+    """Draw `count` affine maps, shape (count, 2, 3), float32, in `affine_grid`'s coordinates.
 
     Each map takes a point of the *output* image to the point of the input image that it is read from. Image
     coordinates run from -1 to 1. The forward map is scale, then shear, then rotation, then shift, all about the
-    image's centre. ``generator`` is the random number generator; None means torch's global one.
+    image's centre. `generator` is the random number generator; None means torch's global one.
     """
     # numpy's small operations cost a fraction of torch's, which matters for single images.
     u = torch.rand(count, 6, generator=generator, device="cpu").numpy() * np.float32(2) - np.float32(1)
@@ -81,7 +81,7 @@ def warp(images: Tensor, affines: Tensor, *, padding: str = "zeros") -> Tensor:
     Args:
         images: (N, C, H, W), uint8 in 0..255 or float32 in [0, 1].
         affines: (N, 2, 3) as from `draw_affines`.
-        padding: fill outside the image: ``"zeros"``, ``"border"`` or ``"reflection"``.
+        padding: fill outside the image: `"zeros"`, `"border"` or `"reflection"`.
 
     Returns:
         (N, C, H, W) float32 in [0, 1].
@@ -92,7 +92,7 @@ def warp(images: Tensor, affines: Tensor, *, padding: str = "zeros") -> Tensor:
 
 
 def warp_fixed(images: Tensor, limits: AffineRange, seed: int, *, chunk: int = 1024) -> Tensor:
-    """Distort every image once, by maps drawn from ``seed``. Images are (N, C, H, W) uint8, before and after."""
+    """Distort every image once, by maps drawn from `seed`. Images are (N, C, H, W) uint8, before and after."""
     affines = draw_affines(len(images), limits, torch.Generator().manual_seed(seed))
     out = torch.empty_like(images)
     for start in range(0, len(images), chunk):  # in chunks: the sampling grid takes 8 bytes per pixel

@@ -32,10 +32,10 @@ class Benchmark:
     """A data set, ready to train and test on.
 
     Attributes:
-        name: e.g. ``"cub"``.
+        name: e.g. `"cub"`.
         train: training images, augmented.
         val: images of the held-out training classes, with the test transform; None if none are held out.
-        test: ``{"test": ...}``, or ``{"query": ..., "gallery": ...}`` with common labels.
+        test: `{"test": ...}`, or `{"query": ..., "gallery": ...}` with common labels.
         recall_at: the K of Recall@K that papers report.
         left_out: paths of unreadable files, if these are skipped.
     """
@@ -73,23 +73,23 @@ def load_benchmark(
 ) -> Benchmark:
     """Read a benchmark's training and test images, and hold out some training classes for validation.
 
-    The validation classes depend only on the raw labels, ``val_fraction`` and ``seed``. The training classes are
-    sorted by the SHA-256 of ``"<seed>:<raw label>"``, and the last ones are held out: at least 2, and at least 2 stay.
+    The validation classes depend only on the raw labels, `val_fraction` and `seed`. The training classes are
+    sorted by the SHA-256 of `"<seed>:<raw label>"`, and the last ones are held out: at least 2, and at least 2 stay.
 
     Args:
-        name: ``"cub"``, ``"cars196"``, ``"sop"``, ``"inshop"``, or ``"folder"`` for your own images in
-            ``<root>/<class>/<image>``. Half the classes of a folder are for training and half for testing, with any
+        name: `"cub"`, `"cars196"`, `"sop"`, `"inshop"`, or `"folder"` for your own images in
+            `<root>/<class>/<image>`. Half the classes of a folder are for training and half for testing, with any
             seed.
         root: the data set's folder.
         image_size: side of the images in pixels, 8 to 1024.
         val_fraction: share of the training classes to hold out, in [0, 1); 0 for none.
         seed: seed for the choice of held-out classes, 0 to 2**63 - 1.
-        unreadable: ``"stop"`` raises an error on access to a file that cannot be read. ``"skip"`` decodes all files
+        unreadable: `"stop"` raises an error on access to a file that cannot be read. `"skip"` decodes all files
             up front, leaves out the unreadable ones, and warns.
         check_train: whether to look for the files to train and validate on. False is for testing alone. These files
-            may then be missing, and only access to one of them fails. ``unreadable="skip"`` does not decode them.
-        download: let PML download the data set if ``root`` is empty or does not exist. Not for ``"inshop"`` and
-            ``"folder"``.
+            may then be missing, and only access to one of them fails. `unreadable="skip"` does not decode them.
+        download: let PML download the data set if `root` is empty or does not exist. Not for `"inshop"` and
+            `"folder"`.
         train_transform: applied to PIL images of any mode, see `to_rgb`; None means `train_transform`.
         test_transform: the same for validation and test images; None means `test_transform`.
         progress: show a progress bar if 500 files or more are decoded up front.
@@ -97,7 +97,7 @@ def load_benchmark(
     Raises:
         ImportError: pillow is missing, or torchvision if a transform is not given.
         TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range, something is missing in ``root``, or there are too few classes.
+        ValueError: an argument is out of range, something is missing in `root`, or there are too few classes.
     """
     source = find_source(name)
     check_int("seed", seed, 0, 2**63 - 1)
@@ -162,7 +162,7 @@ def _check_fraction(value: object) -> float:
 def find_unreadable(
     splits: Sequence[ImageSource], progress: bool, many: int = 500, *, as_rgb: bool = True
 ) -> dict[str, str]:
-    """Decode all files, and with ``as_rgb`` convert them to RGB. Return path and reason of those that fail."""
+    """Decode all files, and with `as_rgb` convert them to RGB. Return path and reason of those that fail."""
     jobs = [(dataset, row, as_rgb) for dataset in splits for row in range(len(dataset.paths))]
     failed = {}
     with ThreadPool(min(16, os.cpu_count() or 1)) as pool:

@@ -33,18 +33,18 @@ MEMORY_LIMIT = 2**30
 
 
 class ClassFolder(Dataset[tuple[Tensor, int]]):
-    """Images in ``root/<class>/<image>``, whose classes are split into train, val and test.
+    """Images in `root/<class>/<image>`, whose classes are split into train, val and test.
 
     Images may also lie in subfolders of a class folder. All formats that Pillow reads are taken. `to_rgb` makes images
     upright, with white where they are transparent. A warning counts and names the files that are left out. Making the
     first data set of a folder decodes all its images, those of other splits too; later ones do not.
 
-    The split depends only on the folder names, ``fractions`` and ``seed``. Classes are sorted by the SHA-256 of
-    ``"<seed>:<name>"``, and go to train, val and test in that order.
+    The split depends only on the folder names, `fractions` and `seed`. Classes are sorted by the SHA-256 of
+    `"<seed>:<name>"`, and go to train, val and test in that order.
 
     Args:
         root: the folder.
-        split: ``"train"``, ``"val"`` or ``"test"``.
+        split: `"train"`, `"val"` or `"test"`.
         image_size: side S in pixels, 8 to 1024; the shorter side is scaled to it and the centre cut out.
         fractions: shares of the classes for train, val and test; only val's may be 0. Train and test get 2 classes
             or more, val 1 or more.
@@ -52,21 +52,21 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         augment: distort an image on each access, by torch's global random number generator; None: for train only.
             Without it, images are returned as they are.
         distortion: ranges of the affine distortion; None means `PHOTO_RANGE`.
-        flip: with ``augment``, also mirror left and right with probability 1/2.
+        flip: with `augment`, also mirror left and right with probability 1/2.
         in_memory: keep the decoded images; None: if those of this split take at most 1 GiB.
         progress: show a progress bar if 500 files or more are read.
 
     Attributes:
-        labels: (N,) int64, from 0 to ``num_classes - 1``.
-        classes: names of the class folders; ``classes[label]`` is the label's.
+        labels: (N,) int64, from 0 to `num_classes - 1`.
+        classes: names of the class folders; `classes[label]` is the label's.
         num_classes: number of classes in this split.
         files: path of each image.
         left_out: the reason for each file of the folder that is left out. Hidden files count if named as images.
 
-    An item is ``(image, label)``: a (3, S, S) float32 tensor (RGB) in [0, 1] and an int.
+    An item is `(image, label)`: a (3, S, S) float32 tensor (RGB) in [0, 1] and an int.
 
     Raises:
-        ImportError: pillow is missing (``pip install 'pml-gca[images]'``).
+        ImportError: pillow is missing (`pip install 'pml-gca[images]'`).
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range; the folder does not exist, has too few classes to split, a
             class without images, or images that cannot be read.
@@ -129,7 +129,7 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[tuple[Tensor, int]]:
-        """Return the items at ``indices``, distorted as one batch. torch's DataLoader calls this method."""
+        """Return the items at `indices`, distorted as one batch. torch's DataLoader calls this method."""
         rows = [int(i) for i in indices]
         if self._images is None:
             chosen = [self.files[row] for row in rows]

@@ -73,26 +73,26 @@ def read_image(dataset: ImageSource, row: int) -> Any:
 
 
 class ClassSubset(Dataset[tuple[Any, int]]):
-    """The images of some classes of ``dataset``, in its order, with labels from 0.
+    """The images of some classes of `dataset`, in its order, with labels from 0.
 
     Args:
-        dataset: one of PML's data sets, or any with ``paths``, ``labels`` and items that start with an image.
+        dataset: one of PML's data sets, or any with `paths`, `labels` and items that start with an image.
         classes: raw labels of the classes to take; None takes all that have images. New labels number these in
             ascending order, and a class without images has a number, too.
         transform: applied to each image; None for none.
         leave_out: paths of images to leave out, as str or path objects, absolute or relative. A warning names those
-            that ``dataset`` does not have.
+            that `dataset` does not have.
 
     Attributes:
-        labels: (N,) int64, from 0 to ``num_classes - 1``.
-        classes: raw labels, ascending; ``classes[label]`` is the label's.
+        labels: (N,) int64, from 0 to `num_classes - 1`.
+        classes: raw labels, ascending; `classes[label]` is the label's.
         num_classes: number of classes.
         files: path of each image.
 
-    An item is ``(image, label)``; the label is an int.
+    An item is `(image, label)`; the label is an int.
 
     Raises:
-        TypeError: ``dataset`` has no ``paths`` or ``labels``; ``classes`` or ``leave_out`` is a single text or path.
+        TypeError: `dataset` has no `paths` or `labels`; `classes` or `leave_out` is a single text or path.
         ValueError: paths and labels differ in number, a class is given twice, or no image is left.
         UnreadableImageError: on access to an item whose file cannot be read.
     """
@@ -134,7 +134,7 @@ class ClassSubset(Dataset[tuple[Any, int]]):
 
 
 def _rows_left(dataset: ImageSource, leave_out: object) -> list[int]:
-    """Return the rows of the images whose paths are not in ``leave_out``."""
+    """Return the rows of the images whose paths are not in `leave_out`."""
     if isinstance(leave_out, (str, bytes, os.PathLike)) or not isinstance(leave_out, Iterable):
         found = f"{type(leave_out).__name__}: {leave_out!r}"
         raise TypeError(f"leave_out must be a collection of paths, such as ['folder/image.jpg'], found {found}")
@@ -157,7 +157,7 @@ def _rows_left(dataset: ImageSource, leave_out: object) -> list[int]:
 
 
 def small_classes(dataset: LabelledClasses, samples_per_class: int) -> list[tuple[str, int]]:
-    """Return name and number of images of each class with fewer than ``samples_per_class`` images."""
+    """Return name and number of images of each class with fewer than `samples_per_class` images."""
     check_positive_int("samples_per_class", samples_per_class, minimum=0)
     counts = torch.bincount(dataset.labels, minlength=len(dataset.classes)).tolist()
     pairs = zip(dataset.classes, counts, strict=True)
@@ -169,7 +169,7 @@ def check_queries(what: str, queries: Labelled, gallery: Labelled | None = None)
 
     Args:
         what: name of the queries in messages, such as "the validation set".
-        queries: a data set with (N,) ``labels``.
+        queries: a data set with (N,) `labels`.
         gallery: the data set that they search, with common labels; None if they search each other.
 
     Returns:

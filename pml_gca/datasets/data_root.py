@@ -8,19 +8,19 @@ from pathlib import Path
 
 
 def check_root(root: object) -> Path:
-    """Return ``root`` as a path. Raise TypeError if it is not one."""
+    """Return `root` as a path. Raise TypeError if it is not one."""
     if not isinstance(root, (str, os.PathLike)):
         raise TypeError(f"root must be a path, found {type(root).__name__}: {root!r}")
     return Path(root)
 
 
 def found_at(path: Path) -> str:
-    """Describe what lies at ``path``: a folder, a file or nothing."""
+    """Describe what lies at `path`: a folder, a file or nothing."""
     return "a folder" if path.is_dir() else "a file" if path.exists() else "nothing"
 
 
 def nearby_root(root: Path, is_root: Callable[[Path], bool]) -> Path | None:
-    """Return a folder for which ``is_root`` holds: one of two parents of ``root``, or a folder in it; else None."""
+    """Return a folder for which `is_root` holds: one of two parents of `root`, or a folder in it; else None."""
     with os.scandir(root) as entries:
         inside = sorted(entry.name for entry in entries if entry.is_dir())
     candidates = [*root.resolve().parents[:2], *(root / name for name in inside)]

@@ -27,7 +27,7 @@ _warned: set[str] = set()
 
 
 def find_images(root: str | os.PathLike[str]) -> tuple[dict[str, list[Path]], dict[Path, str]]:
-    """Find the image files of each class folder of ``root``, subfolders included, and the files that are left out.
+    """Find the image files of each class folder of `root`, subfolders included, and the files that are left out.
 
     An image is a file with an ending that Pillow reads, in upper or lower case. A file without an ending is one if
     Pillow finds an image in it.
@@ -37,7 +37,7 @@ def find_images(root: str | os.PathLike[str]) -> tuple[dict[str, list[Path]], di
         out. Hidden files, and files beside the class folders, count as left out if they are named as images.
 
     Raises:
-        ValueError: ``root`` is not a folder, holds no class folder, or a class folder holds no image.
+        ValueError: `root` is not a folder, holds no class folder, or a class folder holds no image.
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -76,7 +76,7 @@ class _Search:
         self.left_out: dict[Path, str] = {}
 
     def images_in(self, folder: Path, above: list[tuple[int, int]], hidden: bool = False) -> list[Path]:
-        """Return the images of a folder and its subfolders, sorted. ``above`` are the folders that it lies in."""
+        """Return the images of a folder and its subfolders, sorted. `above` are the folders that it lies in."""
         hidden = hidden or folder.name.startswith(".")
         here = [*above, _identity(folder)]
         images = []

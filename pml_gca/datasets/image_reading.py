@@ -26,7 +26,7 @@ _known_readable: set[int] = set()
 
 
 def read_image(path: Path, size: int) -> Tensor:
-    """Return a file as (3, size, size) uint8: upright, shorter side scaled to ``size``, centre cut out."""
+    """Return a file as (3, size, size) uint8: upright, shorter side scaled to `size`, centre cut out."""
     image_module = import_pillow()
     from PIL import ImageOps
 
@@ -59,7 +59,7 @@ def load_images(root: Path, files: Sequence[Path], size: int, *, progress: bool 
 
 
 def _read(path: Path, size: int) -> Any:
-    """Return a file as upright RGB, of ``size`` or larger."""
+    """Return a file as upright RGB, of `size` or larger."""
     with import_pillow().open(path) as file:
         if file.format in ("JPEG", "MPO"):
             file.draft("RGB", (size, size))  # decodes large photographs at a fraction of the cost
@@ -75,7 +75,7 @@ def _read_all(
     progress: bool,
     threads: int = 16,
 ) -> None:
-    """Call ``read`` with the row of each file. Raise a ValueError that counts and names failures, with reasons."""
+    """Call `read` with the row of each file. Raise a ValueError that counts and names failures, with reasons."""
     failed: dict[int, Exception] = {}
 
     def attempt(row: int) -> None:

@@ -29,28 +29,28 @@ NESTED = "In-shop Clothes Retrieval Benchmark"
 
 
 class InShop(BaseDataset):
-    """In-shop Clothes Retrieval: each photograph of ``query`` searches those of ``gallery``.
+    """In-shop Clothes Retrieval: each photograph of `query` searches those of `gallery`.
 
     Query and gallery hold the same items, and train holds others. The data set cannot be downloaded
     automatically; see https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html.
 
     Args:
-        root: folder with ``list_eval_partition.txt`` (there or in ``Eval``) and the unpacked folder ``img``
-            (there or in ``Img``). All may lie in a folder "In-shop Clothes Retrieval Benchmark" of ``root``.
-        split: ``"train"``, ``"query"``, ``"gallery"``, ``"test"`` (query, then gallery) or ``"train+test"``.
+        root: folder with `list_eval_partition.txt` (there or in `Eval`) and the unpacked folder `img`
+            (there or in `Img`). All may lie in a folder "In-shop Clothes Retrieval Benchmark" of `root`.
+        split: `"train"`, `"query"`, `"gallery"`, `"test"` (query, then gallery) or `"train+test"`.
         transform: applied to the PIL image.
         target_transform: applied to the label.
         download: must be False.
 
     Attributes:
         paths: file of each image.
-        labels: number of each image's item, 2 for ``id_00000002``.
+        labels: number of each image's item, 2 for `id_00000002`.
 
-    An item is ``(image, label)``, as in PML.
+    An item is `(image, label)`, as in PML.
 
     Raises:
-        TypeError: ``root`` is not a path.
-        ValueError: ``download`` is true, ``split`` is unknown, something is missing in ``root``, or the
+        TypeError: `root` is not a path.
+        ValueError: `download` is true, `split` is unknown, something is missing in `root`, or the
             partition file is malformed.
     """
 
@@ -77,7 +77,7 @@ class InShop(BaseDataset):
         return list(STATUSES)
 
     def generate_split(self) -> None:
-        """Fill ``paths`` and ``labels``. PML calls this once."""
+        """Fill `paths` and `labels`. PML calls this once."""
         root = Path(self.root)
         partition, base = find_partition(root), find_image_base(root)
         if partition is None:
@@ -95,7 +95,7 @@ class InShop(BaseDataset):
 
 
 def find_partition(root: Path) -> Path | None:
-    """Return the partition file of ``root``, None if there is none."""
+    """Return the partition file of `root`, None if there is none."""
     folders = (root, root / "Eval", root / NESTED, root / NESTED / "Eval")
     return next((folder / PARTITION for folder in folders if (folder / PARTITION).is_file()), None)
 

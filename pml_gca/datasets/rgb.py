@@ -84,7 +84,7 @@ def is_transparent(image: Any) -> bool:
 
 
 def what_to_do(error: BaseException) -> str:
-    """Return advice for a file that could not be read because of ``error``."""
+    """Return advice for a file that could not be read because of `error`."""
     if type(error).__name__.startswith("DecompressionBomb"):
         return (
             "it has more pixels than Pillow reads by default: raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file, "

@@ -39,7 +39,7 @@ class Source:
         paired: the label files with one line for each image.
         rows: the label files whose lines together list the images of all splits.
         headed: whether label files start with a line that is not read.
-        test_splits: splits of ``dataset`` to test on; the first holds the queries.
+        test_splits: splits of `dataset` to test on; the first holds the queries.
     """
 
     dataset: str
@@ -81,10 +81,10 @@ BENCHMARKS = {
 
 
 class FolderHalf(Dataset[tuple[Any, str]]):
-    """Half of the classes of ``<root>/<class>/<image>``, as a data set of PML's kind.
+    """Half of the classes of `<root>/<class>/<image>`, as a data set of PML's kind.
 
     Raw labels are the folders' names. `split_classes` with seed 0 gives the halves. Images are upright RGB.
-    ``left_out`` has the reason for each file of the folder that is left out.
+    `left_out` has the reason for each file of the folder that is left out.
     """
 
     def __init__(self, root: str | os.PathLike[str], split: str) -> None:
@@ -105,7 +105,7 @@ class FolderHalf(Dataset[tuple[Any, str]]):
 
 
 def find_source(name: object) -> Source:
-    """Return the entry of `BENCHMARKS`. Raise TypeError if ``name`` is not a str, ValueError if it is not known."""
+    """Return the entry of `BENCHMARKS`. Raise TypeError if `name` is not a str, ValueError if it is not known."""
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, found {type(name).__name__}: {name!r}")
     if name not in BENCHMARKS:
@@ -117,11 +117,11 @@ def find_source(name: object) -> Source:
 def open_splits(name: str, root: Path, *, download: bool, check_train: bool = True) -> dict[str, ImageSource]:
     """Return the train and test splits of a benchmark by name, after a check that all their images are there.
 
-    Training images are looked for only with ``check_train``.
+    Training images are looked for only with `check_train`.
 
     Raises:
-        ValueError: something is missing in ``root``, its label files contradict each other or name files outside it,
-            or the data set cannot be downloaded and ``download`` is true.
+        ValueError: something is missing in `root`, its label files contradict each other or name files outside it,
+            or the data set cannot be downloaded and `download` is true.
     """
     source = find_source(name)
     module, _, attribute = source.dataset.rpartition(".")

@@ -12,21 +12,21 @@ DEFAULT_FRACTIONS = (0.4, 0.1, 0.5)
 
 
 def check_split(split: object) -> str:
-    """Return ``split`` if it names one, else raise ValueError."""
+    """Return `split` if it names one, else raise ValueError."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, found {split!r}")
     return str(split)
 
 
 def check_augment(augment: bool | None, split: str) -> bool:
-    """Return ``augment``, or for None whether ``split`` is train. Raise TypeError for anything else."""
+    """Return `augment`, or for None whether `split` is train. Raise TypeError for anything else."""
     if not (augment is None or isinstance(augment, bool)):
         raise TypeError(f"augment must be True, False or None, found {type(augment).__name__}: {augment!r}")
     return split == "train" if augment is None else augment
 
 
 def check_int(name: str, value: object, low: int, high: int) -> int:
-    """Return ``value`` as an int in [low, high]. Raise TypeError for another type, ValueError outside the range."""
+    """Return `value` as an int in [low, high]. Raise TypeError for another type, ValueError outside the range."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError for anything but an integer
     except TypeError:
@@ -39,7 +39,7 @@ def check_int(name: str, value: object, low: int, high: int) -> int:
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
-    """Return ``fractions`` as floats >= 0 (train and test > 0) that sum to 1, else raise ValueError."""
+    """Return `fractions` as floats >= 0 (train and test > 0) that sum to 1, else raise ValueError."""
     expected = "three numbers >= 0 (train, val, test) that sum to 1, of which only val may be 0"
     try:
         train, val, test = (float(f) for f in fractions)
@@ -51,13 +51,13 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
 
 
 def split_sizes(count: int, fractions: tuple[float, float, float]) -> tuple[int, int, int]:
-    """Return the numbers of train, val and test classes out of ``count``.
+    """Return the numbers of train, val and test classes out of `count`.
 
     Val and test are rounded, and train takes the rest. Train and test then get at least 2 classes: with one there is
     nothing to tell apart. Val gets at least 1, unless its fraction is 0. Missing classes come from the largest split.
 
     Raises:
-        ValueError: ``count`` is too small for that.
+        ValueError: `count` is too small for that.
     """
     least = (2, 1 if fractions[1] > 0 else 0, 2)
     if count < sum(least):
@@ -75,9 +75,9 @@ def split_sizes(count: int, fractions: tuple[float, float, float]) -> tuple[int,
 def split_classes(
     names: Sequence[str], split: str, fractions: tuple[float, float, float] = DEFAULT_FRACTIONS, seed: int = 0
 ) -> list[int]:
-    """Return the indices, ascending, of the ``names`` that belong to ``split``.
+    """Return the indices, ascending, of the `names` that belong to `split`.
 
-    Names are sorted by the SHA-256 digest of ``"<seed>:<name>"`` in UTF-8. The first go to train, the next to val,
+    Names are sorted by the SHA-256 digest of `"<seed>:<name>"` in UTF-8. The first go to train, the next to val,
     the last to test. The result is the same on every machine and with every library version.
     """
     n_train, n_val, _ = split_sizes(len(names), fractions)

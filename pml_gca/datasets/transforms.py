@@ -26,14 +26,14 @@ class ToRGB:
 
 
 def train_transform(image_size: int = 224) -> Callable[[Any], Tensor]:
-    """Return the transform for training: random crop, scaled to ``image_size``, mirrored half the time, normalized.
+    """Return the transform for training: random crop, scaled to `image_size`, mirrored half the time, normalized.
 
     Returns:
         A function from a PIL image of any size and mode to (3, image_size, image_size) float32.
 
     Raises:
         ImportError: torchvision is missing or does not match torch.
-        TypeError, ValueError: ``image_size`` is not an int in [8, 1024].
+        TypeError, ValueError: `image_size` is not an int in [8, 1024].
     """
     size = check_int("image_size", image_size, 8, 1024)
     tv = import_torchvision().transforms
@@ -41,7 +41,7 @@ def train_transform(image_size: int = 224) -> Callable[[Any], Tensor]:
 
 
 def test_transform(image_size: int = 224) -> Callable[[Any], Tensor]:  # noqa: PT028
-    """Return the transform for testing: shorter side scaled to 8/7 of ``image_size`` (256 for 224), centre crop.
+    """Return the transform for testing: shorter side scaled to 8/7 of `image_size` (256 for 224), centre crop.
 
     Images are normalized. Returns and raises as `train_transform` does.
     """

@@ -1,4 +1,4 @@
-"""Image models of the paper, for PML's ``models={"trunk": build_backbone(...), "embedder": build_head(...)}``."""
+"""Image models of the paper, for PML's `models={"trunk": build_backbone(...), "embedder": build_head(...)}`."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ class AverageAndMaxPool(nn.Module):
 
 
 class _StayInEvaluation:
-    """Replacement for a module's ``train`` that keeps it in evaluation mode.
+    """Replacement for a module's `train` that keeps it in evaluation mode.
 
     It is an object, not a closure: copies and pickles of the module then refer to themselves.
     """
@@ -39,20 +39,20 @@ class _StayInEvaluation:
 def build_backbone(
     name: str, *, pretrained: bool = True, frozen: str | None = None, image_size: int = 224
 ) -> nn.Module:
-    """Build an image model without classification layer, (B, 3, H, W) to (B, ``num_features``).
+    """Build an image model without classification layer, (B, 3, H, W) to (B, `num_features`).
 
-    - ``"resnet50"``: torchvision's, with the sum of average and max pooling; 2048 features.
-    - ``"googlenet"``: torchvision's, without auxiliary heads and dropout; 1024 features.
-    - ``"dino_vits16"``: timm's ``vit_small_patch16_224.dino``, self-supervised; 384 features.
-    - any other name: timm's model of that name, such as ``"resnet50.a1_in1k"``.
+    - `"resnet50"`: torchvision's, with the sum of average and max pooling; 2048 features.
+    - `"googlenet"`: torchvision's, without auxiliary heads and dropout; 1024 features.
+    - `"dino_vits16"`: timm's `vit_small_patch16_224.dino`, self-supervised; 384 features.
+    - any other name: timm's model of that name, such as `"resnet50.a1_in1k"`.
 
     Parameters keep torchvision's or timm's names.
 
     Args:
         name: see above.
         pretrained: with ImageNet's weights, downloaded once; else with random ones.
-        frozen: the part that never learns, also after `set_warm_up`. ``"batch_norm"``: all batch normalisation keeps
-            its scale, shift and statistics, in training too. ``"patch_embedding"``: that of a vision transformer.
+        frozen: the part that never learns, also after `set_warm_up`. `"batch_norm"`: all batch normalisation keeps
+            its scale, shift and statistics, in training too. `"patch_embedding"`: that of a vision transformer.
         image_size: side of the images in pixels, for models with one fixed size, such as vision transformers.
 
     Raises:
@@ -81,12 +81,12 @@ def build_backbone(
 
 
 def build_head(num_features: int, embedding_size: int, *, orthogonal: bool = False) -> nn.Sequential:
-    """Build the paper's head, batch normalisation and a linear layer: (B, ``num_features``) to (B, ``embedding_size``).
+    """Build the paper's head, batch normalisation and a linear layer: (B, `num_features`) to (B, `embedding_size`).
 
-    With ``orthogonal``, the linear layer starts with orthogonal weights and a bias of 0, else as PyTorch's do.
+    With `orthogonal`, the linear layer starts with orthogonal weights and a bias of 0, else as PyTorch's do.
 
     Raises:
-        TypeError, ValueError: a size is not a positive integer, or ``orthogonal`` is not a bool.
+        TypeError, ValueError: a size is not a positive integer, or `orthogonal` is not a bool.
     """
     check_positive_int("num_features", num_features)
     check_positive_int("embedding_size", embedding_size)
@@ -174,7 +174,7 @@ def _no_weights(weights: str, error: Exception) -> ConnectionError:
 
 
 def check_frozen(frozen: object) -> None:
-    """Raise ValueError unless ``frozen`` names a part that can be frozen, or is None."""
+    """Raise ValueError unless `frozen` names a part that can be frozen, or is None."""
     if frozen not in (BATCH_NORM, PATCH_EMBEDDING, None):
         raise ValueError(f"frozen must be {BATCH_NORM!r}, {PATCH_EMBEDDING!r} or None, got {frozen!r}")
 
@@ -187,7 +187,7 @@ def freeze(backbone: nn.Module, frozen: str | None) -> None:
         frozen: see `build_backbone`.
 
     Raises:
-        ValueError: ``frozen`` is not known, or the backbone has no such part.
+        ValueError: `frozen` is not known, or the backbone has no such part.
     """
     found: list[nn.Module]
     check_frozen(frozen)

@@ -1,7 +1,7 @@
 """Conversion of the authors' published checkpoints, image model and generator, to and from our modules.
 
-Their files hold ``feature_extractor.backbone.*``, ``feature_extractor.fc.*`` (the head), ``gnn.*`` and
-``softmax_classifier.*``. In some, the backbone has unused classification layers.
+Their files hold `feature_extractor.backbone.*`, `feature_extractor.fc.*` (the head), `gnn.*` and
+`softmax_classifier.*`. In some, the backbone has unused classification layers.
 """
 
 from collections.abc import Mapping
@@ -36,25 +36,25 @@ def load_published_checkpoint(
 
     The names for ResNet-50 and GoogLeNet are those of three published files. No file of a DINO vision transformer was
     available: its parameters are expected under the names that DINO and timm share, with or without the prefix
-    ``model.``.
+    `model.`.
 
     Args:
-        state_dict_or_path: a state dict, or the path of one, which is read with ``weights_only=True``. It may lie
-            under the key ``"state_dict"``, and its names may all start with ``"module."``.
+        state_dict_or_path: a state dict, or the path of one, which is read with `weights_only=True`. It may lie
+            under the key `"state_dict"`, and its names may all start with `"module."`.
         recipe: the recipe that the checkpoint was trained by, or its name. It gives backbone and sizes, and settings
             that no parameter shows: heads, α, and the weights of the objective.
         image_size: side of the images in pixels. A vision transformer has one fixed size. None keeps that of the
             checkpoint; for another size the position embeddings are interpolated.
 
     Returns:
-        trunk: (B, 3, H, W) to (B, ``trunk.num_features``), with ``recipe.frozen``.
-        embedder: (B, ``trunk.num_features``) to (B, ``recipe.embedding_size``).
+        trunk: (B, 3, H, W) to (B, `trunk.num_features`), with `recipe.frozen`.
+        embedder: (B, `trunk.num_features`) to (B, `recipe.embedding_size`).
         generator: with the classes of the checkpoint.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: torchvision or timm is not installed.
-        TypeError: ``state_dict_or_path`` is not a mapping, or ``recipe`` is neither a recipe nor a name.
+        TypeError: `state_dict_or_path` is not a mapping, or `recipe` is neither a recipe nor a name.
         ValueError: there is no such recipe, or the checkpoint does not fit it. The message names the parameters that
             are missing, unexpected or of another shape.
     """
@@ -88,14 +88,14 @@ def load_published_generator(
     Classes, channels, layers and dtype are read off the parameters.
 
     Args:
-        state_dict_or_path: a state dict, or the path of one, with the published names ``gnn.*`` and
-            ``softmax_classifier.*``. Other keys are ignored. Files are read with ``weights_only=True``.
+        state_dict_or_path: a state dict, or the path of one, with the published names `gnn.*` and
+            `softmax_classifier.*`. Other keys are ignored. Files are read with `weights_only=True`.
             `load_published_checkpoint` loads the image model, too.
         num_heads: H, which no parameter shows: 4 for CUB and Cars196, 2 for SOP and InShop.
-        **kwargs: ``alpha``, ``dropout`` and weights, as in the constructor of `GlobalCorrelationGenerator`.
+        **kwargs: `alpha`, `dropout` and weights, as in the constructor of `GlobalCorrelationGenerator`.
 
     Raises:
-        TypeError: ``state_dict_or_path`` is not a mapping of tensors.
+        TypeError: `state_dict_or_path` is not a mapping of tensors.
         ValueError: the file cannot be read, or parameters are missing or have another shape. The message names them.
     """
     state = {
@@ -127,7 +127,7 @@ def published_state_dict(
         recipe: the recipe, or its name. The authors' names of the backbone depend on it.
 
     Raises:
-        TypeError: ``recipe`` is neither a recipe nor a name.
+        TypeError: `recipe` is neither a recipe nor a name.
         ValueError: there is no such recipe.
     """
     recipe = _recipe(recipe)
@@ -139,9 +139,9 @@ def published_state_dict(
 
 
 def read_checkpoint(state_dict_or_path: Mapping[str, Any] | str | PathLike[str]) -> dict[str, Any]:
-    """Return a checkpoint by name. Files are read to the CPU, with ``weights_only=True``.
+    """Return a checkpoint by name. Files are read to the CPU, with `weights_only=True`.
 
-    A state dict may lie under the key ``"state_dict"``, and its names may all start with ``"module."``.
+    A state dict may lie under the key `"state_dict"`, and its names may all start with `"module."`.
 
     Raises:
         TypeError: it is neither a mapping of names to tensors nor a path to one.
@@ -190,7 +190,7 @@ def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _canonical(state: Mapping[str, Any], recipe: Recipe) -> dict[str, Tensor]:
-    """Return the tensors of our parts, without classification layers, and without ``model.`` for DINO."""
+    """Return the tensors of our parts, without classification layers, and without `model.` for DINO."""
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor) and k.startswith(PARTS)}
     backbone = _under(BACKBONE, tensors)
     if recipe.backbone == DINO_VITS16 and all(name.startswith(INNER) for name in backbone):
@@ -209,7 +209,7 @@ def _image_size(state: Mapping[str, Tensor]) -> int:
 
 
 def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], recipe: Recipe) -> None:
-    """Raise ValueError unless ``state`` has the names and shapes of ``expected``."""
+    """Raise ValueError unless `state` has the names and shapes of `expected`."""
     unused = [name for name in state if ".update_node." in name]
     found = {
         "missing": [name for name in expected if name not in state],

@@ -15,7 +15,7 @@ from ..utils.validation import check_device, check_positive_int
 
 
 def metric_names(benchmark: Benchmark) -> list[str]:
-    """Return the metrics' names: ``recall_at_K`` for each K of the data set, then MAP@R and R-precision."""
+    """Return the metrics' names: `recall_at_K` for each K of the data set, then MAP@R and R-precision."""
     return [*(f"recall_at_{k}" for k in benchmark.recall_at), "mean_average_precision_at_r", "r_precision"]
 
 
@@ -29,7 +29,7 @@ def build_tester(
 ) -> GlobalEmbeddingSpaceTester:
     """Return PML's tester, which evaluates L2-normalised embeddings.
 
-    It holds N · K neighbours of N images, never N² distances. K is the largest number in ``recall_at``, or the size
+    It holds N · K neighbours of N images, never N² distances. K is the largest number in `recall_at`, or the size
     of the largest class if that is larger.
     """
     # PML's own metrics need no more neighbours than the largest class has members.
@@ -59,7 +59,7 @@ def run_tester(
     epoch: int = 0,
     datasets: Mapping[str, Dataset[Any]] | None = None,
 ) -> dict[str, float]:
-    """Evaluate like `evaluate`, with a given tester. ``datasets``, if given, replaces the data sets of the split."""
+    """Evaluate like `evaluate`, with a given tester. `datasets`, if given, replaces the data sets of the split."""
     splits = None if split == "val" else benchmark.splits_to_eval
     if datasets is None:
         datasets = benchmark.test
@@ -72,7 +72,7 @@ def run_tester(
 
 
 def check_split(benchmark: Benchmark, split: str) -> None:
-    """Warn about images of ``"val"`` or ``"test"`` that evaluation cannot count.
+    """Warn about images of `"val"` or `"test"` that evaluation cannot count.
 
     Raises:
         ValueError: there are no validation classes, or no image of the split has another of its class to find.
@@ -103,7 +103,7 @@ def evaluate(
         trunk: images to features.
         embedder: features to embeddings, which are L2-normalised here.
         benchmark: from `load_benchmark`.
-        split: ``"val"`` or ``"test"``.
+        split: `"val"` or `"test"`.
         batch_size: images per batch.
         workers: number of processes that load images.
         device: where to compute; None for a GPU if there is one.
@@ -112,8 +112,8 @@ def evaluate(
         The value in [0, 1] of each of `metric_names`.
 
     Raises:
-        TypeError: ``batch_size`` or ``workers`` is not an integer, or ``device`` is not a device.
-        ValueError: one of them is out of range; ``split`` is neither; there are no validation classes; or no image
+        TypeError: `batch_size` or `workers` is not an integer, or `device` is not a device.
+        ValueError: one of them is out of range; `split` is neither; there are no validation classes; or no image
             has another of its class to find.
     """
     check_positive_int("batch_size", batch_size)

@@ -23,20 +23,20 @@ from .training_setup import build_sampler, build_training_setup, check_feasible
 class Experiment:
     """Train by a recipe, choose an epoch, and evaluate it on unseen classes.
 
-    ``folder`` holds:
+    `folder` holds:
 
-    - ``checkpoint.pt``: all state after the last whole epoch. A killed run resumes from it. On a CPU it ends exactly
+    - `checkpoint.pt`: all state after the last whole epoch. A killed run resumes from it. On a CPU it ends exactly
       as an unbroken run does, on a GPU up to rounding.
-    - ``best-12.pt``: the image model of the best epoch so far, here epoch 12.
-    - ``logs`` and ``tensorboard``: records of PML's hooks.
-    - ``result.json``: the result, at the end.
+    - `best-12.pt`: the image model of the best epoch so far, here epoch 12.
+    - `logs` and `tensorboard`: records of PML's hooks.
+    - `result.json`: the result, at the end.
 
     Args:
         recipe: the paper's settings, or yours.
         benchmark: from `load_benchmark`.
         options: the choices that the recipe leaves open.
         folder: folder of the run.
-        backbone: an image model of your own instead of the recipe's, with an attribute ``num_features``.
+        backbone: an image model of your own instead of the recipe's, with an attribute `num_features`.
 
     Raises:
         ValueError: the training set has fewer classes than a batch; the epoch is chosen on validation classes, but

@@ -1,4 +1,4 @@
-"""Batches of M samples per class, like those of PML's ``MPerClassSampler``, that leave out fewer samples."""
+"""Batches of M samples per class, like those of PML's `MPerClassSampler`, that leave out fewer samples."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from ..utils.validation import check_positive_int
 class MPerClassCoveringSampler(Sampler[int]):
     """Draw batches of M samples per class, and use every sample of a class once before any repeats.
 
-    PML's ``MPerClassSampler`` draws the samples of each batch independently: an epoch misses many and repeats others.
+    PML's `MPerClassSampler` draws the samples of each batch independently: an epoch misses many and repeats others.
     Here each class has its samples in a random order. Batches work through that order, across epochs, and then a new
     one is drawn. A batch repeats a sample only if its class has fewer than M. Each batch draws its classes uniformly,
     as in PML, and an epoch therefore still misses some samples.
@@ -27,9 +27,9 @@ class MPerClassCoveringSampler(Sampler[int]):
         seed: seed of all draws. Nothing else influences them.
 
     Raises:
-        TypeError, ValueError: ``labels`` are not 1-D, or of several kinds; ``m``, ``batch_size`` or
-            ``length_before_new_iter`` is not a positive integer, or ``seed`` not an integer of at least 0;
-            ``batch_size`` is not a multiple of ``m``, or exceeds M samples of every class, or an epoch.
+        TypeError, ValueError: `labels` are not 1-D, or of several kinds; `m`, `batch_size` or
+            `length_before_new_iter` is not a positive integer, or `seed` not an integer of at least 0;
+            `batch_size` is not a multiple of `m`, or exceeds M samples of every class, or an epoch.
 
     Example:
         >>> sampler = MPerClassCoveringSampler([0, 0, 0, 0, 7, 7, 7, 7], m=2, batch_size=4, length_before_new_iter=8)
@@ -120,7 +120,7 @@ class MPerClassCoveringSampler(Sampler[int]):
         """Continue where a sampler of the same labels stopped.
 
         Raises:
-            KeyError: ``state`` does not come from `state_dict`.
+            KeyError: `state` does not come from `state_dict`.
             ValueError: it belongs to other labels.
         """
         waiting = [rows.tolist() for rows in state["waiting"].split(state["sizes"].tolist())]

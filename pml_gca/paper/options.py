@@ -23,14 +23,14 @@ class Options:
     """The choices that a recipe leaves open.
 
     Attributes:
-        loss: a name in ``pml_gca.losses.NAMED_LOSSES``, or a function of ``(num_classes, embedding_size)``. Here
-            ``"n_pairs"`` means `PublishedNPairsLoss`.
-        generator: ``"gca"``, or ``"none"`` for the loss alone.
-        schedule: ``"alternating"`` as published, or ``"one_backward"``, which is faster.
-        select_on: which epoch is reported. ``"val"``: the best on held-out training classes. ``"test"``: the best on
-            the test classes, as in the published code, which flatters. ``"last"``: the last.
-        sampler: ``"covering"``: batches use every image of a class once before any repeats, as published.
-            ``"random"``: each batch draws its images at random, as PML's sampler does, and more are left out.
+        loss: a name in `pml_gca.losses.NAMED_LOSSES`, or a function of `(num_classes, embedding_size)`. Here
+            `"n_pairs"` means `PublishedNPairsLoss`.
+        generator: `"gca"`, or `"none"` for the loss alone.
+        schedule: `"alternating"` as published, or `"one_backward"`, which is faster.
+        select_on: which epoch is reported. `"val"`: the best on held-out training classes. `"test"`: the best on
+            the test classes, as in the published code, which flatters. `"last"`: the last.
+        sampler: `"covering"`: batches use every image of a class once before any repeats, as published.
+            `"random"`: each batch draws its images at random, as PML's sampler does, and more are left out.
         seed: seed of weights, batches and crops.
         amp: bfloat16 autocast in training.
         device: where to train; None for a GPU if there is one.

@@ -24,7 +24,7 @@ class PublishedNPairsLoss(losses.NPairsLoss):
         samples_per_class: M, which scales the published penalty. A batch may hold other numbers of a class.
 
     Raises:
-        TypeError, ValueError: ``samples_per_class`` is not a positive integer.
+        TypeError, ValueError: `samples_per_class` is not a positive integer.
     """
 
     penalizes_synthetic = True  # as published; PML's regularizers count once

@@ -1,7 +1,7 @@
 """Parameter names of the generator in the authors' published checkpoints, and in ours.
 
-Their files hold ``gnn.*`` (the propagation) and ``softmax_classifier.*`` (the auxiliary classifier) beside the image
-model. ``update_node`` is in the files, but in no computation. The shifts of both batch normalisations are zeros that
+Their files hold `gnn.*` (the propagation) and `softmax_classifier.*` (the auxiliary classifier) beside the image
+model. `update_node` is in the files, but in no computation. The shifts of both batch normalisations are zeros that
 were never trained.
 """
 
@@ -40,7 +40,7 @@ NORM_MODULES = {"propagation.node_norm": "gnn.bottleneck2.0", "propagation.edge_
 
 
 def published_names(num_layers: int) -> dict[str, str]:
-    """Map our parameter and buffer names to those of a published checkpoint with ``num_layers`` layers."""
+    """Map our parameter and buffer names to those of a published checkpoint with `num_layers` layers."""
 
     def modules() -> Iterator[tuple[str, str]]:
         yield from OUTER_MODULES.items()
@@ -63,7 +63,7 @@ def count_layers(state: Mapping[str, Tensor]) -> int:
 
 
 def translate(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a published checkpoint under our names, checked against ``expected``, our own state dict.
+    """Return a published checkpoint under our names, checked against `expected`, our own state dict.
 
     Raises:
         ValueError: parameters are missing or have another shape. The message names all of them.
@@ -83,7 +83,7 @@ def translate(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
 
 
 def translate_back(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    """Return our generator's state dict under the published names, without ``update_node``."""
+    """Return our generator's state dict under the published names, without `update_node`."""
     theirs = {theirs: state[ours] for ours, theirs in published_names(num_layers).items()}
     for module in NORM_MODULES.values():
         theirs[f"{module}.bias"] = torch.zeros_like(theirs[f"{module}.weight"])

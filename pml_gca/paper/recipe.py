@@ -18,7 +18,7 @@ class Recipe:
     """The settings of one experiment of the paper.
 
     Attributes:
-        name: e.g. ``"resnet50_cub"``.
+        name: e.g. `"resnet50_cub"`.
         backbone: see `build_backbone`.
         dataset: see `load_benchmark`.
         embedding_size: channels D.
@@ -31,18 +31,18 @@ class Recipe:
         generator_lr: learning rate of the generator's propagation. It falls to 0 along a cosine.
         classes_per_batch, samples_per_class: the composition of a training batch.
         epochs: passes over as many images as the training set has.
-        lr_decay_epochs: ``embedder_lr`` is multiplied by ``lr_decay`` every so many epochs.
+        lr_decay_epochs: `embedder_lr` is multiplied by `lr_decay` every so many epochs.
         warmup_epochs: first epochs, in which only the head of the image model learns.
-        frozen: the part of the backbone that never learns: ``"batch_norm"``, ``"patch_embedding"`` or None.
-        lr_decay: see ``lr_decay_epochs``.
+        frozen: the part of the backbone that never learns: `"batch_norm"`, `"patch_embedding"` or None.
+        lr_decay: see `lr_decay_epochs`.
         classifier_lr, classifier_weight_decay: of the generator's auxiliary classifier.
-        proxy_lr_factor: learning rate of a loss's own parameters, such as proxies, in units of ``embedder_lr``.
+        proxy_lr_factor: learning rate of a loss's own parameters, such as proxies, in units of `embedder_lr`.
         weight_decay: of everything else.
         orthogonal_head: whether the head's linear layer starts with orthogonal weights and a bias of 0.
         gradient_clip: each value of a gradient is clipped to plus or minus this. Above 0.
         xavier_attention: whether the generator's attention starts as published (see `initialize_attention`) or as
             PyTorch's linear layers do.
-        generator_options: further keywords of `GlobalCorrelationGenerator`, such as ``{"merging": "mean"}``.
+        generator_options: further keywords of `GlobalCorrelationGenerator`, such as `{"merging": "mean"}`.
 
     Raises:
         TypeError, ValueError: a field has the wrong type or is out of range, or the generator refuses it.
@@ -113,7 +113,7 @@ class Recipe:
 
     @property
     def generator_settings(self) -> dict[str, Any]:
-        """Keywords of `GlobalCorrelationGenerator`, without ``num_layers``: a checkpoint's parameters tell that one."""
+        """Keywords of `GlobalCorrelationGenerator`, without `num_layers`: a checkpoint's parameters tell that one."""
         names = ("num_heads", "alpha", "classification_weight", "similarity_weight", "diversity_weight")
         return {**{name: getattr(self, name) for name in names}, **self.generator_options}
 
@@ -129,7 +129,7 @@ GENERATOR_OPTIONS = {
     for name, option in inspect.signature(GlobalCorrelationGenerator).parameters.items()
     if option.kind is option.KEYWORD_ONLY and name not in Recipe.__dataclass_fields__
 }
-"""The keywords that ``generator_options`` may hold, by name, with type and default."""
+"""The keywords that `generator_options` may hold, by name, with type and default."""
 
 WORDS = {"true": True, "false": False}
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "none", str: "text"}
@@ -140,7 +140,7 @@ def changed_recipe(recipe: Recipe, changes: Sequence[str]) -> Recipe:
 
     Args:
         recipe: the recipe to start from.
-        changes: each ``"FIELD=VALUE"``, such as ``"alpha=3"``, ``"frozen=none"`` or ``"merging=mean"``. If a field
+        changes: each `"FIELD=VALUE"`, such as `"alpha=3"`, `"frozen=none"` or `"merging=mean"`. If a field
             comes more than once, the last value counts.
 
     Raises:
@@ -160,10 +160,10 @@ def changed_recipe(recipe: Recipe, changes: Sequence[str]) -> Recipe:
 
 
 def read_value(name: str, text: str, kind: Any) -> Any:
-    """Return a word as a value of the type ``kind``, or of one of its types if it is a union.
+    """Return a word as a value of the type `kind`, or of one of its types if it is a union.
 
     Raises:
-        ValueError: the word fits no type. The message says what ``name`` takes.
+        ValueError: the word fits no type. The message says what `name` takes.
     """
     kinds = get_args(kind) or (kind,)
     word = text.strip()

@@ -1,7 +1,7 @@
 """The paper's settings: three backbones on four data sets. Peng et al., IJCV 2024, https://arxiv.org/abs/2411.13145
 
 ResNet-50 on CUB is written out in full. Every other recipe says from which one it starts and what differs.
-A recipe is plain data. Change one with ``dataclasses.replace(recipes.RESNET50_CUB, epochs=20)``.
+A recipe is plain data. Change one with `dataclasses.replace(recipes.RESNET50_CUB, epochs=20)`.
 """
 
 from dataclasses import replace
@@ -127,7 +127,7 @@ def find_recipe(name: str) -> Recipe:
     """Return the recipe of that name.
 
     Raises:
-        TypeError: ``name`` is not a string.
+        TypeError: `name` is not a string.
         ValueError: no recipe has that name. The message lists all.
     """
     check_string("name", name)

@@ -69,7 +69,7 @@ def cosine_to_zero(epochs: int, epoch: int) -> float:
 
 
 def stepwise_decay(recipe: Recipe, epoch: int) -> float:
-    """Return the factor of the embedder's learning rate, which falls every ``lr_decay_epochs``."""
+    """Return the factor of the embedder's learning rate, which falls every `lr_decay_epochs`."""
     return float(recipe.lr_decay ** (epoch // recipe.lr_decay_epochs))
 
 
@@ -87,13 +87,13 @@ def clip_values(parameters: list[nn.Parameter], limit: float) -> None:
 def build_training_setup(
     recipe: Recipe, options: Options, num_classes: int, *, backbone: nn.Module | None = None
 ) -> TrainingSetup:
-    """Build everything that a recipe trains, on the device of ``options``.
+    """Build everything that a recipe trains, on the device of `options`.
 
     Args:
         recipe: the paper's settings, or yours.
         options: the choices that the recipe leaves open.
         num_classes: number of training classes.
-        backbone: an image model of your own instead of the recipe's, with an attribute ``num_features``.
+        backbone: an image model of your own instead of the recipe's, with an attribute `num_features`.
 
     Raises:
         ValueError: as for `build_backbone`, the generator and the loss.
@@ -166,7 +166,7 @@ def check_feasible(recipe: Recipe, benchmark: Benchmark, options: Options) -> No
 def build_sampler(
     recipe: Recipe, options: Options, benchmark: Benchmark, iterations: int
 ) -> MPerClassCoveringSampler | samplers.MPerClassSampler:
-    """Return the sampler of batches for ``iterations`` iterations. Small classes have their samples repeated."""
+    """Return the sampler of batches for `iterations` iterations. Small classes have their samples repeated."""
     labels, size = benchmark.train.labels, recipe.batch_size
     if options.sampler == "random":
         return samplers.MPerClassSampler(labels, recipe.samples_per_class, size, iterations * size)

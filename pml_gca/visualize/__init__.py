@@ -1,8 +1,8 @@
 """Figures of training runs, synthetic negatives and retrieval results.
 
-The plots need matplotlib: ``pip install 'pml-gca[examples]'``. Each returns a ``matplotlib.figure.Figure``. They do
+The plots need matplotlib: `pip install 'pml-gca[examples]'`. Each returns a `matplotlib.figure.Figure`. They do
 not use pyplot: no display is needed and no global state changes. Save a figure with
-``figure.savefig("curves.png", dpi=200)``.
+`figure.savefig("curves.png", dpi=200)`.
 """
 
 from .curves import Run, plot_curves

@@ -44,7 +44,7 @@ def _table(name: str, seeds: Run | Sequence[Run], keys: Sequence[str]) -> torch.
 
 
 def _spread(positions: Sequence[float], gap: float, ceiling: float) -> list[float]:
-    """Return the positions in the same order, none above ``ceiling``, moved at least ``gap`` apart."""
+    """Return the positions in the same order, none above `ceiling`, moved at least `gap` apart."""
     spread = list(positions)
     order = sorted(range(len(spread)), key=spread.__getitem__)
     for _ in range(500):  # enough to converge for any readable number of lines
@@ -117,8 +117,8 @@ def plot_curves(
     mean time of the seeds.
 
     Args:
-        runs: for each run's name, a mapping with sequences of one length under the keys ``iterations``,
-            ``seconds`` and ``metric``; or a sequence of such mappings, one per seed, evaluated at the same
+        runs: for each run's name, a mapping with sequences of one length under the keys `iterations`,
+            `seconds` and `metric`; or a sequence of such mappings, one per seed, evaluated at the same
             iterations. Iterations and seconds count from the start of training and must not be negative.
         metric: the key of the metric.
         metric_label: its name on the axis.
@@ -128,11 +128,11 @@ def plot_curves(
         title: title of the figure.
 
     Returns:
-        A figure with two axes (one without ``seconds``) and a legend below them.
+        A figure with two axes (one without `seconds`) and a legend below them.
 
     Raises:
         ImportError: matplotlib is missing.
-        ValueError: ``runs`` is empty or a run is not as described.
+        ValueError: `runs` is empty or a run is not as described.
     """
     matplotlib = import_matplotlib()
     if not isinstance(runs, Mapping) or len(runs) == 0:

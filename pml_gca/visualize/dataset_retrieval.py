@@ -21,7 +21,7 @@ class ImageDataset(Protocol):
 
 
 def choose_queries(dataset: ImageDataset, count: int, seed: int = 0) -> torch.Tensor:
-    """Return the first image of each of ``count`` classes, chosen at random; of all classes if there are fewer.
+    """Return the first image of each of `count` classes, chosen at random; of all classes if there are fewer.
 
     Args:
         dataset: to choose from.
@@ -29,7 +29,7 @@ def choose_queries(dataset: ImageDataset, count: int, seed: int = 0) -> torch.Te
         seed: of the choice. The global random state is neither read nor changed.
 
     Returns:
-        int64 tensor of shape (Q,): indices into ``dataset``.
+        int64 tensor of shape (Q,): indices into `dataset`.
     """
     source = torch.Generator().manual_seed(seed)
     classes = torch.randperm(len(dataset.classes), generator=source, device="cpu")[:count]
@@ -47,8 +47,8 @@ def plot_dataset_retrieval(
 
     Args:
         dataset: images of shape (C, H, W) in [0, 1], C = 1 (grey) or 3 (RGB), with their labels and class names.
-        queries: indices into ``dataset``, shape (Q,).
-        neighbours: for each model's name, indices into ``dataset`` of shape (Q, k), nearest first. All are shown.
+        queries: indices into `dataset`, shape (Q,).
+        neighbours: for each model's name, indices into `dataset` of shape (Q, k), nearest first. All are shown.
         title: title of the figure.
 
     Raises:

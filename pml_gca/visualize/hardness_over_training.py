@@ -155,7 +155,7 @@ def plot_hardness(
 
     Args:
         histories: for each generator's name, a mapping of two sequences, arrays or tensors. Under the key
-            ``iterations``: training iterations, shape (T,), rising, none negative. Under the key ``quantiles``:
+            `iterations`: training iterations, shape (T,), rising, none negative. Under the key `quantiles`:
             quantiles of `hardness` at these iterations, shape (T, Q). T may differ between generators.
         iterations: the key of the iterations.
         quantiles: the key of the quantiles.
@@ -168,8 +168,8 @@ def plot_hardness(
 
     Raises:
         ImportError: matplotlib is missing.
-        TypeError: ``histories`` or one of them is not a mapping, or ``levels`` is not a sequence of numbers.
-        ValueError: ``histories`` is empty, or one of them or ``levels`` is not as described.
+        TypeError: `histories` or one of them is not a mapping, or `levels` is not a sequence of numbers.
+        ValueError: `histories` is empty, or one of them or `levels` is not as described.
     """
     matplotlib = import_matplotlib()
     if not isinstance(histories, Mapping):

@@ -24,7 +24,7 @@ _GREY = "#555555"
 
 
 def _indices(name: str, value: Any, size: int, ndim: int) -> torch.Tensor:
-    """Return ``value`` on the CPU if it holds indices into ``size`` items, at least one. Else raise ValueError."""
+    """Return `value` on the CPU if it holds indices into `size` items, at least one. Else raise ValueError."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name} is of type {type(value).__name__}; expected a tensor")
     if value.dtype not in (torch.int64, torch.int32) or value.ndim != ndim:
@@ -46,11 +46,11 @@ def nearest_neighbours(embeddings: torch.Tensor, queries: torch.Tensor, k: int) 
 
     Args:
         embeddings: finite floats of shape (N, D).
-        queries: indices into ``embeddings``, shape (Q,).
+        queries: indices into `embeddings`, shape (Q,).
         k: number of neighbours, from 1 to N - 1.
 
     Returns:
-        int64 indices, nearest first, shape (Q, k), on the device of ``embeddings``.
+        int64 indices, nearest first, shape (Q, k), on the device of `embeddings`.
 
     Raises:
         ValueError: an argument is not as described.
@@ -86,15 +86,15 @@ def plot_retrieval(
     Args:
         images: floats in [0, 1] of shape (N, C, H, W), C = 1 (grey) or 3 (RGB); undo any normalisation.
         labels: integers of shape (N,).
-        queries: indices into ``images``, shape (Q,).
-        neighbours: for each model's name, indices into ``images`` of shape (Q, at least ``top``), nearest
+        queries: indices into `images`, shape (Q,).
+        neighbours: for each model's name, indices into `images` of shape (Q, at least `top`), nearest
             first, as `nearest_neighbours` returns them. The name is the title of the model's block.
         top: number of neighbours to show.
         class_names: names of the labels, written beside the queries; None writes "class 7".
         title: title of the figure.
 
     Returns:
-        A figure with Q * (1 + models * ``top``) axes, row by row, each row with its query first.
+        A figure with Q * (1 + models * `top`) axes, row by row, each row with its query first.
 
     Raises:
         ImportError: matplotlib is missing.

@@ -74,7 +74,7 @@ def add_title(figure: "Figure", title: str | None) -> None:
 
 
 def grid(count: int, most: int) -> tuple[int, int]:
-    """Return rows and columns, at most ``most``, for this many panels, with rows filled as evenly as possible."""
+    """Return rows and columns, at most `most`, for this many panels, with rows filled as evenly as possible."""
     rows = -(-count // most)
     return rows, -(-count // rows)
 

@@ -31,7 +31,7 @@ class EmbeddingPanel:
         embeddings: finite floats of shape (n, D), n >= 4 and D >= 2, none of length 0.
         labels: integers of shape (n,).
         synthetic: synthetic negatives, finite floats of shape (m, D), none of length 0; None for none.
-        synthetic_labels: integers of shape (m,), all among ``labels``, as the generators return them: the class of
+        synthetic_labels: integers of shape (m,), all among `labels`, as the generators return them: the class of
             the real samples that a synthetic negative is made of, not that of its anchor. None for none.
     """
 
@@ -125,7 +125,7 @@ def _embed(name: str, panel: EmbeddingPanel, perplexity: float, seed: int) -> Te
 
 
 def _look(number: int, is_anchor: bool, synthetic: bool) -> dict[str, Any]:
-    """Return the style of a class's markers, for ``Axes.plot`` and for the legend."""
+    """Return the style of a class's markers, for `Axes.plot` and for the legend."""
     colour = COLOURS[number]
     size = _ANCHOR if is_anchor else _SCALES[number] * (_SYNTHETIC if synthetic else _REAL)
     look = {"linestyle": "", "marker": "*" if is_anchor else MARKERS[number], "markersize": size}
@@ -180,7 +180,7 @@ def plot_synthetic_negatives(
     Raises:
         ImportError: matplotlib is missing.
         TypeError: an argument, or a tensor of a panel, has the wrong type.
-        ValueError: ``panels`` is empty, a panel is not as described, ``anchor_class`` is not among the classes, or a
+        ValueError: `panels` is empty, a panel is not as described, `anchor_class` is not among the classes, or a
             class has no name.
     """
     matplotlib = import_matplotlib()

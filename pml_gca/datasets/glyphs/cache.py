@@ -20,7 +20,7 @@ _warned: set[str] = set()
 
 
 def default_cache_dir() -> Path:
-    """Return ``$XDG_CACHE_HOME/pml_gca``, or ``~/.cache/pml_gca`` if that variable is unset or empty."""
+    """Return `$XDG_CACHE_HOME/pml_gca`, or `~/.cache/pml_gca` if that variable is unset or empty."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "pml_gca"
 
@@ -34,7 +34,7 @@ def cache_path(cache_dir: str | os.PathLike[str] | None, image_size: int) -> Pat
 
 
 def load_rendering(path: Path, image_size: int) -> Rendering | None:
-    """Return the rendering stored at ``path``, None if there is none or it is damaged."""
+    """Return the rendering stored at `path`, None if there is none or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             rendering = Rendering(*(stored[name] for name in Rendering._fields))
@@ -59,7 +59,7 @@ def _is_sound(rendering: Rendering, image_size: int) -> bool:
 
 
 def store_rendering(path: Path, rendering: Rendering) -> None:
-    """Write ``rendering`` to ``path`` atomically. Warn once if the folder cannot be written to."""
+    """Write `rendering` to `path` atomically. Warn once if the folder cannot be written to."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def load_glyphs(
     """Return all glyphs of all splits, from the cache or drawn (and then cached).
 
     Returns:
-        ``images`` (N, S, S) uint8, ``labels`` (N,), ``faces`` (N,), ``codes`` (K,): see `Rendering`.
+        `images` (N, S, S) uint8, `labels` (N,), `faces` (N,), `codes` (K,): see `Rendering`.
 
     Raises:
         ImportError: matplotlib or pillow is missing.
@@ -57,34 +57,34 @@ class Glyphs(Dataset[tuple[Tensor, int]]):
     stays, the others are dropped.
 
     **Splits.** Whole classes are divided about 40 / 10 / 50% into train, val and test, in the order of the SHA-256 of
-    ``"0:<character>"``. The division is always the same.
+    `"0:<character>"`. The division is always the same.
 
-    **Distortion.** With ``augment`` (by default for train only) every access to an item draws a new distortion from
-    torch's global random number generator. Without it, each image has one distortion, fixed by ``seed``.
+    **Distortion.** With `augment` (by default for train only) every access to an item draws a new distortion from
+    torch's global random number generator. Without it, each image has one distortion, fixed by `seed`.
 
     Args:
-        split: ``"train"``, ``"val"`` or ``"test"``.
+        split: `"train"`, `"val"` or `"test"`.
         image_size: side S of the images in pixels, 8 to 128.
-        seed: seed of the fixed distortions, 0 to 2**63 - 1; unused with ``augment``.
+        seed: seed of the fixed distortions, 0 to 2**63 - 1; unused with `augment`.
         augment: new distortions on each access (True) or fixed ones (False); None: new for train, fixed otherwise.
         distortion: ranges that the distortions are drawn from.
         cache_dir: folder for the drawn glyphs (a file of some MB per image size), created if missing. None means
-            ``$XDG_CACHE_HOME/pml_gca`` or ``~/.cache/pml_gca``. If it cannot be written to, a warning is given once,
+            `$XDG_CACHE_HOME/pml_gca` or `~/.cache/pml_gca`. If it cannot be written to, a warning is given once,
             and the glyphs are drawn again each time.
         progress: show a progress bar while drawing (a few seconds, only if they are not cached).
 
     Attributes:
         images: (N, S, S) uint8, the undistorted glyphs.
-        labels: (N,) int64, from 0 to ``num_classes - 1``.
-        classes: the characters; ``classes[label]`` is the label's.
+        labels: (N,) int64, from 0 to `num_classes - 1`.
+        classes: the characters; `classes[label]` is the label's.
         num_classes: number of classes K in this split.
         faces: names of the 16 typefaces.
-        face_index: (N,) int64, the index in ``faces`` of each image's typeface.
+        face_index: (N,) int64, the index in `faces` of each image's typeface.
 
-    An item is ``(image, label)``: a (1, S, S) float32 tensor in [0, 1] and an int.
+    An item is `(image, label)`: a (1, S, S) float32 tensor in [0, 1] and an int.
 
     Raises:
-        ImportError: matplotlib or pillow is missing (``pip install 'pml-gca[examples]'``).
+        ImportError: matplotlib or pillow is missing (`pip install 'pml-gca[examples]'`).
         TypeError, ValueError: an argument has the wrong type or value.
     """
 
@@ -133,7 +133,7 @@ class Glyphs(Dataset[tuple[Tensor, int]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[tuple[Tensor, int]]:
-        """Return the items at ``indices``, distorted as one batch. torch's DataLoader calls this method."""
+        """Return the items at `indices`, distorted as one batch. torch's DataLoader calls this method."""
         rows = [int(i) for i in indices]
         source = self._source[rows]
         pixels = warp(source, draw_affines(len(rows), self.distortion)) if self.augment else to_unit(source)

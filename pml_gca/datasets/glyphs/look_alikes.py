@@ -24,7 +24,7 @@ Bools = NDArray[np.bool_]
 
 
 def dilate(shapes: Bools, reach: int) -> Bools:
-    """Return (N, G, G) shapes grown by ``reach`` pixels along both axes (a square neighbourhood)."""
+    """Return (N, G, G) shapes grown by `reach` pixels along both axes (a square neighbourhood)."""
     for axis in (1, 2):
         grown = shapes.copy()
         for step in range(1, reach + 1):
@@ -38,9 +38,9 @@ def dilate(shapes: Bools, reach: int) -> Bools:
 
 
 def stray_ink(shapes: Bools, reach: int = REACH) -> NDArray[np.float64]:
-    """Return the share of two shapes' ink that lies farther than ``reach`` pixels from the other's ink.
+    """Return the share of two shapes' ink that lies farther than `reach` pixels from the other's ink.
 
-    The result is (N, N) for ``shapes`` (N, G, G): 0 for shapes that agree up to the tolerance, 1 for shapes far apart.
+    The result is (N, N) for `shapes` (N, G, G): 0 for shapes that agree up to the tolerance, 1 for shapes far apart.
     """
     ink = shapes.reshape(len(shapes), -1).astype(np.float32)
     near = dilate(shapes, reach).reshape(len(shapes), -1).astype(np.float32)
@@ -50,7 +50,7 @@ def stray_ink(shapes: Bools, reach: int = REACH) -> NDArray[np.float64]:
 
 
 def group_roots(alike: Bools) -> list[int]:
-    """Return the lowest index in the group of each of N items. Groups are chains of pairs in ``alike`` (N, N)."""
+    """Return the lowest index in the group of each of N items. Groups are chains of pairs in `alike` (N, N)."""
     roots = list(range(len(alike)))
 
     def find(i: int) -> int:

@@ -18,7 +18,7 @@ FACES = (
     *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
     *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
 )
-"""The faces, by file name without ``.ttf``."""
+"""The faces, by file name without `.ttf`."""
 
 MIN_FACES = 14
 """A character is a class if at least this many faces draw it."""
@@ -33,9 +33,9 @@ Pixels = NDArray[np.uint8]
 
 
 class Rendering(NamedTuple):
-    """All glyphs: ``images`` (N, S, S) uint8, ``labels`` and ``faces`` (N,) int64, ``codes`` (K,) int64.
+    """All glyphs: `images` (N, S, S) uint8, `labels` and `faces` (N,) int64, `codes` (K,) int64.
 
-    ``labels`` index ``codes`` (the classes' code points, ascending) and ``faces`` index `FACES`;
+    `labels` index `codes` (the classes' code points, ascending) and `faces` index `FACES`;
     images are ordered by class, then by face.
     """
 
@@ -96,7 +96,7 @@ def draw_ink(font: Any, character: str) -> Any | None:
 
 
 def fit(ink: Any, size: int, margin: int) -> Pixels:
-    """Return ``ink`` scaled to fill a (size, size) image up to ``margin`` pixels, with its aspect ratio kept."""
+    """Return `ink` scaled to fill a (size, size) image up to `margin` pixels, with its aspect ratio kept."""
     from PIL import Image
 
     factor = (size - 2 * margin) / max(ink.size)
@@ -107,7 +107,7 @@ def fit(ink: Any, size: int, margin: int) -> Pixels:
 
 
 def stretch(ink: Any, size: int) -> Pixels:
-    """Return ``ink`` stretched to (size, size)."""
+    """Return `ink` stretched to (size, size)."""
     from PIL import Image
 
     return np.asarray(ink.resize((size, size), Image.Resampling.BOX))
