@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
@@ -18,7 +17,7 @@ from .families import SyntheticBatch, synthetic_loss
 from .levels import LossLevels, synthetic_weight
 from .loss_wrapper import LossWrapper, as_scalar, metric_loss_of, without_regularizers
 from .optimizer_watch import FrozenWatch, OptimizerWatch
-from .references import add_references
+from .references import make_batch
 from .supported import LABELS_REQUIRED, check_supported_loss
 
 SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")
@@ -184,34 +183,33 @@ class HardNegativeGenerationLoss(LossWrapper):
             return self.evaluate(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if labels is None:
             raise ValueError(LABELS_REQUIRED)
-        loss, generator = self.loss, self.generator
+        loss, generator, levels = self.loss, self.generator, self.levels
         check_supported_loss(loss)  # the loss or its reducer may have been replaced
-        generator.check_shapes(embeddings, labels)
-        if ref_emb is embeddings and ref_labels is labels:  # so PML marks a batch without references
-            ref_emb = ref_labels = None
-        labels = c_f.to_device(labels, embeddings).long()
-        nodes, node_labels, references = add_references(loss, generator, embeddings, labels, ref_emb, ref_labels)
-        batch = generator.batch(nodes, node_labels, len(embeddings), self._phase)
+        batch, (labels, *refs) = make_batch(loss, generator, embeddings, labels, ref_emb, ref_labels, phase=self._phase)
 
         self.frozen_watch.reset()
         self.optimizer_watch.begin_batch(generator.parameters())
-        if self.metric_level.device != embeddings.device:
+        if levels.metric.total.device != embeddings.device:
             self.to(embeddings.device)  # PML's trainers do not move losses
         if batch.phase != "generation":  # else records add to those of the phase before
             self.reset_stats()
         with restored_on_error(self.buffers()):
-            values = self._sub_losses(loss, generator, batch, (embeddings, labels, indices_tuple, *references))
+            args = (embeddings, labels, indices_tuple, *refs)
+            values = self._sub_losses(loss, generator, levels, batch, args)
             return self.sum_sub_losses(values, embeddings, labels, regularize=batch.phase != "generation")
 
     def _sub_losses(
-        self, loss: nn.Module, generator: BaseGenerator, batch: Batch, args: tuple[Any, ...]
+        self, loss: nn.Module, generator: BaseGenerator, levels: LossLevels, batch: Batch, args: tuple[Any, ...]
     ) -> dict[str, Tensor]:
         """Compute the sub-losses of a batch of nodes, all scalars; `args` are the wrapped loss's."""
-        levels, (embeddings, labels) = self.levels, args[:2]
-        level = levels.generator.value.to(compute_dtype(embeddings))
-        negatives = generator.generate(batch, levels.metric.value)
+        embeddings, labels = args[:2]
+        metric_level, generator_level = levels.metric.value, levels.generator.value
+        weight = synthetic_weight(generator_level.to(compute_dtype(embeddings)), self.synthetic_beta)
+        if not generator.has_objective:
+            weight = torch.ones_like(weight)
+        negatives = generator.generate(batch, metric_level)
         batch.finish()  # raises for bad values, which a GPU reports late
-        metric = synthetic = torch.zeros_like(level)
+        metric = synthetic = torch.zeros_like(weight)
         if batch.phase != "generation":
             if len(negatives):
                 pairs = SyntheticBatch(embeddings, labels, batch.embeddings, batch.labels, negatives)
@@ -220,9 +218,8 @@ class HardNegativeGenerationLoss(LossWrapper):
             metric, is_telling = metric_loss_of(loss, args, batch.labels, len(negatives) > 0)
             if is_telling:
                 levels.metric.observe(metric)
-        weight = synthetic_weight(level, self.synthetic_beta) if generator.has_objective else torch.ones_like(level)
         objectives = {name: term for name, term in negatives.objectives.items() if batch.wants(name)}
-        objective = sum(objectives.values(), start=torch.zeros_like(level))
+        objective = sum(objectives.values(), start=torch.zeros_like(weight))
         if len(negatives) and batch.phase != "embedding":
             levels.observe_generator(generator, objectives)
         values = dict(zip(SUB_LOSSES, (metric, weight * synthetic, objective), strict=True))

@@ -6,37 +6,44 @@ import torch
 from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
+from ..generators.batch import Batch
 from ..utils.batch_checks import check_embeddings, check_finite
+from ..utils.host import to_device
 from .families import synthetic_loss
 from .supported import WITHOUT_REFERENCES
 
 
-def add_references(
+def make_batch(
     loss: nn.Module,
     generator: BaseGenerator,
     embeddings: Tensor,
     labels: Tensor,
     ref_emb: Tensor | None,
     ref_labels: Tensor | None,
-) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-    """Check references and join them to the batch; nothing is changed.
+    *,
+    phase: str = "all",
+) -> tuple[Batch, tuple[Any, ...]]:
+    """Check a batch and its references, and join them.
 
     Args:
         loss: The wrapped loss.
-        generator: Its generator.
-        embeddings, labels: (B, D) and (B,) long.
-        ref_emb, ref_labels: (R, D) and (R,), or None.
+        generator: The generator that the batch is for.
+        embeddings, labels: (B, D) and (B,), the anchors.
+        ref_emb, ref_labels: (R, D) and (R,), or None. PML also marks "no references" by passing the batch twice.
+        phase: As for `BaseGenerator.batch`.
 
     Returns:
-        Nodes (N, D) and node labels (N,) of the graph, and the references as further arguments of the wrapped loss.
-        Without `ref_labels` the references are for the wrapped loss alone.
+        The batch of anchors and references; and what the wrapped loss is called with: labels, long on the device of
+        the embeddings, and references if any. Without `ref_labels` they are for the wrapped loss alone.
 
     Raises:
-        TypeError, ValueError: PML's implementation of the loss takes no `ref_emb`; or the references are not as
+        TypeError, ValueError: PML's implementation of the loss takes no `ref_emb`; or batch or references are not as
             `BaseGenerator.forward` requires.
     """
-    if ref_emb is None:
-        return embeddings, labels, ()
+    if ref_emb is None or (ref_emb is embeddings and ref_labels is labels):
+        batch = generator.batch(embeddings, labels, phase=phase)
+        return batch, (batch.labels,)
+    generator.check_shapes(embeddings, labels)
     if synthetic_loss.dispatch(type(loss)) in WITHOUT_REFERENCES:
         raise ValueError(
             f"ref_emb is not supported by the wrapped loss, {type(loss).__name__}; add the references to the batch: "
@@ -46,11 +53,13 @@ def add_references(
         if ref_emb is not embeddings:
             check_embeddings(ref_emb, generator.embedding_size, "ref_emb")
             check_finite(ref_emb, "ref_emb")
-        return embeddings, labels, (ref_emb, None)
+        batch = generator.batch(embeddings, labels, phase=phase)
+        return batch, (batch.labels, ref_emb, None)
     generator.batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels")).finish()
-    ref_labels = ref_labels.long()
+    labels, ref_labels = to_device(labels.long(), embeddings.device), ref_labels.long()
     nodes, node_labels, _ = join_references(embeddings, labels, ref_emb, ref_labels)
-    return nodes, node_labels, (ref_emb, ref_labels)
+    # PML compares labels by identity: the same object stays the same object.
+    return generator.batch(nodes, node_labels, len(embeddings), phase), (labels, ref_emb, ref_labels)
 
 
 def join_references(
