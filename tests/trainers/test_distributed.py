@@ -130,7 +130,9 @@ def run_process(rank, folder):
         loss = make_loss()
         module = DistributedDataParallel(DistributedLossWrapper(loss, efficient=efficient))
         results["ddp of wrapper", efficient] = seen(module, loss, make_batch(rank), labels)
-        miner = DistributedMinerWrapper(GlobalCorrelationMiner(make_loss().generator, 2), efficient=efficient)
+        miner = DistributedMinerWrapper(
+            GlobalCorrelationMiner(make_loss().generator, negatives_per_anchor=2), efficient=efficient
+        )
         results["miner", efficient] = miner(make_batch(rank), labels)
     for name, per_rank in LABELS.items():
         loss = make_loss()
