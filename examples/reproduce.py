@@ -141,7 +141,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def complete(args: argparse.Namespace) -> None:
-    """Add recipe and options to ``args``, and the defaults that depend on other arguments.
+    """Add recipe and options to `args`, and the defaults that depend on other arguments.
 
     Raises:
         TypeError, ValueError: an argument is not valid.
@@ -170,7 +170,7 @@ def complete(args: argparse.Namespace) -> None:
 
 
 def find_loss(name: str) -> str | Callable[[int, int], nn.Module]:
-    """Return a name of ``NAMED_LOSSES`` as it is, and the function that ``module:function`` names.
+    """Return a name of `NAMED_LOSSES` as it is, and the function that `module:function` names.
 
     Raises:
         ValueError: the function cannot be imported.
@@ -192,7 +192,7 @@ def load(args: argparse.Namespace) -> Benchmark:
     """Return the data set of the recipe.
 
     Raises:
-        ValueError: a class has too few images, and ``--small-classes stop`` is given.
+        ValueError: a class has too few images, and `--small-classes stop` is given.
     """
     recipe = args.recipe
     benchmark = load_benchmark(

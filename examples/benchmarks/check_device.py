@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def generators() -> dict[str, Callable[[], Any]]:
-    """Return a function that builds a small generator, for every class of ``pml_gca.generators``."""
+    """Return a function that builds a small generator, for every class of `pml_gca.generators`."""
     made: dict[str, Callable[[], Any]] = {}
     for name in pml_gca.generators.__all__:
         kind = getattr(pml_gca.generators, name)
@@ -149,7 +149,7 @@ def train_once(loss: torch.nn.Module, *batch: Tensor | None) -> None:
 
 
 def waited(work: Callable[[], Any]) -> Counter[str]:
-    """Count the waits for the GPU in ``work``, by the file and line that torch reports."""
+    """Count the waits for the GPU in `work`, by the file and line that torch reports."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:

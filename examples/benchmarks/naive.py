@@ -5,7 +5,7 @@ graph is propagated twice per iteration, and autograd does the rest. The paramet
 `GlobalCorrelationGenerator`, which makes the results comparable, but none of its code runs.
 
 Axis legend: B samples, of which A have a positive; C classes among them; N training classes; D channels; H heads. Edges
-are the B² rows (i, j) in order; ``ends`` (2, B²) are their two nodes. A batch needs two classes, one of them with two
+are the B² rows (i, j) in order; `ends` (2, B²) are their two nodes. A batch needs two classes, one of them with two
 samples.
 """
 
@@ -21,12 +21,12 @@ from pml_gca import GlobalCorrelationGenerator
 
 
 def linear(block: nn.Module, name: str, x: Tensor) -> Tensor:
-    """Apply the linear layer ``name`` of ``block`` to (..., D)."""
+    """Apply the linear layer `name` of `block` to (..., D)."""
     return F.linear(x, block.get_parameter(f"{name}.weight"), block.get_parameter(f"{name}.bias"))
 
 
 def layer_norm(block: nn.Module, name: str, x: Tensor) -> Tensor:
-    """Apply the layer normalisation ``name`` of ``block`` to (..., D)."""
+    """Apply the layer normalisation `name` of `block` to (..., D)."""
     return F.layer_norm(x, x.shape[-1:], block.get_parameter(f"{name}.weight"), block.get_parameter(f"{name}.bias"))
 
 
@@ -199,7 +199,7 @@ def iteration(
     dropout: float = 0.1,
     draws: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Do one iteration of the published schedule. Add the embedder's gradient to ``embeddings.grad``.
+    """Do one iteration of the published schedule. Add the embedder's gradient to `embeddings.grad`.
 
     Args:
         generator: whose parameters are updated.

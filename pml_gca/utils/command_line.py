@@ -10,7 +10,7 @@ def check_minimums(parser: argparse.ArgumentParser, args: argparse.Namespace, **
     Args:
         parser: prints the message.
         args: as parsed. An option that takes several numbers is checked number by number; None passes.
-        minimums: smallest allowed number of each option, by its name in ``args``.
+        minimums: smallest allowed number of each option, by its name in `args`.
     """
     for name, minimum in minimums.items():
         given = getattr(args, name)
@@ -20,11 +20,11 @@ def check_minimums(parser: argparse.ArgumentParser, args: argparse.Namespace, **
 
 
 def add_folder_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add ``--out``, ``--resume`` and ``--overwrite``, the options of `claim_folder`.
+    """Add `--out`, `--resume` and `--overwrite`, the options of `claim_folder`.
 
     Args:
         parser: gets them.
-        default: describes the folder that is used without ``--out``.
+        default: describes the folder that is used without `--out`.
     """
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for results (default: {default})")
     parser.add_argument("--resume", action="store_true", help="continue the runs in --out; the result is the same")

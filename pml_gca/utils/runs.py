@@ -39,24 +39,24 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` atomically, as indented JSON."""
+    """Write `content` atomically, as indented JSON."""
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
 
 
 def save_state(path: Path, parts: Mapping[str, Any], **content: Any) -> None:
-    """Save the state dicts of ``parts``, and further content that ``torch.load(weights_only=True)`` can read."""
+    """Save the state dicts of `parts`, and further content that `torch.load(weights_only=True)` can read."""
     state = {name: part.state_dict() for name, part in parts.items()}
     write_atomically(path, lambda temporary: torch.save({**content, "state": state}, temporary))
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """Return everything that `save_state` wrote: the further content, and all state dicts under ``"state"``."""
+    """Return everything that `save_state` wrote: the further content, and all state dicts under `"state"`."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return content
 
 
 def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Load the state dicts that `save_state` wrote into ``parts``, and return the further content.
+    """Load the state dicts that `save_state` wrote into `parts`, and return the further content.
 
     Raises:
         ValueError: the file lacks one of the parts, or holds a state under its name that does not fit.
@@ -75,7 +75,7 @@ def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """Say how ``found`` differs from ``expected``. Return "" if they are equal as JSON."""
+    """Say how `found` differs from `expected`. Return "" if they are equal as JSON."""
     found, expected = (json.loads(json.dumps(settings, default=str)) for settings in (found, expected))
     names = [*expected, *(name for name in found if name not in expected)]
     changed = [f"{n} is {expected.get(n)}, was {found.get(n)}" for n in names if expected.get(n) != found.get(n)]
@@ -91,18 +91,18 @@ def claim_folder(
     overwrite: bool = False,
     runs: Sequence[str] = ("*",),
 ) -> None:
-    """Create ``folder`` for runs of these settings, or check that its runs have the same settings.
+    """Create `folder` for runs of these settings, or check that its runs have the same settings.
 
     Args:
         folder: created if it does not exist.
-        settings: kept in ``settings.json``, and compared with the settings found there.
+        settings: kept in `settings.json`, and compared with the settings found there.
         resume: continue the runs in the folder.
         overwrite: delete the runs in the folder.
         runs: patterns that match the names of the runs' subfolders.
 
     Raises:
-        ValueError: the folder holds runs of other or unknown settings, or it holds runs while neither ``resume``
-            nor ``overwrite`` is given.
+        ValueError: the folder holds runs of other or unknown settings, or it holds runs while neither `resume`
+            nor `overwrite` is given.
         OSError: the folder cannot be created, or its runs cannot be deleted.
     """
     file = folder / "settings.json"

@@ -6,7 +6,7 @@ TITLES = {"mean_average_precision_at_r": "MAP@R", "r_precision": "R-precision"}
 
 
 def metric_title(metric: str) -> str:
-    """Return the title of a metric, such as "Recall@1" for ``recall_at_1``."""
+    """Return the title of a metric, such as "Recall@1" for `recall_at_1`."""
     return TITLES.get(metric) or metric.replace("recall_at_", "Recall@")
 
 
@@ -44,7 +44,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
 
 
 def metrics_table(rows: Mapping[str, Mapping[str, str]], metrics: Sequence[str]) -> str:
-    """Return a Markdown table with one column for each of ``metrics``; a missing metric stays blank."""
+    """Return a Markdown table with one column for each of `metrics`; a missing metric stays blank."""
     head = ["", *map(metric_title, metrics)]
     return markdown_table(
         head, [[name, *(cells.get(metric, "") for metric in metrics)] for name, cells in rows.items()]

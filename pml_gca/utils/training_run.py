@@ -11,7 +11,7 @@ from . import runs
 class TrainingRun:
     """A training run in a folder of its own. It resumes after its last complete epoch.
 
-    ``checkpoint.pt`` holds the state after that epoch, ``result.json`` the result of a finished run. On a CPU a
+    `checkpoint.pt` holds the state after that epoch, `result.json` the result of a finished run. On a CPU a
     resumed run ends with exactly the result of an unbroken one; on a GPU the two differ by rounding.
 
     >>> import tempfile
@@ -60,13 +60,13 @@ class TrainingRun:
         return result
 
     def restore(self, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """Load the last complete epoch into ``parts``. Return what else was saved; empty if there is no checkpoint.
+        """Load the last complete epoch into `parts`. Return what else was saved; empty if there is no checkpoint.
 
         Args:
             parts: everything with a state, by name: models, optimizers, losses, samplers.
 
         Raises:
-            ValueError: the checkpoint belongs to a run of another identity, or does not fit ``parts``.
+            ValueError: the checkpoint belongs to a run of another identity, or does not fit `parts`.
         """
         if not self.checkpoint_file.exists():
             return {}
@@ -78,7 +78,7 @@ class TrainingRun:
         return content
 
     def epochs(self, last: int) -> Iterator[int]:
-        """Yield the epochs left to train, up to ``last``. Announce each one and set its seed."""
+        """Yield the epochs left to train, up to `last`. Announce each one and set its seed."""
         while self.epoch < last:
             self.epoch += 1
             print(f"{self.name}: epoch {self.epoch} of {last}")

@@ -22,10 +22,10 @@ def in_fresh_process(case: Case, script: Path) -> dict[str, Any]:
 
     Args:
         case: what to measure.
-        script: started with ``--probe`` and the case as JSON; prints the result of `probe` as JSON in its last line.
+        script: started with `--probe` and the case as JSON; prints the result of `probe` as JSON in its last line.
 
     Returns:
-        The result of `probe`, or ``{"error": reason}`` if the process failed or was killed.
+        The result of `probe`, or `{"error": reason}` if the process failed or was killed.
     """
     command = [sys.executable, str(script), "--probe", json.dumps(asdict(case))]
     process = subprocess.run(command, capture_output=True, text=True)
@@ -41,8 +41,8 @@ def probe(case: Case) -> dict[str, Any]:
     """Measure the memory of a step; for a CUDA graph, find out what can be captured.
 
     Returns:
-        ``{"peak_bytes": ...}``, or ``{"captured": [...]}`` with the names of `Workload`'s methods that can be captured,
-        and ``"error"`` if one of them cannot.
+        `{"peak_bytes": ...}`, or `{"captured": [...]}` with the names of `Workload`'s methods that can be captured,
+        and `"error"` if one of them cannot.
     """
     torch.set_num_threads(case.threads)
     if not case.cuda_graph:
@@ -86,7 +86,7 @@ def peak_bytes(case: Case) -> int:
 
 
 def resident_bytes(field: str) -> int:
-    """Return the resident memory of this process, now (``VmRSS``) or at its peak (``VmHWM``).
+    """Return the resident memory of this process, now (`VmRSS`) or at its peak (`VmHWM`).
 
     Systems other than Linux tell the peak only, whatever the field.
     """

@@ -21,7 +21,7 @@ class Row:
         rate: multiply-adds per second of bare matrix products.
         bandwidth: bytes per second of a copy on a GPU.
         peak_bytes: measured memory of a step.
-        multiply_adds, estimated_bytes: of a step, as ``generator.cost`` counts them.
+        multiply_adds, estimated_bytes: of a step, as `generator.cost` counts them.
         note: what could not be measured, and why.
     """
 

@@ -44,7 +44,7 @@ def interleaved(
 
 
 def captured(work: Callable[[], None]) -> Callable[[], None]:
-    """Capture ``work`` in a CUDA graph, and return a function that replays it."""
+    """Capture `work` in a CUDA graph, and return a function that replays it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -56,7 +56,7 @@ def captured(work: Callable[[], None]) -> Callable[[], None]:
         work()
 
     def replay(keep_alive: Callable[[], None] = work) -> None:
-        """The graph holds addresses, not tensors: ``work``, which owns the tensors, must live as long."""
+        """The graph holds addresses, not tensors: `work`, which owns the tensors, must live as long."""
         graph.replay()
 
     return replay

@@ -53,7 +53,7 @@ class Workload:
         self.set_batch(case.batch_size)
 
     def set_batch(self, size: int) -> None:
-        """Draw ``size`` random embeddings, sorted by class, and the weights of `propagation`'s outputs."""
+        """Draw `size` random embeddings, sorted by class, and the weights of `propagation`'s outputs."""
         case = self.case
         source = torch.Generator().manual_seed(size)
 
@@ -130,7 +130,7 @@ def trunk_step(case: Case, name: str, image_size: int) -> Callable[[], None]:
 
 
 def torchvision_models() -> Any:
-    """Import ``torchvision.models``, which only the option --trunk needs."""
+    """Import `torchvision.models`, which only the option --trunk needs."""
     return importlib.import_module("torchvision.models")
 
 
