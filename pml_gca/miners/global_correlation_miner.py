@@ -1,4 +1,4 @@
-"""Mining real negatives by learned correlations."""
+"""Mine real negatives by learned correlations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from ..utils.validation import check_pml_arguments, check_positive_int
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every submodule gets back the mode it had."""
+    """Switch to evaluation mode within this context; every submodule then gets its mode back."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
@@ -27,25 +27,25 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class GlobalCorrelationMiner(BaseMiner):
-    """Real pairs or triplets whose negatives the learned correlations find hardest.
+    """Mine real pairs or triplets: all positives, and the negatives that the learned correlations find hardest.
 
-    A coefficient λ near 0 asks that a channel of the negative be pulled all the way to the anchor's positive, one
-    near 1 that it stay. Per anchor, the negatives with the least mean coefficient are mined, together with all
-    positives. Propagation runs in evaluation mode and without gradient; the generator keeps its mode and statistics.
+    A coefficient λ near 0 pulls a channel of the negative all the way to the distance of the anchor's positive; near
+    1 the channel stays. For each anchor the negatives with the smallest mean coefficient are mined. Propagation runs
+    in evaluation mode and without gradient; the generator keeps its mode and statistics.
 
     Args:
-        generator: the generator whose correlations decide, best the one that the loss trains. The miner neither owns
-            nor trains nor saves it.
-        negatives_per_anchor: how many negatives are mined for each anchor.
-        output: ``"triplets"``, each positive with each mined negative, or ``"pairs"``.
-        **kwargs: ``collect_stats`` and the like, as for any PML miner.
+        generator: Its correlations decide; best the one that the loss trains. The miner does not own, train or save
+            it.
+        negatives_per_anchor: Number of negatives to mine for each anchor.
+        output: `"triplets"`, each positive with each mined negative, or `"pairs"`.
+        **kwargs: `collect_stats` and others, as for any PML miner.
 
     Raises:
-        TypeError, ValueError: an argument is not as above.
+        TypeError, ValueError: An argument is not as above.
 
     Shapes:
-        ``miner(embeddings (B, D), labels (B,))`` gives PML's indices: (a, p, n) or (a1, p, a2, n), long. With
-        ``ref_emb (R, D), ref_labels (R,)`` positives and negatives are rows of the references.
+        `miner(embeddings (B, D), labels (B,))` returns PML's indices, long: (a, p, n) or (a1, p, a2, n). With
+        `ref_emb (R, D), ref_labels (R,)` positives and negatives are rows of the references.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class GlobalCorrelationMiner(BaseMiner):
             raise ValueError(f"output must be 'triplets' or 'pairs', got {output!r}")
         check_pml_arguments(kwargs)
         super().__init__(**kwargs)
-        self._generator = (generator,)  # in a tuple, no child: the loss owns it
+        self._generator = (generator,)  # a tuple hides it from PyTorch: the loss owns it
         self.negatives_per_anchor = negatives_per_anchor
         self.output = output
 
@@ -74,22 +74,22 @@ class GlobalCorrelationMiner(BaseMiner):
 
     @torch.compiler.disable
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, ...]:
-        """PML's interface; see the class."""
+        """Return the mined indices, see the class; PML's interface."""
         check_labels(labels, len(embeddings))
         has_references = ref_emb is not embeddings or ref_labels is not labels
-        nodes, labels = embeddings, labels.long()  # of unsigned integers torch can hardly do anything
+        nodes, labels = embeddings, labels.long()  # torch supports few operations on unsigned integers
         node_labels, node_of = labels, torch.arange(len(labels), device=labels.device)
         if has_references:
             self.generator.batch(ref_emb, ref_labels, names=("ref_emb", "ref_labels")).finish()
             nodes, node_labels, node_of = join_references(embeddings, labels, ref_emb, ref_labels)
         with evaluating(self.generator):
-            pull = self.generator.correlate(nodes, node_labels).mean_coefficients()[: len(labels), node_of]
+            coefficients = self.generator.correlate(nodes, node_labels).mean_coefficients()[: len(labels), node_of]
 
         same = labels[:, None] == node_labels[node_of]
-        itself = torch.arange(len(labels), device=labels.device)[:, None] == node_of
-        anchors, positives = (same & ~itself).nonzero(as_tuple=True)
-        count = min(self.negatives_per_anchor, pull.shape[1])
-        chosen = pull.masked_fill(same, float("inf")).topk(count, dim=1, largest=False).indices
+        is_anchor = torch.arange(len(labels), device=labels.device)[:, None] == node_of
+        anchors, positives = (same & ~is_anchor).nonzero(as_tuple=True)
+        count = min(self.negatives_per_anchor, coefficients.shape[1])
+        chosen = coefficients.masked_fill(same, float("inf")).topk(count, dim=1, largest=False).indices
         mined = torch.zeros_like(same).scatter(1, chosen, True) & ~same
         if self.output == "pairs":
             return anchors, positives, *mined.nonzero(as_tuple=True)
