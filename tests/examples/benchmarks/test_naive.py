@@ -101,7 +101,7 @@ def test_an_iteration_is_the_loss_then_its_steps(batch, monkeypatch):
     of_batch = ours.generate
     monkeypatch.setattr(ours, "generate", lambda *args: of_batch(*args, draws=draws[0]))
     loss = HardNegativeGenerationLoss(metric_loss, ours, collect_stats=True)
-    for level in loss.levels.values():
+    for level in (loss.levels.metric, loss.levels.generator):
         level.value.fill_(LEVEL)
     groups = [list(part.parameters()) for part in (generator.propagation, generator.auxiliary_classifier)]
     found = naive.iteration(
