@@ -1,14 +1,14 @@
-"""PML's own test suite, with our loss in the place of each of its losses.
+"""Run PML's own test suite with our loss in place of each of its losses.
 
     python tests/pml_suite.py --mode eval FOLDER
     python tests/pml_suite.py --mode training --generator mixup --trainer alternating FOLDER/losses
 
-FOLDER is the ``tests`` folder of PML's sources, or a part of it; pytest's options come last. Every call of a loss
-that our wrapper accepts is made through a wrapper. In evaluation its value, dtype and gradients must be those of PML,
-bit by bit, and PML's test goes on with it. In training everything must be finite, and J_m PML's value; PML's test goes
-on with PML's loss. ``RecallCalculator`` stands in for ``AccuracyCalculator``, and a trainer of ours, whose metric loss
-is wrapped, for ``MetricLossOnly`` and ``TrainWithClassifier``. Tests that fail are run again by PML alone, to tell
-which of them fail there, too.
+FOLDER is the `tests` folder of PML's sources, or a part of it; pytest's options come last. Every call of a loss that
+our wrapper accepts is made through a wrapper. In evaluation its value, dtype and gradients must equal PML's, bit by
+bit, and PML's test continues with it. In training everything must be finite, and J_m must be PML's value; PML's test
+continues with PML's loss. `RecallCalculator` replaces `AccuracyCalculator`; a trainer of ours, with a wrapped metric
+loss, replaces `MetricLossOnly` and `TrainWithClassifier`. Failed tests are run again by PML alone, to find which of
+them also fail there.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
 from pml_gca.utils.recall_calculator import RecallCalculator
 
 TRAINERS = {"autocast": AutocastTrainer, "alternating": AlternatingTrainer}
-LEFT_OUT = {  # a part of a test's id, and why it is not run
+LEFT_OUT = {  # part of a test's id: why the test is not run
     "datasets/": "downloads",
     "test_tuples_to_weights_sampler": "downloads",
     "test_inference": "downloads",
@@ -47,7 +47,7 @@ LEFT_OUT = {  # a part of a test's id, and why it is not run
 
 
 def training_class(base):
-    """A trainer of ours as PML's tests make theirs: around the metric loss, with an optimizer for it."""
+    """Return a subclass of our trainer that wraps the metric loss and adds an optimizer for it."""
 
     class Trainer(base):
         def __init__(self, *, loss_funcs, optimizers, **kwargs):
@@ -62,7 +62,7 @@ def training_class(base):
 
 
 class Pictures(torch.utils.data.Dataset):
-    """In the place of CIFAR100, which PML's test of trainers would download."""
+    """Random images instead of CIFAR100, which PML's test of trainers would download."""
 
     def __init__(self, folder, train, transform, **_):
         Path(folder).mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def stand_in_for_clone(command):
-    """In the place of ``git clone`` of a network: a small one, and its checkpoint."""
+    """Write a small network and its checkpoint, instead of cloning one with git."""
     folder = Path(command.split()[-1])
     (folder / "pretrained_models").mkdir(parents=True)
     (folder / "resnet.py").write_text(NETWORK)
@@ -100,7 +100,7 @@ resnet20 = Net
 
 
 class Plugin:
-    """For pytest: notes which test runs, leaves some out, and keeps the ids of those that fail."""
+    """A pytest plugin: track the running test, leave some out, and collect the ids of failed tests."""
 
     def __init__(self, routing):
         self.routing, self.left_out, self.failed, self.outcomes = routing, Counter(), [], Counter()
@@ -114,7 +114,7 @@ class Plugin:
 
     def pytest_runtest_logstart(self, nodeid):
         self.routing.where = nodeid
-        torch.manual_seed(0)  # PML's tests draw, and some fail by chance
+        torch.manual_seed(0)  # PML's tests draw random numbers, and some fail by chance
         NUMPY_RANDOM.seed(0)
 
     def pytest_runtest_logreport(self, report):
@@ -133,7 +133,7 @@ def put_ours_in_place(patch, trainer):
 
 
 def with_child_names(method, query=RecordKeeper.query):
-    """Read what PML's tests look for in the records of a loss from those of the wrapper's child."""
+    """Let PML's tests find the records of a loss, which are those of the wrapper's child."""
 
     def call(keeper, text, *args, **kwargs):
         for wanted in re.findall(r"metric_(loss_NTXentLoss\w*)", text):
@@ -145,7 +145,7 @@ def with_child_names(method, query=RecordKeeper.query):
 
 
 def run_tests(options, rest, scratch):
-    """Run the tests in the folder ``scratch``, which they fill; returns counts, and the ids of tests that failed."""
+    """Run the tests in the folder `scratch`, which they write to; return counts, and the ids of failed tests."""
     paths = [Path(test.split("::")[0]).resolve() for test in options.tests]
     ids = [str(path) + test[len(test.split("::")[0]) :] for path, test in zip(paths, options.tests, strict=True)]
     root = next(p for p in (paths[0], *paths[0].parents) if p.is_dir() and not (p / "__init__.py").exists())
@@ -156,7 +156,7 @@ def run_tests(options, rest, scratch):
         patch.chdir(scratch)
         patch.syspath_prepend(scratch)
         Path("pytest.ini").touch()
-        patch.setenv("TEST_DEVICE", os.environ.get("TEST_DEVICE", "cpu"))  # PML's tests ask for a GPU else
+        patch.setenv("TEST_DEVICE", os.environ.get("TEST_DEVICE", "cpu"))  # else PML's tests use a GPU
         patch.setattr(os, "system", stand_in_for_clone)
         patch.setattr(datasets, "CIFAR100", Pictures)
         if options.mode != "plain":
@@ -187,7 +187,7 @@ def main():
         found = subprocess.run(again, capture_output=True, text=True).stdout
         in_pml = {line.removeprefix("failed: ") for line in found.splitlines() if line.startswith("failed: ")}
     for name in failed:
-        print(f"failed in PML, too: {name}" if name in in_pml else f"failed: {name}")
+        print(f"failed in PML as well: {name}" if name in in_pml else f"failed: {name}")
     return bool(routing.failures or set(failed) - in_pml)
 
 

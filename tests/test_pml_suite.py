@@ -1,4 +1,4 @@
-"""The command that runs PML's own tests on our loss: what it passes, sets aside and finds."""
+"""The command that runs PML's own tests on our loss: what it routes, leaves out and finds."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def test_in_evaluation_a_call_gets_the_wrapped_value(z):
         found = loss(z, labels=LABELS, ref_emb=z, ref_labels=LABELS)
         members = losses.MultipleLosses([losses.ContrastiveLoss(), losses.ProxyAnchorLoss(3, 8)])
         members(z.detach().half().requires_grad_(), LABELS).backward()
-        losses.P2SGradLoss(8, 3).double()(z.double(), LABELS)  # normalises its weights in place, to rounding
+        losses.P2SGradLoss(8, 3).double()(z.double(), LABELS)  # normalises its weights in place, with rounding
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert routing.counts == {"calls": 3, "equal": 3}
     assert "__call__" not in vars(losses.BaseMetricLossFunction)
@@ -107,7 +107,7 @@ def test_inference():
 
 
 def test_the_command_tells_its_failures_from_those_of_pml(tmp_path, monkeypatch, capsys):
-    package = tmp_path / "stand_in_for_pml"  # a name of its own among the modules
+    package = tmp_path / "stand_in_for_pml"  # a unique module name
     package.mkdir()
     for name, text in PACKAGE.items():
         (package / name).write_text(text)
@@ -118,7 +118,7 @@ def test_the_command_tells_its_failures_from_those_of_pml(tmp_path, monkeypatch,
         again.extend(command)
         return SimpleNamespace(stdout=f"failed: {wrong}\n")
 
-    # In this module alone: plugins of the inner pytest start processes, too.
+    # In this module alone: plugins of the inner pytest also start processes.
     monkeypatch.setattr(pml_suite, "subprocess", SimpleNamespace(run=run_by_pml_alone))
     torch.manual_seed(1)
     monkeypatch.setattr("sys.argv", ["pml_suite.py", "--mode", "eval", str(package), "-p", "no:logging"])
@@ -130,11 +130,11 @@ def test_the_command_tells_its_failures_from_those_of_pml(tmp_path, monkeypatch,
     printed = capsys.readouterr().out
     assert "tests: 2 failed, 1 passed; left out: 1 downloads" in printed
     assert "calls: 2 calls, 2 equal" in printed
-    assert f"failed in PML, too: {wrong}\n" in printed
+    assert f"failed in PML as well: {wrong}\n" in printed
     assert f"failed: {calculator_test}\n" in printed
 
 
-if "PML_TESTS" in os.environ:  # PML's own tests take minutes, and their sources
+if "PML_TESTS" in os.environ:  # PML's own tests take minutes and need its sources
 
     @pytest.mark.parametrize("mode", ["eval", "training"])
     def test_pmls_own_tests(mode):

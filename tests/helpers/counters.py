@@ -1,4 +1,4 @@
-"""What a step costs, counted operator by operator."""
+"""Count multiply-adds and memory of a step, operator by operator."""
 
 import weakref
 from collections import Counter
@@ -20,7 +20,7 @@ class MultiplyAdds(TorchDispatchMode):
         out = function(*args, **(kwargs or {}))
         operator = function._overloadpacket
         name = operator.__name__
-        if "scaled_dot_product" in name:  # torch versions differ in which of them they can count
+        if "scaled_dot_product" in name:  # torch versions differ in which of these they can count
             query, key = args[1:3] if "backward" in name else args[:2]
             heads, rows, size = query.shape[-3:]
             self.by_operator[name] += (5 if "backward" in name else 2) * heads * rows * key.shape[-2] * size
@@ -34,7 +34,7 @@ class MultiplyAdds(TorchDispatchMode):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages made under it: how many are alive, and were at most."""
+    """Bytes of storages created within this context: alive now, and at the peak."""
 
     def __init__(self):
         super().__init__()
@@ -43,14 +43,14 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         for storage in storages((args, kwargs)):
-            self._see(storage, 0)  # made before
+            self._see(storage, 0)  # existed before
         out = function(*args, **(kwargs or {}))
         for storage in storages(out):
             self._see(storage, storage.nbytes())
         return out
 
     def of_at_least(self, size):
-        """Bytes of the storages alive now that take ``size`` or more each."""
+        """Return the bytes of live storages that take `size` or more each."""
         return sum(n for n in self._sizes.values() if n >= size)
 
     def _see(self, storage, size):

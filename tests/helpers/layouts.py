@@ -1,7 +1,7 @@
-"""Tiny data sets, laid out on disk as the real ones are.
+"""Write tiny data sets to disk in the layout of the real ones.
 
-``classes`` are those of each half, train and test. Among the images of each half are a greyscale, a palette, an RGBA
-and a CMYK one, whatever the file's ending says.
+Train and test half have `classes` classes each. The images of each half include a greyscale, a palette, an RGBA and a
+CMYK one, whatever their file extension is.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ MODES = {1: ("L", "JPEG"), 2: ("P", "PNG"), 3: ("RGBA", "PNG"), 4: ("CMYK", "JPE
 
 
 def write_image(path: Path, label: int, number: int, size: int) -> None:
-    """One image: a pattern of the class, and noise."""
+    """Write one image: a pattern of the class, and noise."""
     pattern = np.random.default_rng(label).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     noise = np.random.default_rng((label, number)).integers(0, 32, (size, size, 3), dtype=np.uint8)
     pixels = np.asarray(Image.fromarray(pattern).resize((size, size)))
@@ -28,7 +28,7 @@ def write_lines(path: Path, lines: list[str]) -> None:
 
 
 def write_cub(root: Path, classes: int = 6, per_class: int = 4, size: int = 40) -> Path:
-    """CUB-200-2011: classes 1, 2, ... are trained on, 101, 102, ... are tested on."""
+    """Write CUB-200-2011: train classes 1, 2, ...; test classes 101, 102, ..."""
     folder = root / "CUB_200_2011"
     images, labels = [], []
     for label in (*range(1, classes + 1), *range(101, classes + 101)):
@@ -44,7 +44,7 @@ def write_cub(root: Path, classes: int = 6, per_class: int = 4, size: int = 40) 
 
 
 def write_cars196(root: Path, classes: int = 6, per_class: int = 4, size: int = 40) -> Path:
-    """Cars196: classes 1, 2, ... are trained on, 99, 100, ... are tested on; the files' own split is another."""
+    """Write Cars196: train classes 1, 2, ...; test classes 99, 100, ...; the files' own split differs."""
     names = [f"Make C/V Model {label} 2012" for label in range(1, 197)]
     lines: dict[str, list[str]] = {"train": [], "test": []}
     number = 0
@@ -63,7 +63,7 @@ def write_cars196(root: Path, classes: int = 6, per_class: int = 4, size: int = 
 
 
 def write_sop(root: Path, classes: int = 6, per_class: int = 4, size: int = 40) -> Path:
-    """Stanford Online Products: classes are numbered through, and lie in the folders of their kinds."""
+    """Write Stanford Online Products: consecutive class numbers, in one folder for each kind of product."""
     folder = root / "Stanford_Online_Products"
     kinds = ("bicycle_final", "cabinet_final")
     number = 0
@@ -83,7 +83,7 @@ def write_sop(root: Path, classes: int = 6, per_class: int = 4, size: int = 40) 
 def write_inshop(
     root: Path, classes: int = 6, per_class: int = 4, size: int = 40, partition_in: str = "Eval", images_in: str = "Img"
 ) -> Path:
-    """In-shop: odd items are trained on; even ones are sought, the first half of their images in the second."""
+    """Write In-shop: odd items for training; of even items, the first half of images are queries, the rest gallery."""
     rows = []
     for item in range(1, 2 * classes + 1):
         for i in range(per_class):
@@ -97,7 +97,7 @@ def write_inshop(
 
 
 def write_folder(root: Path, classes: int = 6, per_class: int = 4, size: int = 40) -> Path:
-    """A user's own images, a folder for each class."""
+    """Write a user's own images: one folder for each class."""
     for label in range(2 * classes):
         for i in range(per_class):
             write_image(root / f"class {label}" / f"{i}.jpg", label, per_class * label + i + 1, size)

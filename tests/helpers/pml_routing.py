@@ -1,4 +1,4 @@
-"""Calls of PML's losses, sent through our wrapper; see pml_suite.py."""
+"""Route calls of PML's losses through our wrapper; see pml_suite.py."""
 
 from collections import Counter
 from itertools import zip_longest
@@ -28,18 +28,18 @@ GENERATORS = {
     "random": RandomGenerator,
     "symmetrical-synthesis": SymmetricalSynthesisGenerator,
 }
-MOST_NODES = 100  # of a graph; what PML's tests of memories hold beyond that goes to PML alone
+MOST_NODES = 100  # of a graph; larger calls, from PML's tests of memories, go to PML alone
 plain = nn.Module.__call__
 ROUTED = (losses.BaseMetricLossFunction, losses.MultipleLosses)
 
 
 class Routing:
-    """Sends calls of PML's losses through our wrapper while it is entered, and counts what comes of them."""
+    """Within this context, route calls of PML's losses through our wrapper, and count the outcomes."""
 
     def __init__(self, mode, generator="global-correlation"):
         self.mode, self.generator = mode, GENERATORS[generator]
         self.counts, self.aside, self.failures = Counter(), Counter(), Counter()
-        self.where = ""  # the test that runs
+        self.where = ""  # id of the running test
         self._loss, self._start, self._busy = None, None, False
 
     def __enter__(self):
@@ -55,11 +55,11 @@ class Routing:
             del kind.__call__
 
     def call(self, loss, args, kwargs):
-        """What PML's test gets for ``loss(*args, **kwargs)``."""
+        """Return what PML's test gets for `loss(*args, **kwargs)`."""
         if self._busy or isinstance(loss, HardNegativeGenerationLoss):
             if loss is self._loss:
                 self._start = start_of(loss)
-            before, self._busy = self._busy, True  # calls from within are the wrapper's own
+            before, self._busy = self._busy, True  # inner calls are the wrapper's own
             try:
                 return plain(loss, *args, **kwargs)
             finally:
@@ -77,13 +77,13 @@ class Routing:
         try:
             wrapper = self.wrap(loss, *args, **kwargs)
         finally:
-            start_again(start)  # generators draw their parameters
+            start_again(start)  # creating a generator draws random parameters
         self.counts["calls"] += 1
         expected = Outcome(loss, loss.parameters(), args, kwargs)
         start_again(start)
         self._loss, self._start = loss, None
         wrapper.train(self.mode == "training")
-        if self.mode == "eval" or not torch.is_grad_enabled():  # without gradients the wrapper is PML's loss, too
+        if self.mode == "eval" or not torch.is_grad_enabled():  # without gradients the wrapper is PML's loss as well
             self.compare(loss, expected, Outcome(wrapper, loss.parameters(), args, kwargs))
         else:
             self.check(loss, wrapper, expected, args, kwargs)
@@ -92,7 +92,7 @@ class Routing:
         return plain(wrapper if self.mode == "eval" else loss, *args, **kwargs)
 
     def wrap(self, loss, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None):
-        """The wrapper of one call. Raises Aside where the call is not for it."""
+        """Return the wrapper for one call; raise Aside if the call is not for a wrapper."""
         known = [int(x.max()) + 1 for x in (labels, ref_labels) if isinstance(x, torch.Tensor) and len(x)]
         nodes = sum(len(x) for x in (embeddings, ref_emb) if x is not None)
         if self.mode == "training" and nodes > MOST_NODES:
@@ -104,7 +104,7 @@ class Routing:
         except (TypeError, ValueError) as error:
             self.set_aside(loss, f"{type(error).__name__}: {error}")
         for level in wrapper.levels.children():
-            level.value.fill_(1.0)  # as in the midst of a training: negatives are pulled in, and count
+            level.value.fill_(1.0)  # as in mid-training: negatives are pulled in, and count
         return wrapper
 
     def set_aside(self, loss, reason):
@@ -116,7 +116,7 @@ class Routing:
         self.failures[f"{self.where}: {type(loss).__name__}: {what}"] += 1
 
     def compare(self, loss, expected, found):
-        """In evaluation: the same outcome."""
+        """In evaluation, require the same outcome."""
         if type(expected.error) is not type(found.error):
             self.fail(loss, f"PML: {expected.error!r}; wrapped: {found.error!r}")
         elif expected.error:
@@ -127,7 +127,7 @@ class Routing:
             self.counts["equal"] += 1
 
     def check(self, loss, wrapper, expected, args, kwargs):
-        """In training: finite, and J_m is PML's."""
+        """In training, require finite values, and that J_m is PML's."""
         found = Outcome(wrapper, wrapper.parameters(), args, kwargs)
         if expected.error:
             if isinstance(found.error, (TypeError, ValueError, type(expected.error))):
@@ -144,7 +144,7 @@ class Routing:
         elif not found.is_finite():
             self.fail(loss, f"a value or gradient is not finite: {found.value!r}")
         else:
-            metric = 0.0  # of no embeddings
+            metric = 0.0  # for no embeddings
             if self._start:
                 start_again(self._start)
                 metric = float(Outcome(loss, (), args, kwargs).value.detach())
@@ -155,17 +155,17 @@ class Routing:
 
 
 class Aside(Exception):
-    """The call goes to PML alone."""
+    """The call goes to PML alone; no wrapper is used."""
 
 
 class Outcome:
-    """What a call gives: a value and the gradients of embeddings, references and parameters, or an error."""
+    """The result of a call: a value and the gradients of embeddings, references and parameters, or an error."""
 
     def __init__(self, loss, parameters, args, kwargs):
         self.value, self.gradients, self.error = None, [], None
         leaves = {}
 
-        def leaf(x):  # references that are the embeddings stay the embeddings
+        def leaf(x):  # references that are the embeddings stay the same object
             if not isinstance(x, torch.Tensor) or not x.is_floating_point():
                 return x
             return leaves.setdefault(id(x), x.detach().clone().requires_grad_())
@@ -175,7 +175,7 @@ class Outcome:
             if isinstance(self.value, torch.Tensor) and self.value.requires_grad:
                 every = [*leaves.values(), *(p for p in parameters if p.requires_grad)]
                 self.gradients = list(torch.autograd.grad(self.value, every, allow_unused=True))
-        except Exception as error:  # whatever it is, it is compared
+        except Exception as error:  # of any kind: errors are compared
             self.error = error
 
     def tensors(self):
@@ -186,14 +186,14 @@ class Outcome:
 
 
 def same(x, y):
-    """Equal to the last bit, dtype and all; NaN equals NaN."""
+    """Return whether two results are equal to the last bit, with the same dtype; NaN equals NaN."""
     if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
         return x is y or (type(x) is type(y) and x == y)
     return x.dtype == y.dtype and torch.equal(x.nan_to_num(), y.nan_to_num()) and torch.equal(x.isnan(), y.isnan())
 
 
 def start_of(loss):
-    """What a call depends on and changes: random draws, and the weights of a loss that normalises them."""
+    """Return what a call depends on and changes: random states, and weights (some losses normalise them)."""
     weights = [(x, x.detach().clone()) for x in (*loss.parameters(), *loss.buffers())]
     return torch.get_rng_state(), NUMPY_RANDOM.get_state(), weights
 
@@ -202,4 +202,4 @@ def start_again(state):
     torch.set_rng_state(state[0])
     NUMPY_RANDOM.set_state(state[1])
     for x, before in state[2]:
-        x.data = before.clone()  # of another dtype, too
+        x.data = before.clone()  # the dtype may have changed

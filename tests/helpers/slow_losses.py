@@ -1,7 +1,7 @@
-"""J_syn of each family of losses, written out from its equation with Python loops. Slow on purpose.
+"""J_syn of each family of losses, written from its equation with Python loops. Slow on purpose.
 
-Each takes a ``SyntheticBatch`` and returns a scalar. An anchor meets its real positives (among all nodes, not itself)
-and the synthetic negatives that are its own; nothing here looks at a mask or at PML's code.
+Each function takes a `SyntheticBatch` and returns a scalar. An anchor is compared with its real positives (among all
+nodes, not itself) and its own synthetic negatives. Nothing here uses masks or PML's code.
 """
 
 import math
@@ -27,7 +27,7 @@ def noise_to_signal(x, y):
 
 
 def anchors(batch):
-    """(i, z_i, real positives, own synthetic negatives) of each anchor; positives as (node, z)."""
+    """Yield (i, z_i, real positives, own synthetic negatives) of each anchor; positives as (node, z)."""
     for i in range(len(batch.embeddings)):
         same = [j for j in range(len(batch.nodes)) if j != i and batch.node_labels[j] == batch.labels[i]]
         own = [z for z, a in zip(batch.negatives.embeddings, batch.negatives.anchors, strict=True) if a == i]
@@ -49,7 +49,7 @@ def mean_of_positive(values):
 
 
 def log_sum_exp(values):
-    """0 for no values, as in PML."""
+    """Return 0 for no values, as PML does."""
     return torch.logsumexp(torch.stack(values), dim=0) if values else torch.zeros((), dtype=torch.float64)
 
 
@@ -137,7 +137,7 @@ def tuplet(batch, degrees=5.73, scale=64):
 
 
 def lifted(batch):
-    """A pair meets the negatives of both its ends, each at the distance from the end that it belongs to."""
+    """Compare a pair with the negatives of both its ends, each at the distance from its own anchor."""
     far = {i: [1 - euclidean(z, n) for n in own] for i, z, _, own in anchors(batch)}
     values = []
     for i, z, positives, _ in anchors(batch):
@@ -176,7 +176,7 @@ def threshold_consistent_margin(batch, margin_plus=0.9, margin_minus=0.5):
 
 
 def histogram(batch, bins=20):
-    """How likely a random negative pair is nearer than a random positive one, by triangular histograms."""
+    """Probability that a random negative pair is nearer than a random positive one, by triangular histograms."""
     width, grid = 2 / bins, [-1 + 2 * k / bins for k in range(bins + 1)]
     near = {}
     for i, z, positives, own in anchors(batch):
@@ -198,7 +198,7 @@ def dot(x, y):
 def n_pairs(batch, similarity=cosine):
     """Cross-entropy of the next sample of the class, in node order, against the anchor's own negatives.
 
-    PML's dot product is one of unit vectors unless told otherwise.
+    PML's dot product normalises by default.
     """
     values, count = [], len(batch.nodes)
     for i, z, positives, own in anchors(batch):
@@ -220,7 +220,7 @@ def nca(batch):
 
 
 def angular(batch, degrees=40):
-    """As PML has it: anchors and positives of unit length, negatives as they are."""
+    """PML's form: anchors and positives of unit length, negatives unnormalised."""
     tangent, values = math.tan(math.radians(degrees)) ** 2, []
     for _, z, positives, own in anchors(batch):
         for _, p in positives:
