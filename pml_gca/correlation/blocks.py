@@ -1,4 +1,7 @@
-"""What a round of propagation is made of: the node block, the edge block, and the batch norm of the outputs."""
+"""The parts of a propagation layer: the node block, the edge block, and the batch norm of the outputs.
+
+Sections 3.2 and 3.3 of https://arxiv.org/abs/2411.13145
+"""
 
 import math
 from collections.abc import Callable
@@ -12,17 +15,16 @@ from ..utils.norms import excess_of
 from ..utils.running_statistics import WideBuffers
 from .edges import at_ends, sum_over_neighbours
 
-ATTENTION = ("query", "key", "value", "out")  # linear layers of a block's attention; that of edges has no last one
+ATTENTION = ("query", "key", "value", "out")  # linear layers of a block's attention; edges have no "out"
 
 
 class ScaleBatchNorm(WideBuffers):
     """Batch normalisation with a learned scale, no shift, and a weight per row.
 
-    Statistics are those of the rows repeated as often as their weights say (an undirected edge stands for two ordered
-    pairs). They are computed in float32 or wider, whatever autocast does, and of rows of any size; a running variance
-    stays at the largest number there is where it would exceed it. In training a single row normalises to zero and
-    leaves the running statistics alone, since it has no variance; no rows at all are passed through. Without gradients
-    (``torch.no_grad()``) the running statistics stay as they are.
+    A row counts as often as its weight says: an undirected edge stands for two ordered pairs. Statistics are computed
+    in float32 or wider, also under autocast, and for rows of any size. A running variance is capped at the largest
+    finite number. In training, a single row has no variance: it normalises to zero, and the running statistics stay.
+    No rows at all pass through. Without gradients (`torch.no_grad()`) the running statistics stay as they are.
     """
 
     running_mean: Tensor
@@ -38,7 +40,7 @@ class ScaleBatchNorm(WideBuffers):
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
 
     def forward(self, x: Tensor, row_weights: Tensor | None = None) -> Tensor:
-        """Normalise ``x`` (R, D) with optional ``row_weights`` (R,); returns (R, D) in float32 or wider."""
+        """Normalise `x` (R, D) with optional `row_weights` (R,); return (R, D) in float32 or wider."""
         x = x.to(compute_dtype(x))
         if self.training and len(x) > 0:
             # Products and sums, not matrix products: neither autocast nor TF32 touches these.
@@ -46,7 +48,7 @@ class ScaleBatchNorm(WideBuffers):
             count = weights.sum()
             mean = (x * weights).sum(dim=0) / count
             centred = x - mean
-            # Where variances would overflow, channels are scaled down; beside them eps is nothing.
+            # Scale down channels whose variance would overflow; eps is negligible beside it.
             scale = excess_of(centred, dim=0)
             centred = centred / scale
             variance = (centred.square() * weights).sum(dim=0) / count
@@ -58,10 +60,15 @@ class ScaleBatchNorm(WideBuffers):
 
     @torch.no_grad()
     def observe(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
-        """Let the running statistics take in those of a batch: weight of all rows, and (D,) mean and variance."""
+        """Update the running statistics.
+
+        Args:
+            count: total weight of the rows, scalar.
+            mean, variance: (D,), of the batch; the variance is the biased one.
+        """
         unbiased = variance.detach() * (count / (count - 1))
         unbiased = unbiased.clamp_max(torch.finfo(unbiased.dtype).max)
-        # A batch that is not finite, and so has no finite mean, is refused, but a device may say so only after this.
+        # A batch with a value that is not finite is refused, but a device may report it only after this.
         is_finite = torch.isfinite(mean).all()
         for running, new in ((self.running_mean, mean.detach()), (self.running_var, unbiased)):
             moved = torch.lerp(running, new.to(running.dtype), self.momentum)
@@ -70,42 +77,42 @@ class ScaleBatchNorm(WideBuffers):
 
 
 def linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer in the dtype of ``x``."""
+    """Apply a linear layer in the dtype of `x`."""
     return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
 
 
 def negative_attention(
     query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int, scale: Tensor | None = None
 ) -> Tensor:
-    r"""Multi-head attention of every node over the nodes of other classes, with a zero-score sink.
+    r"""Return what every node attends to among the nodes of other classes, with H heads and a zero-score sink.
 
     .. math:: w_{ij} = \exp(s_{ij}) / (1 + \sum_{j: y_j \ne y_i} \exp(s_{ij})), \quad s_{ij} = q_i k_j / \sqrt{D/H}
 
     The 1 is one more score of 0, without a value: a node without negatives gets a zero message.
 
-    Scores may be of any size. Fused attention loses them: its backward pass takes exp(s - log Σ exp(s)) of rounded
-    numbers, where here the largest score is subtracted first, and only then what rows were divided by is put back.
+    Scores may be of any size. Here the largest score is subtracted first, and the scale is restored afterwards. Fused
+    attention would lose large scores: its backward pass computes exp(s - log Σ exp(s)) from rounded numbers.
 
     Args:
         query, key, value: (N, D), in float32 or wider.
         labels: (N,) long.
         num_heads: H, a divisor of D.
-        scale: (N, 1), at least 1, if scores may overflow: queries are of usual size if divided by it, and keys if
-            divided by its maximum.
+        scale: (N, 1), at least 1, if scores may overflow. Dividing queries by it, and keys by its maximum, brings them
+            to a usual size.
 
     Returns:
         (N, D), the heads' messages side by side.
     """
-    put_back: Tensor | float = math.sqrt(num_heads / query.shape[1])
+    restored: Tensor | float = math.sqrt(num_heads / query.shape[1])
     if scale is not None and scale.shape[0] > 0:
         largest = scale.amax()
         query, key = query / scale, key / largest
-        put_back = (scale * (largest * put_back)).clamp_max(torch.finfo(query.dtype).max)
+        restored = (scale * (largest * restored)).clamp_max(torch.finfo(query.dtype).max)
     q, k, v = (x.unflatten(1, (num_heads, -1)).transpose(0, 1) for x in (query, key, value))
     scores = torch.bmm(q, k.mT).masked_fill(labels[:, None] == labels, -math.inf)
-    scores = F.pad(scores, (0, 1))  # all see the last one, the sink
+    scores = F.pad(scores, (0, 1))  # the sink: the last score, which all nodes see
     below = scores - scores.detach().amax(dim=2, keepdim=True)
-    weights = (below * put_back).softmax(dim=2)[..., :-1]
+    weights = (below * restored).softmax(dim=2)[..., :-1]
     return torch.bmm(weights, v).transpose(0, 1).flatten(1)
 
 
@@ -134,7 +141,7 @@ class NodeBlock(nn.Module):
         self.norm = nn.LayerNorm(embedding_size)
 
     def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
-        """(N, D) nodes, (E, D) edges, (2, E) pairs, (N,) labels to (N, D) nodes."""
+        """Return the next (N, D) nodes from (N, D) nodes, (E, D) edges, their (2, E) pairs and (N,) labels."""
         nodes = self.attend(nodes, labels)
         messages = sum_over_neighbours(F.gelu(self.edge_to_node(edges)), pairs, len(nodes))
         return self.update(nodes, messages)
@@ -142,7 +149,7 @@ class NodeBlock(nn.Module):
     def attend(self, nodes: Tensor, labels: Tensor, attention: Callable[..., Tensor] = negative_attention) -> Tensor:
         """Return a = norm(h + Linear(attention over negatives)), (N, D), for (N, D) nodes h and (N,) labels.
 
-        The first nodes are as long as the embeddings: all is computed in float32 or wider, whatever autocast does.
+        The first nodes are as long as the embeddings: compute in float32 or wider, also under autocast.
         """
         with torch.autocast(nodes.device.type, enabled=False):
             x = nodes.to(compute_dtype(nodes))
@@ -150,7 +157,7 @@ class NodeBlock(nn.Module):
             q, k, v = (linear(module, x) for module in (self.query, self.key, self.value))
             heard = F.gelu(x + linear(self.out, attention(q, k, v, labels, self.num_heads, scale)))
             if self.any_length:
-                heard = heard / excess_of(heard)  # beside so large a variance eps is nothing
+                heard = heard / excess_of(heard)  # eps is negligible beside so large a variance
             weight, bias = (parameter.to(x.dtype) for parameter in (self.norm.weight, self.norm.bias))
             return F.layer_norm(heard, x.shape[1:], weight, bias, self.norm.eps).to(self.norm.weight.dtype)
 
@@ -208,17 +215,17 @@ class EdgeBlock(nn.Module):
         return weights[0, :, None] * value_i + weights[1, :, None] * value_j
 
     def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
-        """(N, D) nodes, (E, D) edges, (2, E) pairs to (E, D) edges."""
+        """Return the next (E, D) edges from (N, D) nodes, (E, D) edges and their (2, E) pairs."""
         edges = self.norm(F.gelu(self.attend(nodes, edges, pairs) + edges))
         hidden = self.expand_norm(F.gelu(self.expand(edges)))
         return self.norm(F.gelu(self.contract(hidden) + edges))
 
 
 def initialize_attention(module: nn.Module) -> None:
-    """Let the attention of all blocks within ``module`` start as in the published code: Xavier's weights, no bias.
+    """Initialise the attention of all blocks in `module` as the published code does: Xavier weights, zero biases.
 
-    These are query, key, value and output of the node attention, and query, key and value of the edge attention. All
-    other linear layers start as PyTorch's do, in the published code, too.
+    That is query, key, value and output of the node attention, and query, key and value of the edge attention. All
+    other linear layers keep PyTorch's initialisation, as in the published code.
     """
     for block in module.modules():
         if isinstance(block, (NodeBlock, EdgeBlock)):

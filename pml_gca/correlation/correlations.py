@@ -3,7 +3,7 @@
 All objectives share one propagated graph. Only node classification may train the embeddings; the other terms train
 the generator alone. The graph is therefore propagated from a detached copy of the embeddings, and two gradient passes
 go through it: one from node classification to that copy, taken early, and one from all terms to the parameters, when
-the user calls ``backward``. Each pass skips what only the other one needs.
+the user calls `backward`. Each pass skips what only the other one needs.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ HALF_GRADIENT_SCALE = 1024.0  # lifts gradients that float16 would flush to zero
 class GradientPass:
     """Which gradients a backward pass through the graph computes.
 
-    Autograd skips by itself what a pass does not ask for, but not inside functions whose gradients are written out:
-    these look here. Only `embedding_gradient` and `Correlations.with_gradient_to` change it.
+    Autograd skips what a pass does not ask for, but not inside functions whose gradients are written out. These look
+    here. Only `embedding_gradient` and `Correlations.with_gradient_to` change it.
     """
 
     to_embeddings: bool = True
@@ -41,7 +41,7 @@ class Correlations:
             propagation without coefficients.
         embeddings: (N, D), which the graph was propagated from.
         edge_chunk_size: how many edges later steps should compute at a time.
-        gradient_pass: see `GradientPass`; None where autograd differentiates all.
+        gradient_pass: for use in this package; None if autograd differentiates everything.
     """
 
     node_logits: Tensor
@@ -52,7 +52,7 @@ class Correlations:
 
     @property
     def pairs(self) -> Tensor:
-        """End nodes of the undirected edges, see `edge_pairs`: (2, E) long."""
+        """The end nodes of the undirected edges, see `edge_pairs`: (2, E) long."""
         return edge_pairs(len(self.node_logits), self.node_logits.device)
 
     def dense(self) -> Tensor:
@@ -64,17 +64,18 @@ class Correlations:
         return to_dense(self.coefficients.mean(dim=1), len(self.node_logits))
 
     def with_gradient_to(self, embeddings: Tensor, loss: Tensor) -> Tensor:
-        """Return ``loss`` with a gradient that also reaches ``embeddings``, of which the graph has a detached copy.
+        """Return `loss` with a gradient that also reaches `embeddings`.
 
-        The gradient with respect to the copy is taken now. Later backward passes through the graph are for the
-        parameters alone. If the copy requires no gradient, ``loss`` is returned as it is.
+        The graph was propagated from a detached copy of them. The gradient with respect to the copy is taken now. Later
+        backward passes through the graph are for the parameters alone. If the copy requires no gradient, return `loss`
+        as it is.
 
         Args:
-            embeddings: (B, D); the first B rows of ``self.embeddings`` are their detached copy, in float32 or wider.
+            embeddings: (B, D); the first B rows of `self.embeddings` are their detached copy, in float32 or wider.
             loss: scalar, computed from this graph.
 
         Returns:
-            Scalar of the same value, whose gradient reaches the parameters and ``embeddings``.
+            Scalar of the same value, whose gradient reaches the parameters and `embeddings`.
         """
         leaf, gradient_pass = self.embeddings, self.gradient_pass or GradientPass()
         if not leaf.requires_grad:
@@ -100,14 +101,14 @@ def embedding_gradient(
     grad: Tensor | None = None,
     create_graph: bool = False,
 ) -> Tensor:
-    """Return the gradient of ``value`` with respect to ``leaf``, without computing any of the parameters.
+    """Return the gradient of `value` with respect to `leaf`, without computing any of the parameters.
 
     Args:
         value: computed from the graph.
         leaf: (N, D), which the graph was propagated from.
         gradient_pass: of the graph.
-        grad: gradient of ``value``; None for a scalar.
-        create_graph: as for ``torch.autograd.grad``.
+        grad: gradient of `value`; None for a scalar.
+        create_graph: as for `torch.autograd.grad`.
 
     Returns:
         (N, D).
@@ -122,9 +123,9 @@ def embedding_gradient(
 
 
 class CarriedGradient(torch.autograd.Function):
-    """Return zero; in backward, pass ``gradient`` to ``embeddings``.
+    """Return zero; in backward, pass `gradient` to `embeddings`.
 
-    ``again`` retakes the gradient where it is to be differentiated itself.
+    `again` retakes the gradient where it is to be differentiated itself.
     """
 
     @staticmethod
@@ -143,9 +144,9 @@ class CarriedGradient(torch.autograd.Function):
 
 
 class GradientOfCopy(torch.autograd.Function):
-    """Return ``value``, computed from ``leaf``; in backward, pass the leaf's gradient to ``embeddings`` as well.
+    """Return `value`, computed from `leaf`; in backward, pass the leaf's gradient to `embeddings` as well.
 
-    Serves second derivatives: ``leaf`` is the detached copy of the embeddings.
+    Serves second derivatives: `leaf` is the detached copy of the embeddings.
     """
 
     @staticmethod

@@ -1,4 +1,7 @@
-"""What a training step will cost, before it is paid: multiply-adds and bytes, from sizes alone."""
+"""Estimates of what a training step costs, in multiply-adds and bytes, from sizes alone.
+
+They hold for the swept form (`pml_gca.correlation.sweeps`). Without its folder a step takes more memory.
+"""
 
 import os
 import warnings
@@ -20,11 +23,11 @@ class StepCost:
 
     Attributes:
         batch_size: N, nodes of the graph: the batch, and references if any.
-        keeps_activations: whether hidden activations are kept for the backward pass, or computed anew.
+        keeps_activations: whether hidden activations are kept for the backward pass; else they are recomputed.
         edge_chunk_size: edges computed at a time.
-        multiply_adds: of all matrix products, those of the second pass that hands gradients on to the embeddings
-            included.
-        bytes: peak of what is allocated on top of parameters, their gradients and the embeddings.
+        multiply_adds: of all matrix products, in forward and backward. The backward pass counts twice where it also
+            computes gradients of the embeddings.
+        bytes: peak allocation on top of parameters, their gradients and the embeddings.
     """
 
     batch_size: int
@@ -34,7 +37,7 @@ class StepCost:
     bytes: int
 
     def __str__(self) -> str:
-        kept = "kept" if self.keeps_activations else f"computed anew in chunks of {self.edge_chunk_size} edges"
+        kept = "kept" if self.keeps_activations else f"recomputed in chunks of {self.edge_chunk_size} edges"
         return (
             f"batch of {self.batch_size}: {self.multiply_adds / 1e9:.1f} G multiply-adds, "
             f"{self.bytes / 1e9:.2f} GB (activations {kept})"
@@ -43,7 +46,7 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the cost of a step depends on.
+    """Sizes that the cost of a step depends on.
 
     Attributes:
         num_nodes: N.
@@ -51,9 +54,9 @@ class Sizes:
         num_layers: K.
         num_classes: training classes.
         num_negatives: S.
-        matmul_bytes: of a value in matrix products.
-        state_bytes: of a value in sums and norms.
-        with_coefficients: whether λ is learned; without, edges are updated for the nodes alone.
+        matmul_bytes: bytes of a value in matrix products.
+        state_bytes: bytes of a value in sums and norms.
+        with_coefficients: whether λ is learned; if not, edges are updated for the nodes alone.
     """
 
     num_nodes: int
@@ -71,25 +74,25 @@ class Sizes:
 
     @property
     def updates_below(self) -> int:
-        """Edge updates that reach the node logits."""
+        """Number of edge updates that reach the node logits."""
         return max(self.num_layers - 1, 0)
 
     @property
     def edge_updates(self) -> int:
-        """Edge updates that are computed."""
+        """Number of edge updates that are computed."""
         return self.num_layers if self.with_coefficients else self.updates_below
 
 
 def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
-    """Multiply-adds of a training step's matrix products.
+    """Return the multiply-adds of a training step's matrix products.
 
-    In units of D² per edge and layer the edge-to-node projection takes 1 and the edge MLP 8, forward; a backward pass
-    takes as many for the inputs, and as many for the parameters. Inputs are passed twice: all for the generator's
-    terms, and for the embeddings what lies below the node logits, which the last layer's edge update does not.
+    In units of D² per edge and layer, the edge-to-node projection takes 1 and the edge MLP 8 in the forward pass. A
+    backward pass takes as many for the inputs, and as many for the parameters. There are two: one for the parameters,
+    and one for the embeddings, through what the node logits depend on. The last layer's edge update is not part of it.
     """
     d, k, n, e = sizes.embedding_size, sizes.num_layers, sizes.num_nodes, sizes.num_edges
     u, m, learns = sizes.edge_updates, sizes.num_layers, int(sizes.with_coefficients)
-    per_edge = max((m + 8 * u + learns) * 3 - 1, 0)  # the first edges need no gradient but for the embeddings
+    per_edge = max((m + 8 * u + learns) * 3 - 1, 0)  # only embeddings need a gradient of the first edges
     below = sizes.updates_below
     per_edge += m + 8 * below
     if not keeps_activations:
@@ -104,35 +107,38 @@ def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
 
 
 def step_bytes(sizes: Sizes, keeps_activations: bool, edge_chunk_size: int) -> int:
-    """Peak bytes of a training step on top of parameters, their gradients and the embeddings.
+    """Return the peak bytes of a training step on top of parameters, their gradients and the embeddings.
 
-    In units of an (E, D) tensor: one a layer is kept in any case, and nine more of hidden activations where these are.
-    The rest was fitted to measured peaks; an allocator may add a third, by fragmentation.
+    One (E, D) tensor a layer is always kept. Hidden activations take nine more a layer, if they are kept. The rest was
+    fitted to measured peaks. Fragmentation may add a third.
     """
     d, k, e, s = sizes.embedding_size, sizes.num_layers, sizes.num_edges, sizes.num_negatives
     state, product = sizes.state_bytes, sizes.matmul_bytes
     kept = sizes.num_layers * d * product + sizes.edge_updates * 8 * d * product + k * state  # of an edge
     hidden = e * kept if keeps_activations else 0
-    # The peak is where the coefficients' gradients meet the negatives', or in the sweep of an edge block.
+    # The peak is where gradients of coefficients and negatives coexist, or in the sweep of an edge block.
     at_negatives = e * d * ((k + 3) * state + product) + 4 * s * d * state
     workspace = min(edge_chunk_size, e) * d * ((8 if keeps_activations else 16) * product + 5 * state)
     in_sweep = e * d * state * 23 * (k + 1) // 10 + workspace
     lookup = e * (48 + 8 * k) + 3 * 8 * sizes.num_nodes**2
-    sums = 26 * k * d * d * state  # of the parameters' gradients, before they are handed over
+    sums = 26 * k * d * d * state  # gradients of the parameters, before autograd takes them
     return hidden + max(at_negatives, in_sweep) + lookup + sums
 
 
 def choose_memory(sizes: Sizes, edge_chunk_size: int | None, device: torch.device) -> tuple[bool, int]:
-    """Whether to keep hidden activations, and how many edges to compute at a time.
+    """Decide whether to keep hidden activations, and how many edges to compute at a time.
 
     Args:
         sizes: of the step.
-        edge_chunk_size: the user's choice, which always computes activations anew; None: keep them if the step then
-            takes no more than half of the free memory.
-        device: whose memory is meant.
+        edge_chunk_size: the user's choice; activations are then always recomputed. None: keep them if the step then
+            takes at most half of the free memory.
+        device: where the step runs.
+
+    Returns:
+        `(keeps_activations, edge_chunk_size)`.
 
     Warns:
-        UserWarning: not even the leaner way seems to fit.
+        UserWarning: the step does not seem to fit even if activations are recomputed.
     """
     chunk = edge_chunk_size or default_chunk_size(sizes.embedding_size, device)
     free = free_memory(device)
@@ -150,8 +156,8 @@ def choose_memory(sizes: Sizes, edge_chunk_size: int | None, device: torch.devic
         advice = "Set edge_chunk_size to a smaller one" if fits else "No edge_chunk_size makes it fit"
         warnings.warn(
             f"A training step over {sizes.num_nodes} nodes (batch and references) needs about {needed / 1e9:.3g} GB, "
-            f"and {free / 1e9:.3g} GB are free on {device}. {advice} (activations are computed anew in chunks of "
-            f"{chunk} edges already), or take a smaller batch.",
+            f"and {free / 1e9:.3g} GB are free on {device}. {advice} (activations are already recomputed in chunks "
+            f"of {chunk} edges), or take a smaller batch.",
             UserWarning,
             stacklevel=3,
         )
@@ -159,7 +165,7 @@ def choose_memory(sizes: Sizes, edge_chunk_size: int | None, device: torch.devic
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on ``device``; None where that cannot be told."""
+    """Return how many bytes can still be allocated on `device`; None if unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -170,7 +176,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _free_on_host() -> int | None:
-    """What the system can hand out without swapping."""
+    """Return the bytes that the system can allocate without swapping; None if unknown."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -181,7 +187,7 @@ def _free_on_host() -> int | None:
 
 
 def _free_in_container(group: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What is left of a control group's limit, if there is one."""
+    """Return the bytes left of a control group's limit; None if there is none."""
     for folder, limit, used, cached in (
         (group, "memory.max", "memory.current", ("inactive_file", "active_file")),
         (
@@ -193,7 +199,7 @@ def _free_in_container(group: Path = Path("/sys/fs/cgroup")) -> int | None:
     ):
         try:
             left = int((folder / limit).read_text()) - int((folder / used).read_text())
-            # Files that were read fill the limit, too, but make room when asked.
+            # Cached files count toward the limit, but are evicted on demand.
             lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
             return left + sum(int(count) for name, count in lines if name in cached)
         except (OSError, ValueError):  # no such file, or the word "max"

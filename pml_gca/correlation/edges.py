@@ -1,4 +1,4 @@
-"""Structured graph over a batch: embeddings become nodes, channel-wise correlations become undirected edges.
+"""The structured graph over a batch: embeddings become nodes, channel-wise correlations become undirected edges.
 
 Axis legend for this package: N nodes, E = N(N + 1)/2 undirected edges (self pairs included), D channels, H heads.
 Method: Peng et al., "Globally Correlation-Aware Hard Negative Generation", IJCV 2024, https://arxiv.org/abs/2411.13145
@@ -16,8 +16,8 @@ def standardize(embeddings: Tensor) -> Tensor:
 
     .. math:: \hat{x}_i = (z_i - \bar{z}_i) / \lVert z_i - \bar{z}_i \rVert
 
-    An embedding whose channels are all equal (a zero vector among them) correlates with nothing: it becomes the
-    zero vector and receives no gradient, instead of the noise that rounding leaves behind.
+    An embedding whose channels are all equal, such as a zero vector, correlates with nothing. It becomes the zero
+    vector and gets no gradient; otherwise it would become the noise that rounding leaves behind.
 
     Args:
         embeddings: (N, D), floating.
@@ -36,11 +36,11 @@ def standardize(embeddings: Tensor) -> Tensor:
 
 
 def edge_pairs(num_nodes: int, device: torch.device | None = None) -> Tensor:
-    """End nodes of every undirected edge, self pairs included, in circulant order.
+    """Return the end nodes of every undirected edge, self pairs included, in circulant order.
 
-    Edges are ordered by the offset d from their first to their second end, around the circle of nodes, and then by
-    their first end: all (i, i), then all (i, i + 1 mod N), and so on. Nothing is then looked up where edges meet their
-    ends: those of one offset are the nodes as they are, and the nodes turned by it.
+    Edges are sorted by the offset d from their first to their second end, around the circle of nodes, and then by
+    their first end: all (i, i), then all (i, i + 1 mod N), and so on. In this order edges meet their ends without a
+    lookup: the first ends of one offset are the list of nodes, the second ends that list turned by d.
 
     Returns:
         (2, E) long, E = N(N + 1)/2.
@@ -51,25 +51,27 @@ def edge_pairs(num_nodes: int, device: torch.device | None = None) -> Tensor:
 
 
 def edge_index(num_nodes: int, device: torch.device | None = None) -> Tensor:
-    """Position in `edge_pairs` of the edge between two nodes: (N, N) long, symmetric."""
+    """Return the position in `edge_pairs` of the edge between any two nodes: (N, N) long, symmetric."""
     node = torch.arange(num_nodes, device=device)
     there = (node - node[:, None]) % max(num_nodes, 1)
     forth, back = there * num_nodes + node[:, None], there.t() * num_nodes + node
-    return torch.minimum(forth, back)  # the nearer way round; of two halves of the circle, the listed one
+    return torch.minimum(forth, back)  # the shorter way round; half way round, the way that is listed
 
 
 def edge_multiplicity(pairs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """How many of the N² ordered pairs an undirected edge stands for: 1 for a self pair, else 2. Shape (E,)."""
+    """Return how many of the N² ordered pairs each edge stands for: (E,), 1 for a self pair, else 2."""
     return (2 - (pairs[0] == pairs[1]).long()).to(dtype)
 
 
 def at_ends(node_values: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, ...) values of nodes at the first and at the second end of every edge, each (E, ...)."""
+    """Return the (N, ...) values of nodes at the first and at the second end of every edge, each (E, ...)."""
     return node_values.index_select(0, pairs[0]), node_values.index_select(0, pairs[1])
 
 
 def correlation_edges(embeddings: Tensor, pairs: Tensor) -> Tensor:
-    r"""Initial edges :math:`e^0_{ij} = \hat{x}_i \odot \hat{x}_j`; their channel sum is the Pearson correlation.
+    r"""Return the first edges; the sum of an edge over its channels is the Pearson correlation.
+
+    .. math:: e^0_{ij} = \hat{x}_i \odot \hat{x}_j
 
     Args:
         embeddings: (N, D), floating.
@@ -84,7 +86,7 @@ def correlation_edges(embeddings: Tensor, pairs: Tensor) -> Tensor:
 
 
 def sum_over_neighbours(edge_values: Tensor, pairs: Tensor, num_nodes: int) -> Tensor:
-    """Sum, for each node, the values of all edges that end in it; a self pair counts once.
+    """Return, for each node, the sum over all edges that end in it; a self pair counts once.
 
     Args:
         edge_values: (E, D).
@@ -101,5 +103,5 @@ def sum_over_neighbours(edge_values: Tensor, pairs: Tensor, num_nodes: int) -> T
 
 
 def to_dense(edge_values: Tensor, num_nodes: int) -> Tensor:
-    """Values of undirected edges, (E, ...), as a symmetric (N, N, ...) tensor."""
+    """Return the values of undirected edges, (E, ...), as a symmetric (N, N, ...) tensor."""
     return edge_values[edge_index(num_nodes, edge_values.device)]

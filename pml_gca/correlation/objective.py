@@ -16,7 +16,7 @@ CLASSIFIED_VALUES = 2**22  # logits computed at a time
 
 
 def mean_or_zero(values: Tensor) -> Tensor:
-    """Return the mean of ``values``, or 0 with a graph if there are none."""
+    """Return the mean of `values`, or 0 with a graph if there are none."""
     return values.mean() if values.numel() else values.sum()
 
 
@@ -70,8 +70,8 @@ def scale_into_half(rows: Tensor) -> Tensor:
 def frozen_classification_loss(rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
     """Return J_soft, the `classification_loss` of a linear classifier that does not learn from it.
 
-    The gradient is taken in the forward pass, in portions. The logits of all negatives and training classes, of which
-    there may be thousands each, are never kept.
+    The gradient is taken in the forward pass, in portions. There may be thousands of negatives and of training classes:
+    their logits are not kept.
 
     Args:
         rows: (S, D).

@@ -25,7 +25,7 @@ except ImportError:  # the folder is gone: what is written here runs
 
 
 class PropagationLayer(nn.Module):
-    """One round: nodes from nodes and edges, then edges from the new nodes.
+    """One layer of propagation: nodes from nodes and edges, then edges from the new nodes.
 
     Args:
         embedding_size: D.
@@ -43,25 +43,25 @@ class PropagationLayer(nn.Module):
         self.edge = EdgeBlock(embedding_size, dropout) if updates_edges else None
 
     def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D) nodes, (E, D) edges, (2, E) pairs, (N,) labels to (N, D) nodes and (E, D) edges."""
+        """Return the next (N, D) nodes and (E, D) edges; `pairs` is (2, E), `labels` (N,)."""
         nodes = self.node(nodes, edges, pairs, labels)
         return nodes, edges if self.edge is None else self.edge(nodes, edges, pairs)
 
 
 class CorrelationPropagation(nn.Module):
-    """Embeddings and labels to node logits and channel-wise coefficients of all pairs.
+    """The graph: from embeddings and labels to node logits and channel-wise coefficients of all pairs.
 
     Sections 3.2 and 3.3 of the paper.
 
     Args:
         num_classes: classes of the node classifier.
-        embedding_size: D, divisible by ``num_heads``.
-        num_layers: K, rounds of node and edge updates; with 0 the embeddings are read off as they are.
+        embedding_size: D, divisible by `num_heads`.
+        num_layers: K, rounds of node and edge updates; with 0, outputs come from the first nodes and edges.
         num_heads: H, heads of the node attention.
         dropout: probability with which an edge ignores one of its end nodes, in training.
         edge_chunk_size: edges computed at a time, see `GlobalCorrelationGenerator`. May be changed later.
         with_coefficients: False: nodes are classified, and what only λ needs does not exist: the last layer's edge
-            block, ``edge_norm`` and ``edge_coefficients``.
+            block, `edge_norm` and `edge_coefficients`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class CorrelationPropagation(nn.Module):
             self.edge_coefficients = nn.Linear(embedding_size, embedding_size)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Correlations:
-        """(N, D) embeddings and (N,) long labels, in any order and composition, to `Correlations`.
+        """Propagate (N, D) embeddings with (N,) long labels, in any order and composition.
 
         Raises:
             RuntimeError: called inside activation checkpointing, in training.
@@ -104,13 +104,13 @@ class CorrelationPropagation(nn.Module):
         if self.training and not torch.compiler.is_compiling():
             check_not_recomputed("the graph's propagation")
         with uncached_without_gradient(embeddings.device.type):
-            # A compiler fuses, and chooses what to keep, by itself; and without layers there is nothing to sweep.
+            # A compiler fuses operations and plans memory itself. Without layers there is nothing to sweep.
             if propagate_in_sweeps is None or torch.compiler.is_compiling() or not self.layers:
                 return self.forward_plain(embeddings, labels)
             return propagate_in_sweeps(self, embeddings, labels)
 
     def forward_plain(self, embeddings: Tensor, labels: Tensor) -> Correlations:
-        """Propagate as the equations stand: all edges at once, every intermediate value kept for the gradient."""
+        """Propagate as the equations stand: all edges at once, autograd keeps every intermediate value."""
         dtype = self.input.weight.dtype
         pairs = edge_pairs(len(embeddings), embeddings.device)
         edges = correlation_edges(embeddings, pairs).to(dtype)
@@ -137,7 +137,7 @@ class CorrelationPropagation(nn.Module):
         return logits
 
     def sizes(self, num_nodes: int, num_negatives: int) -> Sizes:
-        """Return what the cost of a step depends on, at present."""
+        """Return the sizes that the cost of a step depends on, with the dtypes that hold now."""
         weight = self.input.weight
         return Sizes(
             num_nodes=num_nodes,

@@ -50,7 +50,7 @@ def default_chunk_size(embedding_size: int, device: torch.device) -> int:
 
 @functools.lru_cache(maxsize=8)
 def edge_tiles(num_nodes: int, max_edges: int) -> tuple[Tile, ...]:
-    """Return the edges of a graph of ``num_nodes`` nodes in tiles of at most ``max_edges`` and similar size."""
+    """Return the edges of a graph of `num_nodes` nodes in tiles of at most `max_edges` and similar size."""
     # Half way round an even circle every edge is met from both ends, and listed from the first half of them alone.
     bands = [(0, (num_nodes + 1) // 2, num_nodes), (num_nodes // 2, 1, num_nodes // 2)][: 2 - num_nodes % 2]
     tiles = []
@@ -67,7 +67,7 @@ def edge_tiles(num_nodes: int, max_edges: int) -> tuple[Tile, ...]:
 
 
 def _ranges(start: int, length: int, parts: int) -> Iterator[slice]:
-    """Yield ``parts`` neighbouring ranges of nearly equal length."""
+    """Yield `parts` neighbouring ranges of nearly equal length."""
     for part in range(parts):
         yield slice(start + part * length // parts, start + (part + 1) * length // parts)
 
@@ -75,14 +75,14 @@ def _ranges(start: int, length: int, parts: int) -> Iterator[slice]:
 def turned(values: Tensor) -> Tensor:
     """Return (N, ...) values of nodes, turned by each offset d: (N + 1, N, ...), where [d, i] is of node i + d.
 
-    ``turned(values)[tile.offsets, tile.nodes]`` are those of the second ends of a tile. A view whose rows overlap: do
+    `turned(values)[tile.offsets, tile.nodes]` are those of the second ends of a tile. A view whose rows overlap: do
     not write to it.
     """
     return torch.cat([values, values]).unfold(0, len(values), 1).movedim(-1, 1)
 
 
 def add_to_second(sums: Tensor, tile: Tile, values: Tensor, skip_self: bool = False) -> None:
-    """Add values of edges to the sums of their second ends. (Those of first ends are added to ``sums[tile.nodes]``.)
+    """Add values of edges to the sums of their second ends. (Those of first ends are added to `sums[tile.nodes]`.)
 
     Args:
         sums: (N, ...).

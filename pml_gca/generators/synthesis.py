@@ -165,7 +165,7 @@ class Pull:
         self.turned = [turned(x) for x in self.ends]
 
     def start(self, tile: Tile) -> None:
-        """Compute z_j − z_i, d⁻, and a and b of `pull_ratio` both ways, of the edges of ``tile``."""
+        """Compute z_j − z_i, d⁻, and a and b of `pull_ratio` both ways, of the edges of `tile`."""
         self.tile = tile
         z_i, near_i, length_i = (x[tile.nodes] for x in self.ends)
         z_j, near_j, length_j = (x[tile.offsets, tile.nodes] for x in self.turned)
@@ -179,7 +179,7 @@ class Pull:
         self.constant, self.slope = pull_ratio(self.near, self.far, self.strength)
 
     def backward(self, grads: tuple[Tensor, Tensor], near_grads: Tensor) -> Tensor:
-        """Return the gradient of z_j − z_i, from those of both ways' candidates; add that of d⁺ to ``near_grads``."""
+        """Return the gradient of z_j − z_i, from those of both ways' candidates; add that of d⁺ to `near_grads`."""
         tile = self.tile
         direction = self.apart / self.far.where(self.far > 0, 1.0)[..., None]
         total, far_grad = torch.zeros_like(self.apart), torch.zeros_like(self.far)

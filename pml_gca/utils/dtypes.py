@@ -15,7 +15,7 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def matmul_dtype(weight: Tensor) -> torch.dtype:
-    """Return the dtype of matrix products with ``weight``: that of autocast, which leaves float64 alone, or its own."""
+    """Return the dtype of matrix products with `weight`: that of autocast, which leaves float64 alone, or its own."""
     device = weight.device.type
     if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(device)

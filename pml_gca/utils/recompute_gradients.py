@@ -15,11 +15,11 @@ def recompute_gradients(
 ) -> list[Tensor | None]:
     """Recompute a differentiable function, without autocast, and return its gradients.
 
-    Call it in the backward pass of an ``autograd.Function``. If gradients are recorded (``create_graph=True``), the
+    Call it in the backward pass of an `autograd.Function`. If gradients are recorded (`create_graph=True`), the
     result can be differentiated again.
 
     Args:
-        function: takes ``inputs`` and returns one output for each of ``grads``.
+        function: takes `inputs` and returns one output for each of `grads`.
         inputs: tensors, as the context has saved them.
         needed: for which of them a gradient is needed.
         grads: gradients of the outputs; None for an output that was not used.
@@ -54,20 +54,20 @@ def recompute_gradients(
 def differentiate_plain(
     ctx: Any, function: Function, inputs: Inputs, grads: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients that an ``autograd.Function`` owes, taken from a plain form of it.
+    """Return the gradients that an `autograd.Function` owes, taken from a plain form of it.
 
-    A backward pass written out by hand calls it where gradients are recorded (``create_graph=True``), because autograd
+    A backward pass written out by hand calls it where gradients are recorded (`create_graph=True`), because autograd
     cannot differentiate what is written to buffers.
 
     Args:
-        ctx: the context of the ``autograd.Function``.
+        ctx: the context of the `autograd.Function`.
         function: its plain form, which autograd can differentiate.
-        inputs: the tensors that ``function`` takes, by their places among the arguments of ``forward``; None for one
+        inputs: the tensors that `function` takes, by their places among the arguments of `forward`; None for one
             that was not given.
         grads: gradients of the outputs.
 
     Returns:
-        One gradient per argument of ``forward``; None where not needed.
+        One gradient per argument of `forward`; None where not needed.
     """
     if all(grad is None for grad in grads):
         return (None,) * len(ctx.needs_input_grad)

@@ -44,7 +44,7 @@ class RowDots(torch.autograd.Function):
 
 
 def parts(rows: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield views of (R, D) ``rows`` and of others as long, in portions that stay in the cache."""
+    """Yield views of (R, D) `rows` and of others as long, in portions that stay in the cache."""
     size = max(VALUES_AT_A_TIME // max(rows.shape[1], 1), 1)
     return zip(*(x.split(size) for x in (rows, *others)), strict=True)
 
@@ -56,7 +56,7 @@ def row_dots(shared: Tensor, index: Tensor, rows: Tensor) -> Tensor:
 
     Args:
         shared: (B, D), floating.
-        index: (R,) long, row of ``shared`` that each of the rows meets.
+        index: (R,) long, row of `shared` that each of the rows meets.
         rows: (R, D), of the same dtype.
 
     Returns:
@@ -92,7 +92,7 @@ class RowLengths(torch.autograd.Function):
 
 
 def norm_or_floor(rows: Tensor, p: float = 2.0, floor: float = 1e-12) -> Tensor:
-    """Return p-norms of (R, D) rows, at least ``floor``: (R,). `torch.nn.functional.normalize` divides by them."""
+    """Return p-norms of (R, D) rows, at least `floor`: (R,). `torch.nn.functional.normalize` divides by them."""
     if p == 2:
         norms: Tensor = RowLengths.apply(rows)
     else:

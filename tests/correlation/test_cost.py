@@ -114,7 +114,7 @@ def test_the_cost_is_readable():
     kept, anew = (str(make(edge_chunk_size=chunk).cost(81)) for chunk in (None, 2048))
     pattern = r"batch of 81: \d+\.\d G multiply-adds, \d+\.\d\d GB \(activations {}\)"
     assert re.fullmatch(pattern.format("kept"), kept)
-    assert re.fullmatch(pattern.format("computed anew in chunks of 2048 edges"), anew)
+    assert re.fullmatch(pattern.format("recomputed in chunks of 2048 edges"), anew)
 
 
 def test_asking_for_the_cost_changes_nothing():

@@ -22,7 +22,7 @@ from pml_gca.correlation import propagation
 torch.manual_seed(0)
 generator = GlobalCorrelationGenerator(6, 8, num_layers=2, dropout=0.2)
 loss = HardNegativeGenerationLoss(losses.MultiSimilarityLoss(), generator).double()
-for level in loss.levels.values():
+for level in (loss.levels.metric, loss.levels.generator):
     level.value.fill_(3.0)
 embeddings = torch.randn(11, 8, dtype=torch.float64, requires_grad=True)
 value = loss(embeddings, torch.tensor([2, 5, 2, 0, 5, 2, 1, 1, 4, 0, 3]))

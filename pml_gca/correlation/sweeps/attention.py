@@ -1,6 +1,6 @@
 """The node attention, recomputed in the backward pass.
 
-What it buys: no (H, N, N) attention weights are kept, for 4 of 10 more multiply-adds of the attention.
+What it buys: no (H, N, N) attention weights are kept. It costs 14 N² D multiply-adds a layer, instead of 10.
 """
 
 import functools
@@ -14,7 +14,7 @@ from ..blocks import negative_attention
 
 
 class RecomputedAttention(torch.autograd.Function):
-    """Compute `negative_attention`, and keep its inputs alone."""
+    """Compute `negative_attention`, and keep only its inputs."""
 
     @staticmethod
     def forward(

@@ -1,7 +1,6 @@
 """From edges to coefficients, tile by tile.
 
-What it buys: of the normalised edges and the logits nothing is kept but λ itself, where autograd keeps three more
-(E, D) tensors.
+What it buys: only λ is kept. Autograd would keep the centred and the normalised edges too, an (E, D) tensor each.
 """
 
 from collections.abc import Callable
@@ -26,7 +25,7 @@ def edge_statistics(plan: SweepPlan, state: EdgeState) -> tuple[Tensor, Tensor, 
         new = weights.sum()
         new_mean = (rows * weights).sum(dim=0) / new
         new_squares = ((rows - new_mean).square_() * weights).sum(dim=0)
-        # Two groups merge without the loss of digits of a sum of squares.
+        # Merge the statistics of two groups: a plain sum of squares would lose digits.
         apart, both = new_mean - mean, count + new
         mean = mean + apart * (new / both)
         squares = squares + new_squares + apart.square() * (count * new / both)
@@ -37,7 +36,7 @@ def edge_statistics(plan: SweepPlan, state: EdgeState) -> tuple[Tensor, Tensor, 
 class EdgeCoefficients(torch.autograd.Function):
     """λ = sigmoid(W BatchNorm(e) + b) of all edges, (E, D), with given statistics. Section 3.3 of the paper.
 
-    ``scale`` is the BatchNorm's. With statistics of the batch (``count`` is not None) the gradient includes their own.
+    `scale` is the BatchNorm's. If the statistics are of the batch (`count` is given), gradients flow through them too.
     """
 
     @staticmethod
@@ -118,7 +117,7 @@ class EdgeCoefficients(torch.autograd.Function):
             if count is not None:
                 centred = edges - (edges * multiplicity).sum(dim=0) / count
                 variance = (centred.square() * multiplicity).sum(dim=0) / count
-                eps = (rstd.pow(-2) - variance).detach()  # which the statistics were given with
+                eps = (rstd.pow(-2) - variance).detach()  # as the statistics were given
                 spread = torch.rsqrt(variance + eps)
             return F.linear((centred * (spread * scale)).to(dtype), weight.to(dtype), bias.to(dtype)).sigmoid()
 

@@ -1,7 +1,7 @@
 """From edges to nodes, tile by tile.
 
-What it buys: of the E messages and their hidden activations none is kept with ``keep_hidden`` off, and one (E, D)
-tensor with it on; in a gradient pass for the embeddings, no gradient of parameters is computed.
+What it buys: no message is kept; of what is before GELU, one (E, D) tensor with `keep_hidden`, else none. A gradient
+pass for the embeddings computes no gradient of parameters.
 """
 
 from collections.abc import Callable

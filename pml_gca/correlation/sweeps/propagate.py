@@ -1,7 +1,7 @@
 """The propagation, edges swept tile by tile.
 
-What it buys: what `pml_gca.correlation.sweeps` says of the whole; here, whether hidden activations are kept is decided
-by the memory that is free, once per number of nodes.
+What it buys: the package's docstring says what was measured. Here the free memory decides, once per number of nodes,
+whether hidden activations are kept.
 """
 
 from typing import TYPE_CHECKING, cast
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from ..propagation import CorrelationPropagation, PropagationLayer
 
 Memory = dict[tuple[object, ...], tuple[bool, int]]
-# Outside the modules, as it depends on the device: what fits here may not fit where a copy or a pickle goes.
+# A cache outside the modules, because it depends on the device: copies and pickles do not take it along.
 memory_of: "WeakKeyDictionary[CorrelationPropagation, Memory]" = WeakKeyDictionary()
 
 
 def propagate(module: "CorrelationPropagation", embeddings: Tensor, labels: Tensor) -> Correlations:
-    """Compute what ``module.forward_plain`` does, tile by tile."""
+    """Compute what `module.forward_plain` does, tile by tile."""
     plan = plan_sweeps(module, len(embeddings), embeddings.device)
     nodes = module.first_nodes(embeddings)
     edges = EdgeState(standardize(embeddings).to(plan.state_dtype))
@@ -45,7 +45,7 @@ def propagate(module: "CorrelationPropagation", embeddings: Tensor, labels: Tens
 def sweep_layer(
     layer: "PropagationLayer", plan: SweepPlan, nodes: Tensor, edges: EdgeState, labels: Tensor
 ) -> tuple[Tensor, EdgeState]:
-    """Compute what ``layer.forward`` does, tile by tile."""
+    """Compute what `layer.forward` does, tile by tile."""
     node, block = layer.node, layer.edge
     nodes = node.attend(nodes, labels, negative_attention if plan.keep_hidden else RecomputedAttention.apply)
     with torch.autocast(nodes.device.type, enabled=False):  # swept functions cast by themselves
@@ -83,7 +83,7 @@ def sweep_coefficients(module: "CorrelationPropagation", plan: SweepPlan, edges:
 
 
 def plan_sweeps(module: "CorrelationPropagation", num_nodes: int, device: torch.device) -> SweepPlan:
-    """Return how to go over the edges of ``num_nodes`` nodes; what fits is asked once per number of nodes."""
+    """Plan the sweeps over the edges of `num_nodes` nodes; look up the free memory once per number of nodes."""
     matmul, state = matmul_dtype(module.input.weight), compute_dtype(module.input.weight)
     learns = torch.is_grad_enabled()
     memory = memory_of.setdefault(module, {})

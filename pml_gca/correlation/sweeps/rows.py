@@ -1,7 +1,7 @@
 """What all sweeps share: the plan, and what happens to the edges of one tile.
 
-What it buys: edges are recomputed from one kept (E, D) tensor a layer, where autograd would keep each intermediate
-value. See `pml_gca.correlation.sweeps` for what is measured.
+What it buys: edges are recomputed from one kept (E, D) tensor a layer. Autograd would keep each intermediate value.
+The package's docstring says what was measured.
 """
 
 import math
@@ -22,7 +22,7 @@ NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """How edges are swept.
+    """How the edges are swept.
 
     Attributes:
         tiles: what is computed at a time.
@@ -64,7 +64,7 @@ class EdgeState(NamedTuple):
 
 
 class EdgeRows:
-    """The edges, tile by tile, recomputed from what is kept of them; and the gradient of that."""
+    """The edges, tile by tile, recomputed from what is kept of them; and their gradient."""
 
     def __init__(self, state: EdgeState) -> None:
         self.kept, self.weight, self.bias = state
@@ -73,7 +73,7 @@ class EdgeRows:
             self.turned = turned(self.kept)
 
     def __call__(self, tile: Tile) -> Tensor:
-        """Return the (R, D) edges of ``tile``."""
+        """Return the (R, D) edges of `tile`."""
         if self.weight is None or self.bias is None:
             return (self.kept[tile.nodes] * self.turned[tile.offsets, tile.nodes]).flatten(0, 1)
         self.norm = PostNorm(self.kept[tile.rows], self.weight, self.bias)
@@ -87,7 +87,7 @@ class EdgeRows:
             self.norm_grads = [torch.zeros_like(self.weight), torch.zeros_like(self.weight)]
 
     def backward(self, tile: Tile, grad: Tensor) -> None:
-        """Take in the gradient of the edges of ``tile``, which were computed last."""
+        """Collect the gradient of the edges of `tile`, which were computed last."""
         if self.is_first:
             box = grad.view(*tile.shape, -1)
             self.grad[tile.nodes] += (box * self.turned[tile.offsets, tile.nodes]).sum(dim=0)
@@ -97,10 +97,10 @@ class EdgeRows:
 
 
 class Ends:
-    """The end nodes of edges, and the attention of edges to them, tile by tile; and the gradients.
+    """The attention of edges to their end nodes, tile by tile, and its gradients; see `EdgeBlock.attend`.
 
     Args:
-        folded: (N, D), u of ``EdgeBlock.fold``.
+        folded: (N, D), u of `EdgeBlock.fold`.
         offset: (N,), c likewise.
         values: (N, D), V g likewise.
         mask: (2, E), which scales the attention to either end, if any.
@@ -133,7 +133,7 @@ class Ends:
         self.grads = [torch.zeros_like(x) for x in self.ends]
 
     def backward(self, tile: Tile, grad: Tensor) -> Tensor:
-        """Return the gradient of the (R, D) edges of ``tile``, attended last; add those of the nodes."""
+        """Return the gradient of the (R, D) edges of `tile`, attended last; add those of the nodes."""
         folded, offset, values = self.grads
         box = grad.view(*tile.shape, -1)
         values[tile.nodes] += (self.weights[0][..., None] * box).sum(dim=0)
@@ -159,7 +159,7 @@ class PostNorm:
         self.out, self.mean, self.rstd = torch.native_layer_norm(self.activated, (x.shape[1],), weight, bias, NORM_EPS)
 
     def backward(self, grad: Tensor, sums: list[Tensor] | None) -> Tensor:
-        """Return the gradient of x; add those of weight and bias to ``sums``."""
+        """Return the gradient of x; add those of weight and bias to `sums`."""
         want_parameters = sums is not None
         grad, weight, bias = torch.ops.aten.native_layer_norm_backward(
             grad, self.activated, self.x.shape[1:], self.mean, self.rstd, self.weight, self.weight,
@@ -177,7 +177,7 @@ def plain_post_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to ``total``, summed up in its dtype."""
+    """Add left @ right to `total`, summed up in its dtype."""
     if total.dtype == left.dtype:
         torch.addmm(total, left, right, out=total)
     else:

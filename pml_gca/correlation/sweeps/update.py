@@ -1,7 +1,7 @@
 """From nodes to edges, and through the edge MLP, tile by tile.
 
-What it buys: the MLP's hidden activations, four times as wide as the edges, are kept twice with ``keep_hidden`` on and
-not at all with it off; autograd keeps more than twenty (E, D) tensors of this block a layer.
+What it buys: with `keep_hidden` two hidden activations of the MLP are kept, each as large as four (E, D) tensors; else
+none. Autograd would keep about twenty (E, D) tensors of this block a layer.
 """
 
 import math
@@ -20,8 +20,8 @@ from .rows import NORM_EPS, EdgeRows, EdgeState, Ends, PostNorm, SweepPlan, add_
 class EdgeUpdate(torch.autograd.Function):
     """The edge block up to its last post-norm: MLP(t) + t with t = norm(attended + e), (E, D). Section 3.3.
 
-    ``folded``, ``offset`` and ``values`` are u, c and V g of the nodes (see ``EdgeBlock.attend``); ``mask`` (2, E), if
-    any, scales the attention to either end. ``w2`` and ``b2`` include the MLP's LayerNorm's scale and shift.
+    `folded`, `offset` and `values` are u, c and V g of the nodes (see `EdgeBlock.attend`); `mask` (2, E), if
+    any, scales the attention to either end. `w2` and `b2` include the MLP's LayerNorm's scale and shift.
     """
 
     @staticmethod
@@ -48,7 +48,7 @@ class EdgeUpdate(torch.autograd.Function):
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
         out = kept.new_empty(plan.num_edges, folded.shape[1])
         hidden = normed = spread = None
-        if plan.keep_hidden:  # in one piece each, which allocators like better
+        if plan.keep_hidden:  # in one piece each, to avoid fragmentation
             hidden, normed = (kept.new_empty(plan.num_edges, len(v1), dtype=dtype) for _ in range(2))
             spread = kept.new_empty(plan.num_edges, 1)
         for tile in plan.tiles:
@@ -98,7 +98,7 @@ class EdgeUpdate(torch.autograd.Function):
                 before = torch.addmm(c1, t, v1.t())
                 after, _, rstd = torch.native_layer_norm(F.gelu(before), (len(v1),), None, None, NORM_EPS)
             out_grad = grad[tile.rows]
-            # The norm's spread scales its gradient: scaled rows here are fewer than hidden channels there.
+            # The norm's spread scales its gradient. Scale rows here: hidden channels are four times as many.
             g = (out_grad * rstd).to(dtype) @ v2
             one = torch.ones_like(rstd, dtype=ctx.statistics_dtype)
             zero = torch.zeros_like(one)
