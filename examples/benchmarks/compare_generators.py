@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 
 from comparison.arguments import parse_arguments
-from comparison.plan import best_options, one_of_each, seeds, trials
+from comparison.plan import best_options, check_pair, one_of_each, seeds, trials
 from comparison.report import report
 from comparison.running import train_here, train_missing
 from comparison.study import Study
@@ -37,9 +37,12 @@ def train_all(args: argparse.Namespace) -> None:
     """Train the trials that are missing, then the runs.
 
     Raises:
-        ValueError: trials of another study are missing, or kept cells have other settings.
+        ValueError: trials of another study are missing, kept cells have other settings, or a loss cannot be trained
+            with a contender.
     """
     pairs = [(loss, name) for loss in args.losses for name in args.generators]
+    for pair in pairs:
+        check_pair(*pair)
     if args.trials_from is args.out:
         cells = {cell.key: cell for pair in pairs for cell in trials(args, *pair)}
         train_missing(cells.values(), args.out, args.processes, "tuning")

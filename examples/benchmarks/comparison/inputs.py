@@ -74,4 +74,7 @@ def build_network(settings: Mapping[str, Any], inputs: Inputs) -> Embedder | Fin
     size = settings["embedding_size"]
     if inputs.data is None:
         return Embedder(settings["image_size"], size).to(inputs.device)
-    return FineTuned(settings["backbone"], inputs.weights, size).to(inputs.device)
+    network = FineTuned(settings["backbone"], inputs.weights, size).to(inputs.device)
+    if inputs.device.startswith("cuda"):
+        network.record_graph(settings["classes_per_batch"] * settings["samples_per_class"], settings["image_size"])
+    return network

@@ -4,12 +4,13 @@ import argparse
 import math
 from typing import Any
 
+from comparison.beside_the_loss import LOSSES
 from comparison.cells import Cell, trial_options
 from comparison.contenders import LEARNING_RATES
 from comparison.registry import ALL
 from comparison.training import FIXED
 
-HEAD_LEARNING_RATES = (5e-4, 1e-3, 2e-3)
+HEAD_LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 """Of the head on a pretrained backbone."""
 
 
@@ -32,6 +33,14 @@ def common_settings(args: argparse.Namespace, iterations: int) -> dict[str, Any]
 def learning_rates(args: argparse.Namespace) -> tuple[float, ...]:
     """Return the learning rates of the network to choose from, the same for all contenders."""
     return LEARNING_RATES if args.backbone is None else HEAD_LEARNING_RATES
+
+
+def check_pair(loss: str, name: str) -> None:
+    """Raise ValueError if a contender makes new classes, and the loss has proxies of the training classes alone."""
+    if "crossed" in ALL[name].settings and list(LOSSES[loss](2, 2).parameters()):
+        raise ValueError(
+            f"{name} makes new classes, and {loss} has proxies of the training classes alone: leave it out"
+        )
 
 
 def trials(args: argparse.Namespace, loss: str, name: str) -> list[Cell]:

@@ -8,6 +8,7 @@ from hypothesis import given
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "benchmarks"))
 from comparison.crossing import cross_classes
+from comparison.plan import check_pair
 
 
 @given(any_labels())
@@ -48,3 +49,11 @@ def test_a_batch_of_one_class_crosses_nothing(count):
     rows, new = cross_classes(torch.randn(count, 6), torch.zeros(count, dtype=torch.long), 3, 5)
     assert rows.shape == (0, 6)
     assert new.shape == (0,)
+
+
+def test_losses_with_proxies_are_refused_before_training():
+    for loss in ("n_pairs", "multi_similarity", "nt_xent"):
+        check_pair(loss, "crossed_81")
+    check_pair("proxy_anchor", "classifier")
+    with pytest.raises(ValueError, match="crossed_81 makes new classes, and proxy_anchor has proxies"):
+        check_pair("proxy_anchor", "crossed_81")
