@@ -146,10 +146,10 @@ def metric_loss_of(
         loss: The wrapped loss.
         args: Its arguments: embeddings (B, D), labels (B,), and others.
         node_labels: (N,) long, of the batch and its references.
-        has_negatives: Whether there are synthetic negatives, so that the batch also has positives.
+        has_negatives: Whether there are synthetic negatives; the batch then also has positives.
 
     Returns:
-        The loss, 0 if it has no value; and whether it says how far training is, so that the metric level follows it.
+        The loss, 0 if it has no value; and whether the metric level should follow it.
     """
     embeddings, labels = args[:2]
     if has_negatives:

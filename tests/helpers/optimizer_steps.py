@@ -1,4 +1,4 @@
-"""Loops that train a trunk beside a loss, and what they warn of."""
+"""Loops that train a trunk beside a loss, and their warnings."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Losses of one's own, registered with `synthetic_loss`, and a wrapper around them."""
+"""Custom losses, registered with `synthetic_loss`, and a wrapper around them."""
 
 import torch
 

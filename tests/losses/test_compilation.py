@@ -1,4 +1,4 @@
-"""Training steps under torch.compile: the loss stays outside of graphs, the rest is compiled once, values are equal."""
+"""Training steps under torch.compile: only the loss stays outside of graphs; values equal those without compiling."""
 
 import copy
 import warnings
@@ -38,7 +38,7 @@ def _fresh_compiler():
 
 
 class Backend:
-    """Counts graphs, and runs them as they are."""
+    """A compiler backend that counts graphs and runs them unchanged."""
 
     def __init__(self):
         self.graphs = 0
@@ -49,7 +49,7 @@ class Backend:
 
 
 class Step:
-    """A network, a loss on its embeddings, and what else a training step does."""
+    """A network, a loss, a miner and an optimizer: one training step."""
 
     def __init__(self, loss, miner=None):
         self.net = nn.Sequential(nn.Linear(5, SIZE), nn.Tanh())
@@ -70,7 +70,7 @@ class Step:
         return value.detach()
 
     def train(self):
-        """Values of the steps, and what they left in gradients, parameters and buffers."""
+        """Return the values of all steps, and the final gradients, parameters and buffers."""
         values = []
         for i, labels in enumerate(LABELS):
             torch.manual_seed(i)
@@ -85,7 +85,7 @@ class Step:
 
 
 def check(compiled, graphs, compile_it, rtol=0, atol=0):
-    """The compiled step gives what it gives uncompiled, without a word, in that many ``graphs``."""
+    """Require the uncompiled results, no warnings, and this number of `graphs`."""
     plain = copy.deepcopy(compiled)
     plain.forward = plain.plain
     backend = Backend()
@@ -113,7 +113,7 @@ def test_a_step_that_mines():
 
 @pytest.mark.parametrize("name", [*GENERATORS, "global correlation", "global correlation, in parts"])
 def test_a_step_that_calls_backward_with_each_generator(name):
-    """Backward passes run while the compiler listens, which then would compile those of our functions."""
+    """Backward passes run while the compiler traces; it must not compile those of our functions."""
 
     def with_backward(made, backend):
         made.forward = torch.compile(made.with_backward, backend=backend)
@@ -160,7 +160,7 @@ def test_a_generator_on_its_own():
     assert backend.graphs == 2
 
 
-def test_one_graph_for_all_is_refused_with_the_name_of_what_is_outside():
+def test_fullgraph_error_names_the_loss():
     made = Step((losses.ContrastiveLoss(), gca()))
     made.forward = torch.compile(made.plain, backend="eager", fullgraph=True)
     with pytest.raises(torch._dynamo.exc.Unsupported, match=r"HardNegativeGenerationLoss\.forward"):

@@ -1,4 +1,4 @@
-"""A loss of one's own that would not feel synthetic negatives is refused at the first batch; no other is."""
+"""A custom loss that ignores synthetic negatives is refused at the first batch; no other loss is."""
 
 import copy
 
@@ -25,7 +25,7 @@ def reduced(value):
 
 
 class PairsOfTheBatch(BaseMetricLossFunction):
-    """Takes triplets, and looks them up in the batch, whatever the references."""
+    """Takes triplets and looks them up in the batch, even if there are references."""
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         anchors, positives, negatives = lmu.convert_to_triplets(indices_tuple, labels)
@@ -41,7 +41,7 @@ class Spread(BaseMetricLossFunction):
 
 
 class Hinge(BaseMetricLossFunction):
-    """Feels only negatives nearer than ``margin``; of none it is a constant without a graph."""
+    """Uses only negatives nearer than `margin`; without any it is a constant without a graph."""
 
     margin = 1e-3
 
@@ -53,7 +53,7 @@ class Hinge(BaseMetricLossFunction):
 
 
 class SemiHard(Hinge):
-    """Feels only negatives of a certain distance, neither near nor far, relative to the anchor's length."""
+    """Uses only negatives at medium distances."""
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         _, _, anchors, negatives = lmu.convert_to_pairs(indices_tuple, labels, ref_labels)
@@ -63,13 +63,13 @@ class SemiHard(Hinge):
 
 
 class Never(Hinge):
-    """Feels no negative, wherever it lies."""
+    """Uses no negative at any distance."""
 
     margin = -1.0
 
 
 class Weighted(BaseMetricLossFunction):
-    """Synthetic rows weigh the others, without a gradient of their own."""
+    """Synthetic rows, without gradient, weight the others."""
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         weight = ref_emb.detach().square().mean()
@@ -77,7 +77,7 @@ class Weighted(BaseMetricLossFunction):
 
 
 @pytest.mark.parametrize("collect", [False, True])
-def test_pairs_looked_up_in_the_batch_need_the_second_form(collect, z):
+def test_loss_without_references_needs_the_joint_form(collect, z):
     loss = make_loss(register(PairsOfTheBatch, with_references)(collect_stats=collect))
     before = {name: value.clone() for name, value in loss.state_dict().items()}
     with pytest.raises(ValueError, match=r"PairsOfTheBatch looks pairs up.*loss\(batch\.references\(\)"):
@@ -89,7 +89,7 @@ def test_pairs_looked_up_in_the_batch_need_the_second_form(collect, z):
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_loss_that_does_nothing_with_them_is_refused(inside, z):
+def test_loss_that_ignores_negatives_is_refused(inside, z):
     wrapped = register(Spread, with_references)()
     loss = make_loss(losses.MultipleLosses([losses.ContrastiveLoss(), wrapped]) if inside else wrapped)
     before = {name: value.clone() for name, value in loss.state_dict().items()}
@@ -101,20 +101,20 @@ def test_a_loss_that_does_nothing_with_them_is_refused(inside, z):
 
 
 @pytest.mark.parametrize("requires_grad", [True, False])
-def test_it_is_asked_of_a_batch_without_gradients_too(requires_grad, z):
+def test_check_runs_without_gradients_of_embeddings(requires_grad, z):
     with pytest.raises(ValueError, match="does not depend"):
         make_loss(register(Spread, with_references)())(z.detach().requires_grad_(requires_grad), LABELS)
 
 
 class WeightedByData(BaseMetricLossFunction):
-    """As `Weighted`, by an attribute."""
+    """As `Weighted`, through `Tensor.data`."""
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         return reduced(ref_emb.data.square().mean() * embeddings.square().mean())
 
 
 class LooksAtShapes(Spread):
-    """What it asks of the references is no use of them."""
+    """Reads the shape, dtype and device of the references only."""
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         assert len(ref_emb) == ref_emb.shape[0] == ref_emb.size(0)
@@ -122,12 +122,12 @@ class LooksAtShapes(Spread):
         return super().compute_loss(embeddings, labels, indices_tuple, ref_emb.to(embeddings.dtype), ref_labels)
 
 
-def test_shapes_of_the_references_are_no_use_of_them(z):
+def test_reading_shapes_does_not_count_as_use(z):
     with pytest.raises(ValueError, match="does not depend"):
         make_loss(register(LooksAtShapes, with_references)())(z, LABELS)
 
 
-def test_a_copy_for_another_device_is_the_same_batch(z):
+def test_cpu_copy_gives_the_same_loss(z):
     seen, loss = [], make_loss(losses.ContrastiveLoss())
     loss._synthetic_loss = lambda loss, batch: seen.append(batch) or torch.zeros(())
     loss(z, LABELS, None, torch.randn(3, SIZE), LABELS[:3])
@@ -146,7 +146,7 @@ def test_no_false_alarm(kind, scale, z):
     assert loss._checked_type is type(loss.loss)
 
 
-def test_a_margin_that_every_negative_keeps_is_no_reason(z):
+def test_negatives_beyond_the_margin_are_no_reason_to_refuse(z):
     loss = make_loss(register(Hinge, with_references)())
     loss(z, LABELS)
     assert loss.synthetic_loss == 0
@@ -156,7 +156,7 @@ def test_a_margin_that_every_negative_keeps_is_no_reason(z):
 
 
 @pytest.mark.parametrize("name", sorted(WORKS))
-def test_pmls_losses_are_not_asked_but_would_pass(name, z):
+def test_pml_losses_skip_the_check_but_would_pass(name, z):
     wrapped = WORKS[name](NUM_CLASSES)
     assert list(custom_losses(wrapped)) == []
     seen = []
@@ -166,7 +166,7 @@ def test_pmls_losses_are_not_asked_but_would_pass(name, z):
     assert uses_negatives(copy.deepcopy(wrapped), seen[0])
 
 
-def test_asking_draws_and_changes_nothing(z):
+def test_check_draws_and_changes_nothing(z):
     class Counts(losses.TripletMarginLoss):
         calls = 0
 
@@ -184,7 +184,7 @@ def test_asking_draws_and_changes_nothing(z):
     assert wrapped.calls == 4  # real and synthetic, twice
 
 
-def test_it_is_asked_once(z, monkeypatch):
+def test_check_runs_once(z, monkeypatch):
     asked = []
     ask = module.uses_negatives
     monkeypatch.setattr(module, "uses_negatives", lambda *args: asked.append(1) or ask(*args))
@@ -196,7 +196,7 @@ def test_it_is_asked_once(z, monkeypatch):
     assert asked == [1]
 
 
-def test_it_is_asked_again_of_another_loss(z):
+def test_check_runs_again_for_a_new_loss(z):
     loss = make_loss(losses.ContrastiveLoss())
     loss(z, LABELS)
     loss.loss = register(Spread, with_references)()
@@ -204,7 +204,7 @@ def test_it_is_asked_again_of_another_loss(z):
         loss(z, LABELS)
 
 
-def test_a_loss_that_cannot_be_copied_or_fails_otherwise_is_asked_by_training_it(z):
+def test_loss_whose_copy_fails_is_not_refused(z):
     class Holds(losses.ContrastiveLoss):
         def __init__(self):
             super().__init__()

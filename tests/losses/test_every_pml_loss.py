@@ -18,7 +18,7 @@ def contrastive():
     return losses.ContrastiveLoss()
 
 
-# Arguments are a number of classes n; several entries where an argument takes another path through the code.
+# Functions of the number of classes n. Several entries if an argument selects another path through the code.
 WORKS = {
     "AngularLoss": lambda n: losses.AngularLoss(),
     "ArcFaceLoss": lambda n: losses.ArcFaceLoss(n, SIZE),
@@ -69,7 +69,7 @@ REFUSED = {
 }
 if not hasattr(losses, "SmoothAPLoss"):
     del REFUSED["SmoothAPLoss"]  # came with PML 2.9
-# Nothing to train with: bases to inherit from.
+# Base classes, which cannot be trained with.
 ABSTRACT = {
     "BaseLossWrapper",
     "BaseMetricLossFunction",
@@ -94,7 +94,7 @@ def test_every_exported_class_is_accounted_for():
     works = {name.split(",")[0] for name in WORKS}
     assert works.isdisjoint(REFUSED)
     assert ABSTRACT.isdisjoint(works | set(REFUSED))
-    # A class on one side only: a release of PML has brought or dropped it.
+    # A class on one side only was added or removed by a release of PML.
     assert exported == works | set(REFUSED) | ABSTRACT
 
 
@@ -125,7 +125,7 @@ def test_it_trains(name):
 
 @pytest.mark.parametrize("name", sorted(WORKS))
 def test_the_synthetic_term_trains_the_embeddings(name):
-    """With the same draws, only the weight of the synthetic term, which G decides, makes a difference."""
+    """With the same random draws, the results differ only by the weight of the synthetic term, which G decides."""
     loss = HardNegativeGenerationLoss(WORKS[name](NUM_CLASSES), generator_of(dropout=0.0))
     if name == "ThresholdConsistentMarginLoss":
         loss.loss.margin_minus = -1.0  # every negative violates it
@@ -160,7 +160,7 @@ def test_in_evaluation_it_is_the_wrapped_loss_alone(name):
 
 @pytest.mark.parametrize("name", sorted(WORKS))
 def test_an_empty_batch_gives_zero_with_a_graph(name):
-    """Some of PML's losses take the mean of nothing there, which is NaN."""
+    """Some of PML's losses take the mean of an empty tensor, which is NaN."""
     loss = HardNegativeGenerationLoss(WORKS[name](NUM_CLASSES), generator_of())
     embeddings = torch.randn(0, SIZE, requires_grad=True)
     value = loss(embeddings, LABELS[:0])
@@ -185,7 +185,7 @@ def test_a_refused_member_is_named():
 
 
 def test_dynamic_soft_margin_fails_in_pml_itself():
-    """The reason it is refused for; once this fails, it can be taken in."""
+    """The reason for refusing it. Once this test fails, the loss can be supported."""
     loss, embeddings = losses.DynamicSoftMarginLoss(), torch.randn(6, SIZE, requires_grad=True)
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     loss(embeddings, labels).backward()
@@ -204,7 +204,7 @@ def test_bases_are_refused(base):
 
 
 @pytest.mark.parametrize("loss", [torch.nn.CrossEntropyLoss(), None, "ContrastiveLoss", losses.ContrastiveLoss])
-def test_what_is_no_pml_loss_is_refused(loss):
+def test_other_objects_are_refused(loss):
     with pytest.raises(TypeError, match=r"^loss must be of a type that is registered"):
         HardNegativeGenerationLoss(loss, generator_of())
 
@@ -218,7 +218,7 @@ FAILS_IN_PML = {
     ("HistogramLoss", "duplicates"),
     ("HistogramLoss", "zeros"),
     ("P2SGradLoss", "zeros"),
-    ("TupletMarginLoss", "duplicates"),  # the arc cosine of a similarity that rounding may lift above 1
+    ("TupletMarginLoss", "duplicates"),  # arc cosine of a similarity that rounding may raise above 1
 }
 DEGENERATE = {
     "one sample": (torch.randn(1, SIZE), [3]),

@@ -1,4 +1,4 @@
-"""J_syn of every family against slow loops, and that a synthetic negative is there for its own anchor alone."""
+"""J_syn of every family equals slow loops, and a synthetic negative affects its own anchor alone."""
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ def test_it_agrees_with_the_loop(name, num_references):
 
 
 class Kept(reducers.MeanReducer):
-    """Keeps what it is given to reduce, so that a test can look at each value."""
+    """Keeps the values that it reduces, for tests to inspect."""
 
     def forward(self, loss_dict, embeddings, labels):
         (self.kept,) = loss_dict.values()
@@ -103,7 +103,7 @@ class Kept(reducers.MeanReducer):
 @pytest.mark.parametrize("name", PER_ANCHOR)
 def test_a_synthetic_negative_acts_on_its_own_anchor_alone(name):
     """Row by row of the Jacobian of all unreduced values with respect to all synthetic negatives."""
-    # Margins so wide that every negative is felt.
+    # Margins are so wide that every negative counts.
     options = {"snr": {"neg_margin": 99}, "contrastive": {"neg_margin": 99}, "margin": {"beta": 99}}.get(name, {})
     if name.startswith("triplet"):
         options = {"swap": "swap" in name, "smooth_loss": True}
@@ -136,7 +136,7 @@ def test_the_order_of_synthetic_negatives_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", sorted(LABELLED))
-def test_proxies_meet_synthetic_negatives_as_further_samples(name):
+def test_proxy_losses_take_negatives_as_further_samples(name):
     loss, batch = LABELLED[name], make_batch()
     everything = torch.cat([batch.embeddings, batch.negatives.embeddings])
     expected = loss(everything, torch.cat([LABELS, batch.negatives.labels]))
@@ -183,7 +183,7 @@ def test_multiple_losses_are_summed_with_their_weights(named):
     torch.testing.assert_close(synthetic_loss(losses.MultipleLosses(members, weights=weights), batch), expected)
 
 
-def test_a_loss_of_ones_own_joins_in_three_lines():
+def test_custom_loss_registers_in_three_lines():
     class Spread(torch.nn.Module):
         def forward(self, embeddings, labels):
             return embeddings.square().mean()

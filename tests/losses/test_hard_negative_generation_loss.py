@@ -43,7 +43,7 @@ def test_the_value_is_the_sum_of_its_recorded_sub_losses(z):
     assert loss.sub_loss_names() == ["metric_loss", "synthetic_loss", "generator_loss"]
 
 
-def test_statistics_are_there_when_collected(z):
+def test_statistics_are_recorded(z):
     loss = make_loss(collect_stats=True)
     loss(z, LABELS)
     loss(z, LABELS).backward()
@@ -119,7 +119,7 @@ def saved(loss):
 
 
 @pytest.mark.parametrize("make_copy", [copy.deepcopy, pickled, saved])
-def test_a_copy_goes_on_as_the_original_would_and_leaves_it_alone(make_copy, z):
+def test_copy_continues_like_the_original_and_does_not_change_it(make_copy, z):
     loss = make_loss(proxy_anchor, dropout=0.1, collect_stats=True)
     loss(z, LABELS)
     other = make_copy(loss)
@@ -175,7 +175,7 @@ def test_the_wrapped_losses_own_records_are_those_of_the_real_batch(z):
     assert loss.loss.distance.initial_avg_ref_norm == norms
 
 
-def test_an_embedding_regularizer_of_its_own(z):
+def test_wrapper_regularizer_adds_to_the_loss(z):
     values = []
     for kwargs in ({}, {"embedding_regularizer": regularizers.LpRegularizer(), "embedding_reg_weight": 0.5}):
         loss = make_loss(**kwargs)
@@ -197,6 +197,6 @@ def test_several_batches_before_one_backward(z):
     assert all(p.grad.isfinite().all() for p in loss.parameters())
 
 
-def test_a_distance_is_the_wrapped_losses_own():
+def test_distance_argument_is_refused():
     with pytest.raises(ValueError, match="distance belongs to the wrapped loss"):
         HardNegativeGenerationLoss(losses.NPairsLoss(), GlobalCorrelationGenerator(9, 8), distance=object())

@@ -1,4 +1,4 @@
-"""Bad input is named and changes nothing; degenerate input gives a finite loss with a graph."""
+"""Bad input raises and changes nothing; degenerate input gives a finite loss with a graph."""
 
 import math
 import re
@@ -31,7 +31,7 @@ def with_values(*values):
 
 
 def unsigned(first):
-    """Labels from ``first`` on in the narrowest unsigned dtype."""
+    """Return labels from `first` on, in the narrowest unsigned dtype."""
     dtype = next(d for d in (np.uint16, np.uint32, np.uint64) if first + 7 <= np.iinfo(d).max)
     return torch.from_numpy(LABELS.numpy().astype(dtype) + dtype(first))
 
@@ -80,7 +80,7 @@ BAD_BATCHES = [
 
 
 @pytest.mark.parametrize(("error", "message", "z", "labels"), BAD_BATCHES, ids=[row[1][:60] for row in BAD_BATCHES])
-def test_a_bad_batch_is_named_and_nothing_has_changed(error, message, z, labels):
+def test_bad_batch_raises_and_changes_nothing(error, message, z, labels):
     loss = make_loss()
     loss(Z, LABELS)
     before = {key: value.clone() for key, value in loss.state_dict().items()}
@@ -90,7 +90,7 @@ def test_a_bad_batch_is_named_and_nothing_has_changed(error, message, z, labels)
 
 
 @pytest.mark.parametrize(("error", "message", "z", "labels"), BAD_BATCHES, ids=[row[1][:60] for row in BAD_BATCHES])
-def test_bad_references_are_named_and_nothing_has_changed(error, message, z, labels):
+def test_bad_references_raise_and_change_nothing(error, message, z, labels):
     loss = make_loss(losses.NTXentLoss())
     before = {key: value.clone() for key, value in loss.state_dict().items()}
     message = message.replace("embeddings", "ref_emb", 1) if message.startswith("emb") else f"ref_{message}"
@@ -117,11 +117,11 @@ def test_labels_of_any_integer_dtype(dtype, wrapped):
 @pytest.mark.parametrize("wrapped", [losses.NPairsLoss, losses.TripletMarginLoss, losses.ArcFaceLoss])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16])
 def test_labels_of_any_integer_dtype_in_evaluation(dtype, wrapped):
-    """What trains must validate: PML's own losses take some dtypes only."""
+    """Labels that work in training must work in evaluation; PML's losses take some dtypes only."""
     loss = make_loss(wrapped(NUM_CLASSES, SIZE) if wrapped is losses.ArcFaceLoss else wrapped()).eval()
     assert loss(Z, LABELS.to(dtype)) == loss.loss(Z, LABELS)
     given = LABELS.to(dtype)
-    if wrapped is losses.TripletMarginLoss:  # references that are the batch are told by the labels being the same
+    if wrapped is losses.TripletMarginLoss:  # PML detects the batch as its own references by identity of the labels
         assert loss(Z, given, None, Z, given) == loss.loss(Z, LABELS)
         assert loss(Z, given, None, Z, given.clone()) == loss.loss(Z, LABELS, None, Z, LABELS.clone())
 
@@ -137,7 +137,7 @@ def test_a_memory_takes_labels_of_any_integer_dtype(dtype):
 
 
 @pytest.mark.parametrize("labels", [LABELS - 1, LABELS + 100])
-def test_labels_out_of_range_are_told_how_pml_renumbers_them(labels):
+def test_labels_out_of_range_mention_how_pml_renumbers(labels):
     with pytest.raises(ValueError, match=r"dataset_labels=.*set_min_label_to_zero=True"):
         make_loss()(Z, labels)
 

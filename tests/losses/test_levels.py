@@ -55,7 +55,7 @@ def test_a_model_in_half_precision_keeps_its_levels(dtype, momentum):
     assert level.value.item() == pytest.approx(60.0, rel=1e-4)
 
 
-def test_by_epochs_it_is_the_mean_of_the_epoch_before():
+def test_without_momentum_it_is_the_mean_of_the_previous_epoch():
     level = RunningMean(None)
     observe(level, [1.0, 2.0, math.nan, 6.0])
     assert level.value == math.inf
@@ -69,7 +69,7 @@ def test_by_epochs_it_is_the_mean_of_the_epoch_before():
     assert level.value == 15
 
 
-def test_ending_an_epoch_does_nothing_to_a_running_mean():
+def test_end_epoch_does_not_change_an_exponential_mean():
     level = RunningMean(0.5)
     observe(level, [1.0, 2.0])
     before = {name: value.clone() for name, value in level.state_dict().items()}
@@ -116,7 +116,7 @@ def test_the_loss_follows_both_levels_and_resumes_them_exactly(momentum):
 
 
 def test_levels_act_from_the_next_batch_on():
-    """λ and the weight of a batch are decided by what was seen before it."""
+    """Earlier batches decide λ and the weight of a batch."""
     loss = make_loss(collect_stats=True)
     loss(torch.randn(5, 8), LABELS)
     assert loss.synthetic_weight == 0
@@ -134,19 +134,19 @@ def test_evaluation_leaves_them_alone():
 
 
 @pytest.mark.parametrize("labels", [[], [3, 3, 3], [0, 1, 2]])
-def test_a_batch_without_negatives_says_nothing_about_the_generator(labels):
+def test_batch_without_negatives_leaves_the_generator_level(labels):
     loss = make_loss()
     loss(torch.randn(len(labels), 8), torch.tensor(labels, dtype=torch.long))
     assert loss.generator_level == math.inf
 
 
-def test_an_empty_batch_is_no_observation():
+def test_empty_batch_leaves_the_level():
     loss = make_loss()
     loss(torch.randn(0, 8, requires_grad=True), torch.tensor([], dtype=torch.long))
     assert loss.metric_level == math.inf
 
 
-def test_a_loss_that_is_not_finite_is_passed_over():
+def test_level_ignores_values_that_are_not_finite():
     class Broken(losses.ContrastiveLoss):
         def compute_loss(self, *args):
             found = super().compute_loss(*args)

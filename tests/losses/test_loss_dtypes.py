@@ -44,7 +44,7 @@ TOLERANCES = {torch.float16: 0.02, torch.bfloat16: 0.08, torch.float32: 1e-5, to
 def test_embeddings_of_any_dtype(dtype, wrapped, z):
     """Nearly the value of float32, with the same draws."""
     if dtype == torch.bfloat16 and wrapped in ("nca", "triplet"):
-        with pytest.raises(RuntimeError, match="BFloat16"):  # PML's LpDistance knows none on the CPU
+        with pytest.raises(RuntimeError, match="BFloat16"):  # not supported by PML's LpDistance on the CPU
             WRAPPED[wrapped]()(z.detach().to(dtype), LABELS)
         return
     values = []
@@ -60,7 +60,7 @@ def test_embeddings_of_any_dtype(dtype, wrapped, z):
         assert all(p.grad.isfinite().all() for p in loss.parameters())
         values.append(value.item())
         assert all(p.dtype == torch.float32 for p in loss.generator.parameters())
-    if dtype != torch.float64:  # whose draws are others
+    if dtype != torch.float64:  # float64 draws other random numbers
         assert values[1] == pytest.approx(values[0], rel=TOLERANCES[dtype])
 
 
@@ -97,7 +97,7 @@ def test_labels_of_any_integer_dtype(dtype, z):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_total_keeps_the_digits_that_half_precision_has_not(dtype):
+def test_total_is_float32_for_half_precision(dtype):
     torch.manual_seed(0)
     loss = HardNegativeGenerationLoss(
         losses.MultiSimilarityLoss(), GlobalCorrelationGenerator(9, 8), collect_stats=True

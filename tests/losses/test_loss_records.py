@@ -50,7 +50,7 @@ def test_pmls_global_flag(flag, z):
 
 @pytest.mark.usefixtures("global_flag")
 @pytest.mark.parametrize(("flag", "own"), list(itertools.product([True, False], repeat=2)))
-def test_what_the_wrapped_loss_collects_decides(flag, own):
+def test_collect_stats_follows_the_wrapped_loss(flag, own):
     c_f.COLLECT_STATS = flag
     assert make_loss(losses.TripletMarginLoss(collect_stats=own)).collect_stats == own
     assert make_loss(losses.TripletMarginLoss(collect_stats=own), collect_stats=not own).collect_stats == (not own)
@@ -69,7 +69,7 @@ def test_stats_switched_at_any_time(start, z):
 
 @pytest.fixture
 def tables(monkeypatch):
-    """Columns of each table that record-keeper would write, once for each time."""
+    """Return the columns of each table that record-keeper would write, once per write."""
     record_keeper = pytest.importorskip("record_keeper")
     monkeypatch.setattr(c_f, "COLLECT_STATS", True)
 
@@ -90,8 +90,8 @@ def test_records_name_the_distance_that_is_used_and_nothing_that_is_not(tables):
     assert {name for name in names if "educer" in name} == {"loss_NTXentLoss__modules_reducer_MeanReducer"}
 
 
-def test_two_wrapped_losses_of_one_type_share_no_more_tables_than_two_of_pmls_wrappers(tables):
-    """record-keeper leaves the outer name out of what is two levels further in: of PML's losses, and so here."""
+def test_two_wrapped_losses_share_as_few_tables_as_pmls_wrappers(tables):
+    """record-keeper omits the outer name two levels further in, for PML's wrappers and ours."""
 
     def shared(make):
         found = tables(losses.MultipleLosses({"a": make(), "b": make()}))

@@ -1,4 +1,4 @@
-"""A generator that no optimizer trains is noticed, and one that is trained raises no alarm."""
+"""A generator that no optimizer trains causes a warning; a trained one does not."""
 
 import gc
 import warnings
@@ -9,19 +9,19 @@ from helpers.optimizer_steps import LABELS, make_loss, train, trunk_optimizer
 from pytorch_metric_learning import trainers
 
 
-def test_a_forgotten_optimizer_is_told_once():
+def test_missing_optimizer_warns_once():
     loss = make_loss()
     (message,) = train(loss, [trunk_optimizer()], 8)
     assert '"metric_loss_optimizer": AdamW(loss.parameter_groups(lr=1.5e-4))' in message
     assert not train(loss, [trunk_optimizer()], 5)
 
 
-def test_two_optimizers_that_both_forget_it_make_one_warning():
+def test_two_optimizers_without_the_parameters_warn_once():
     assert len(train(make_loss(), [trunk_optimizer(), trunk_optimizer()], 8)) == 1
 
 
 @pytest.mark.parametrize("step_every", [1, 4])
-def test_an_optimizer_that_holds_it_is_enough(step_every):
+def test_optimizer_with_the_parameters_prevents_the_warning(step_every):
     loss = make_loss()
     own = torch.optim.Adam(loss.parameter_groups(1e-3))
     assert not train(loss, [trunk_optimizer(), own], 8, step_every)
@@ -33,15 +33,15 @@ def test_one_optimizer_for_everything():
     assert not train(loss, [torch.optim.Adam([{"params": [trunk]}, *loss.parameter_groups(1e-3)])], 8)
 
 
-def test_accumulating_gradients_raises_no_alarm():
+def test_accumulated_gradients_do_not_warn():
     assert not train(make_loss(), [trunk_optimizer()], 20, step_every=100)
     assert len(train(make_loss(), [trunk_optimizer()], 20, step_every=5)) == 1
 
 
 @pytest.mark.parametrize("clears", [False, True])
 @pytest.mark.parametrize("steps", [range(1, 99, 2), range(3, 99, 4), range(4, 99, 5), range(12, 99)])
-def test_a_generator_that_steps_seldom_or_late_raises_no_alarm(steps, clears):
-    """It accumulates gradients over more batches than the trunk, or waits for a warm-up to end."""
+def test_optimizer_that_steps_rarely_or_late_does_not_warn(steps, clears):
+    """The generator accumulates gradients over more batches than the trunk, or waits for the end of a warm-up."""
     loss, trunk = make_loss(), trunk_optimizer()
     own = torch.optim.Adam(loss.parameter_groups(1e-3))
     with warnings.catch_warnings():
@@ -56,7 +56,7 @@ def test_a_generator_that_steps_seldom_or_late_raises_no_alarm(steps, clears):
 
 
 @pytest.mark.parametrize("update", [lambda p: p.data.sub_(1e-3 * p.grad), lambda p: setattr(p, "data", p.data * 0.999)])
-def test_parameters_that_change_are_trained_by_whatever_it_is(update):
+def test_parameters_changed_by_other_code_count_as_trained(update):
     loss, trunk = make_loss(), trunk_optimizer()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -68,7 +68,7 @@ def test_parameters_that_change_are_trained_by_whatever_it_is(update):
 
 
 def forget(loss, batches=8, clears=True):
-    """Messages of a loop that trains a trunk, and never the generator."""
+    """Return the warnings of a loop that trains a trunk, but never the generator."""
     trunk = trunk_optimizer()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -80,12 +80,12 @@ def forget(loss, batches=8, clears=True):
     return [str(w.message) for w in caught]
 
 
-def test_gradients_that_the_next_batch_does_not_find_are_seen():
+def test_cleared_gradients_are_still_noticed():
     (message,) = forget(make_loss())
     assert message.startswith("Optimizers step, but so far none that holds")
 
 
-def test_an_optimizer_of_another_loss_or_one_that_is_gone_is_none():
+def test_optimizers_of_other_losses_and_deleted_ones_do_not_count():
     loss, other = make_loss(), make_loss()
     kept = torch.optim.SGD(other.parameter_groups(0.1))
     gone = torch.optim.SGD(loss.parameter_groups(0.1))
@@ -95,7 +95,7 @@ def test_an_optimizer_of_another_loss_or_one_that_is_gone_is_none():
     del kept
 
 
-def test_a_generator_that_is_frozen_at_first_is_watched_from_then_on():
+def test_watch_starts_when_the_generator_is_unfrozen():
     loss = make_loss()
     loss.generator.requires_grad_(False)
     with torch.no_grad():
@@ -105,8 +105,8 @@ def test_a_generator_that_is_frozen_at_first_is_watched_from_then_on():
     assert len(forget(loss)) == 1
 
 
-def test_batches_without_gradient_raise_no_alarm():
-    """Somebody looks at the loss, and trains with something else."""
+def test_batches_without_gradient_do_not_warn():
+    """The loss is only monitored; training uses another one."""
     loss, trunk = make_loss(), trunk_optimizer()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -115,7 +115,7 @@ def test_batches_without_gradient_raise_no_alarm():
             trunk.step()
 
 
-def test_evaluation_and_a_frozen_generator_raise_no_alarm():
+def test_evaluation_and_frozen_generators_do_not_warn():
     assert not train(make_loss().eval(), [trunk_optimizer()], 8)
     frozen = make_loss()
     frozen.generator.requires_grad_(False)
@@ -151,8 +151,8 @@ def test_in_a_trainer_of_pml(forgotten):
 
 
 @pytest.mark.parametrize("holds", [True, False])
-def test_steps_that_a_grad_scaler_skips(holds):
-    """Gradients of the generator overflow, batch after batch."""
+def test_grad_scaler_that_skips_steps(holds):
+    """Gradients of the generator overflow in every batch."""
     loss, trunk = make_loss(), trunk_optimizer()
     own = torch.optim.SGD(loss.parameter_groups(lr=0.1)) if holds else None
     before = [p.clone() for p in loss.generator.parameters()]

@@ -1,4 +1,4 @@
-"""PML's SelfSupervisedLoss and CrossBatchMemory around a loss that generates, and all of it as PML has it else."""
+"""PML's SelfSupervisedLoss and CrossBatchMemory around a loss with a generator; otherwise they behave as in PML."""
 
 import copy
 
@@ -65,7 +65,7 @@ def test_more_unlabelled_samples_than_classes_of_the_generator(symmetric):
     assert torch.equal(loss.eval()(z, views), plain(z, views))
 
 
-def test_a_memory_is_references_that_grow():
+def test_memory_acts_as_growing_references():
     memory, by_hand = CrossBatchMemory(make_loss(), SIZE, memory_size=15), make_loss()
     plain, seen = losses.CrossBatchMemory(losses.NTXentLoss(), SIZE, memory_size=15), []
     for step in range(4):
@@ -138,7 +138,7 @@ def test_without_gradients_nothing_is_remembered():
 
 
 @pytest.mark.parametrize("kind", [SelfSupervisedLoss, lambda loss: CrossBatchMemory(loss, SIZE)])
-def test_losses_that_pml_does_not_take_are_refused_inside_too(kind):
+def test_losses_that_pml_refuses_are_refused_inside_a_wrapper(kind):
     for wrapped in (losses.NPairsLoss(), losses.ProxyAnchorLoss(NUM_CLASSES, SIZE)):
         for loss in (wrapped, make_loss(wrapped)):
             with pytest.raises(Exception, match=f"not supported for {type(wrapped).__name__}"):
@@ -146,7 +146,7 @@ def test_losses_that_pml_does_not_take_are_refused_inside_too(kind):
     assert kind(losses.NTXentLoss()).eval()  # as PML's
 
 
-def test_they_are_pmls_for_whoever_asks():
+def test_wrappers_are_instances_of_pmls():
     memory = CrossBatchMemory(make_loss(), SIZE, memory_size=15)
     assert isinstance(memory, losses.CrossBatchMemory)
     assert DistributedLossWrapper(memory).loss is memory

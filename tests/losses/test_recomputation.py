@@ -1,4 +1,4 @@
-"""The loss where torch runs it twice, keeps what it saved elsewhere, or gives it other parameters."""
+"""The loss under checkpointing, hooks of saved tensors, and functional calls with other parameters."""
 
 import copy
 
@@ -30,7 +30,7 @@ def make(name="global correlation"):
 
 
 def step(loss, call=None):
-    """Value, gradients, buffers and records of a step in which ``call`` makes the loss of embeddings."""
+    """Return value, gradients, buffers and records of a step; `call` computes the loss of embeddings."""
     z, before = random_rows(len(LABELS)), [p.detach().clone() for p in loss.parameters()]
     torch.manual_seed(1)
     value = (call or loss)(z, LABELS)
@@ -46,7 +46,7 @@ def assert_equal(found, expected):
 
 @every
 @both_forms
-def test_checkpointing_is_refused_at_the_first_call_and_leaves_no_trace(name, use_reentrant):
+def test_checkpointing_is_refused_and_changes_nothing(name, use_reentrant):
     loss = make(name)
     twin = copy.deepcopy(loss)
 
@@ -71,7 +71,7 @@ def test_a_checkpointed_propagation_is_refused(use_reentrant, num_layers):
     assert_equal(dict(loss.state_dict()), dict(before))
 
 
-def test_a_recomputation_by_another_library_is_refused():
+def test_recomputation_by_another_library_is_refused():
     loss = make()
 
     class Anew(torch.autograd.Function):
@@ -93,8 +93,8 @@ def test_a_recomputation_by_another_library_is_refused():
 
 
 @both_forms
-def test_what_is_beside_the_loss_may_be_checkpointed(use_reentrant):
-    """The network in training; and in evaluation the loss, which is then the wrapped one, and the miner."""
+def test_checkpointing_around_the_network_works(use_reentrant):
+    """In training the network; in evaluation also the loss, which is then the wrapped one, and the miner."""
     loss, twin = make(), make()
     net = torch.nn.Sequential(torch.nn.Linear(SIZE, SIZE), torch.nn.Tanh()).double()
     found = step(loss, lambda z, y: loss(checkpoint(net, z, use_reentrant=use_reentrant), y))
@@ -115,14 +115,14 @@ def to_numpy():
 
 @every
 @pytest.mark.parametrize("keep", [torch.autograd.graph.save_on_cpu, to_numpy])
-def test_saved_tensors_may_be_kept_elsewhere(name, keep):
+def test_saved_tensors_hooks_keep_the_gradients(name, keep):
     loss, twin = make(name), make(name)
 
     def kept(z, y):
         with keep():
             return loss(z, y)
 
-    torch.testing.assert_close(step(loss, kept), step(twin))  # where memory begins decides how products are rounded
+    torch.testing.assert_close(step(loss, kept), step(twin))  # memory alignment affects how products are rounded
 
 
 @every
@@ -137,12 +137,12 @@ def test_a_functional_call_with_other_parameters(name):
     found = step(loss, lambda z, y: torch.func.functional_call(loss, others, (z, y)))
     expected = step(twin)
     count = len(others)
-    assert found[2 : 2 + count] == [None] * count  # its own parameters had no part in it
+    assert found[2 : 2 + count] == [None] * count  # its own parameters were not used
     assert_equal([*found[:2], *(p.grad for p in others.values()), *found[2 + count :]], expected)
 
 
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.vmap])
-def test_transforms_of_functions_are_refused_in_words(transform):
+def test_function_transforms_are_refused(transform):
     loss, rows = make(), random_rows(len(LABELS)).detach()
     rows = rows[None] if transform is torch.func.vmap else rows
     with pytest.raises(TypeError, match=r"embeddings cannot be read inside .* take gradients by backward"):

@@ -11,7 +11,7 @@ from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 
 NUM_CLASSES, SIZE = 9, 8
 LABELS = torch.tensor([3, 7, 3, 0, 5, 7])
-REF_LABELS = torch.tensor([5, 0, 8, 3])  # a positive for each singleton, a class of its own, one positive more
+REF_LABELS = torch.tensor([5, 0, 8, 3])  # a positive for each singleton, a new class, one more positive
 
 
 def make_loss(wrapped=None, **kwargs):
@@ -36,7 +36,7 @@ def others():
 
 
 def generated_part(loss, z, *args):
-    """Value and gradient of all but the wrapped loss, always with the same draws, levels and BatchNorm statistics."""
+    """Return value and gradient of all terms except the wrapped loss, with fixed draws, levels and statistics."""
     state = {key: value.clone() for key, value in loss.state_dict().items()}
     torch.manual_seed(3)
     value = loss(z, *args) - loss.loss(z, *args)
@@ -59,7 +59,7 @@ def test_they_join_the_graph_and_serve_as_positives_and_negatives(z, others):
     assert loss.generator.num_skipped_anchors == 0
 
 
-def test_the_graph_gives_them_no_gradient(z, others):
+def test_references_get_no_gradient_from_the_graph(z, others):
     loss = make_loss()
     value = loss(z, LABELS, None, others, REF_LABELS)
     alone = loss.loss(z, LABELS, None, others, REF_LABELS)
@@ -67,20 +67,20 @@ def test_the_graph_gives_them_no_gradient(z, others):
     assert torch.autograd.grad(loss(z, LABELS, None, others, REF_LABELS), z)[0].any(dim=1).all()
 
 
-def test_the_wrapped_loss_gets_them_as_they_are(z, others):
+def test_wrapped_loss_gets_references_unchanged(z, others):
     loss = make_loss()
     loss(z, LABELS, None, others, REF_LABELS)
     assert loss.metric_loss == pytest.approx(loss.loss(z, LABELS, None, others, REF_LABELS).item(), rel=1e-12)
 
 
-def test_copies_of_the_batch_are_no_second_nodes(z, others):
+def test_copies_of_the_batch_add_no_nodes(z, others):
     """As DistributedLossWrapper(efficient=True) calls it: the batch itself leads the references."""
     loss = make_loss()
     expected = generated_part(loss, z, LABELS, None, others, REF_LABELS)
     everything, all_labels = torch.cat([z, others]), torch.cat([LABELS, REF_LABELS])
     pairs = get_indices_tuple(LABELS, all_labels)
     same(generated_part(loss, z, LABELS, pairs, everything, all_labels), expected)
-    # Where the copies stand does not matter.
+    # The position of the copies does not matter.
     everything, all_labels = torch.cat([others, z]), torch.cat([REF_LABELS, LABELS])
     same(generated_part(loss, z, LABELS, None, everything, all_labels), expected)
 
@@ -102,19 +102,19 @@ def test_references_that_only_repeat_the_batch_change_nothing(z):
 REPEATED = [0, 1, 0, 2, 5, 1, 0]  # rows of LABELS, some several times
 
 
-def test_equal_samples_of_the_batch_are_told_apart(z):
-    """MPerClassSampler repeats the samples of small classes; the distributed wrapper hands the batch over again."""
+def test_equal_samples_of_the_batch_are_distinct_nodes(z):
+    """MPerClassSampler repeats samples of small classes; the distributed wrapper passes the batch a second time."""
     loss = make_loss()
     z, labels = z.detach()[REPEATED].requires_grad_(), LABELS[REPEATED]
     expected = generated_part(loss, z, labels)
     same(
         generated_part(loss, z, labels, get_indices_tuple(labels, labels.clone()), z.clone(), labels.clone()), expected
     )
-    assert loss.generator.num_skipped_anchors == 0  # a twin has its twin for a positive
+    assert loss.generator.num_skipped_anchors == 0  # equal samples are each other's positives
 
 
-def test_copies_beyond_those_of_the_batch_are_nodes(z):
-    """They are to the graph what samples are that differ by less than matters."""
+def test_extra_copies_are_nodes(z):
+    """They act like samples that differ by a negligible amount."""
     loss = make_loss()
     z, copies = z.detach().requires_grad_(), [0, 1, 3, 3]
     everything, all_labels = torch.cat([z, z[copies]]).detach(), torch.cat([LABELS, LABELS[copies]])
@@ -153,7 +153,7 @@ def test_a_batch_of_singletons_learns_from_references(z, others):
     assert loss.generator.num_negatives == 6 * 5
 
 
-def test_references_of_another_dtype_and_no_references_at_all(z, others):
+def test_references_of_another_dtype_and_empty_references(z, others):
     loss = make_loss()
     expected = generated_part(loss, z, LABELS)
     same(generated_part(loss, z, LABELS, None, others[:0], REF_LABELS[:0])[1][1:], expected[1][1:])
@@ -163,7 +163,7 @@ def test_references_of_another_dtype_and_no_references_at_all(z, others):
 
 
 @pytest.mark.parametrize("make", [losses.NPairsLoss, lambda: losses.ProxyAnchorLoss(NUM_CLASSES, SIZE)])
-def test_a_wrapped_loss_without_references_says_so_and_nothing_has_changed(make, z, others):
+def test_wrapped_loss_without_references_raises_and_changes_nothing(make, z, others):
     loss = make_loss(make())
     before = {key: value.clone() for key, value in loss.state_dict().items()}
     with pytest.raises(ValueError, match="ref_emb is not supported"):
@@ -172,8 +172,8 @@ def test_a_wrapped_loss_without_references_says_so_and_nothing_has_changed(make,
     assert not changed
 
 
-def test_the_batch_passed_as_its_own_references_is_what_the_wrapped_loss_makes_of_it(z):
-    """PML takes labels that are another object as a sign of references, and then counts an anchor as its positive."""
+def test_batch_passed_as_its_own_references(z):
+    """If labels are another object, PML assumes references, and counts an anchor as its own positive."""
     loss = make_loss(losses.MultiSimilarityLoss())
     loss(z, LABELS, None, z, LABELS.clone())
     assert loss.metric_loss == pytest.approx(loss.loss(z, LABELS, None, z, LABELS.clone()).item(), rel=1e-12)

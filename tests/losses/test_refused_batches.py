@@ -31,7 +31,7 @@ def z():
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode, lambda: torch.set_grad_enabled(False)])
 @pytest.mark.parametrize("name", ["ContrastiveLoss", "NPairsLoss", "ProxyAnchorLoss", "MultipleLosses"])
-def test_a_validation_loop_without_gradients_is_the_wrapped_loss_and_changes_nothing(name, off, z):
+def test_validation_without_gradients_equals_the_wrapped_loss_and_changes_nothing(name, off, z):
     wrapped = WORKS[name](2 * NUM_CLASSES)
     loss = make_loss(wrapped, level_momentum=None)
     loss(z, LABELS)
@@ -48,7 +48,7 @@ def test_a_validation_loop_without_gradients_is_the_wrapped_loss_and_changes_not
     assert loss(z, LABELS).requires_grad
 
 
-def test_held_out_classes_in_training_mode_are_told_of_eval(z):
+def test_labels_out_of_range_in_training_mention_eval(z):
     with pytest.raises(ValueError, match=r"loss\.eval\(\)"):
         make_loss()(z, LABELS + NUM_CLASSES)
 
@@ -62,7 +62,7 @@ PAIRS = (torch.tensor([0, 1]), torch.tensor([2, 6]), torch.tensor([0, 1]), torch
 @pytest.mark.parametrize("labels", [LABELS, None], ids=["labels", "no labels"])
 @pytest.mark.parametrize("name", ["ContrastiveLoss", "TripletMarginLoss", "NPairsLoss", "ProxyAnchorLoss"])
 def test_labels_and_references_in_every_combination(name, labels, ref_labels, indices, reference, z):
-    """In evaluation all is as in PML. In training labels are required; else PML decides, and J_m is its value."""
+    """Evaluation is as in PML. In training labels are required, PML decides the rest, and J_m is its value."""
     wrapped = WORKS[name](NUM_CLASSES)
     loss = make_loss(wrapped, collect_stats=True)
     ref_emb = {None: None, "batch": z, "others": torch.randn(len(LABELS), SIZE)}[reference]
@@ -101,7 +101,7 @@ def test_several_losses_without_labels_fail_as_in_pml(z):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_references_without_labels_are_checked_all_the_same(bad, z):
+def test_references_without_labels_are_checked(bad, z):
     others = torch.randn(4, SIZE)
     others[1, 2] = bad
     with pytest.raises(ValueError, match="ref_emb must be finite"):
@@ -138,7 +138,7 @@ class Counts(losses.ContrastiveLoss):
 
 
 @pytest.mark.parametrize("call", [1, 2])
-def test_a_loss_that_fails_half_way_leaves_its_own_statistics_as_they_were(call, z):
+def test_error_in_the_wrapped_loss_restores_its_statistics(call, z):
     loss = make_loss(Counts())
     loss(z, LABELS)
     before, loss.limit = copied_state(loss), int(loss.calls) + call
@@ -148,7 +148,7 @@ def test_a_loss_that_fails_half_way_leaves_its_own_statistics_as_they_were(call,
 
 
 @pytest.mark.parametrize("case", sorted(REFUSED_LATE))
-def test_whoever_refuses_a_batch_nothing_has_changed(case, z):
+def test_late_errors_change_nothing(case, z):
     wrapped, arguments = REFUSED_LATE[case]
     loss = make_loss(wrapped)
     loss(z, LABELS)

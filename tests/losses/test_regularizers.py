@@ -34,7 +34,7 @@ def z():
 
 
 class Weights(regularizers.BaseRegularizer):
-    """The sum of all weights, so that each time it counts is told by the value."""
+    """The sum of all weights: the value shows how often it counts."""
 
     def compute_loss(self, x):
         return {"loss": {"losses": x.sum(), "indices": None, "reduction_type": "already_reduced"}}
@@ -59,7 +59,7 @@ REGULARIZED = {
 
 
 def values_of(make, z, own=None, **kwargs):
-    """Value and gradient in training and in evaluation; with the same draws, and synthetic negatives counting."""
+    """Return value and gradient in training and evaluation, with fixed draws and a weight of synthetic negatives."""
     torch.manual_seed(3)
     loss = HardNegativeGenerationLoss(make(**kwargs), generator_of(), **(own or {})).double()
     loss.levels.generator.value.fill_(10.0)
@@ -97,7 +97,7 @@ def test_a_weight_regularizer_counts_once(name, z):
         torch.testing.assert_close(with_it[0] - without[0], 7 * total, rtol=1e-6, atol=1e-6)
 
 
-def test_a_regularizer_that_is_set_later_counts_once(z):
+def test_regularizer_set_later_counts_once(z):
     for wrapped in (losses.ContrastiveLoss(), losses.MultipleLosses([losses.ContrastiveLoss()])):
         loss = make_loss(wrapped).eval()
         before = loss(z, LABELS)
@@ -105,7 +105,7 @@ def test_a_regularizer_that_is_set_later_counts_once(z):
         torch.testing.assert_close(loss(z, LABELS) - before, z.norm(dim=1).mean())
 
 
-def test_the_generators_own_half_of_an_iteration_has_no_regularizer(z):
+def test_second_step_has_no_regularizer(z):
     loss = make_loss(**lp(), collect_stats=True)
     with loss.phase("generation"):
         value = loss(z.detach(), LABELS)
@@ -114,8 +114,8 @@ def test_the_generators_own_half_of_an_iteration_has_no_regularizer(z):
 
 @pytest.mark.parametrize("labels", [[], [4], [0, 1, 2, 3]])
 @pytest.mark.parametrize("owner", ["wrapped", "wrapper"])
-def test_a_regularizer_of_a_batch_with_nothing_to_compare(owner, labels):
-    """It counts, but says nothing about how far training is."""
+def test_regularizer_counts_without_pairs_but_leaves_the_level(owner, labels):
+    """It counts, but does not show how far training is."""
     z = torch.randn(len(labels), SIZE, requires_grad=True)
     loss = make_loss(losses.NPairsLoss(**(lp() if owner == "wrapped" else {})), **(lp() if owner == "wrapper" else {}))
     loss.levels.generator.value.fill_(10.0)
@@ -128,7 +128,7 @@ def test_a_regularizer_of_a_batch_with_nothing_to_compare(owner, labels):
     assert z.grad.isfinite().all()
 
 
-def test_what_was_left_out_is_back_even_after_an_error():
+def test_regularizers_return_after_an_error():
     loss = losses.MultipleLosses({"a": losses.ArcFaceLoss(3, 4, weight_regularizer=Weights(), **lp())})
     names, found = [name for name, _ in loss.named_modules()], vars(loss.losses["a"])["_modules"].copy()
     with pytest.raises(KeyError), without_regularizers(loss):
@@ -138,7 +138,7 @@ def test_what_was_left_out_is_back_even_after_an_error():
 
 
 class CallsItsRegularizer(nn.Module):
-    """Of another library: it may give ``embedding_regularizer`` a meaning of its own."""
+    """A loss of another library: its `embedding_regularizer` may mean something else."""
 
     def __init__(self):
         super().__init__()
@@ -148,7 +148,7 @@ class CallsItsRegularizer(nn.Module):
         return losses.ContrastiveLoss()(self.embedding_regularizer(embeddings), labels)
 
 
-def test_only_losses_of_pml_are_asked_for_regularizers(z):
+def test_only_pml_losses_lose_their_regularizers(z):
     synthetic_loss.register(CallsItsRegularizer, labelled_synthetic_loss)
     loss = make_loss(CallsItsRegularizer(), collect_stats=True)
     loss.levels.generator.observe(torch.tensor(1.0))
@@ -158,7 +158,7 @@ def test_only_losses_of_pml_are_asked_for_regularizers(z):
 
 
 def test_the_published_penalty_is_part_of_the_published_loss(z):
-    """Of both its halves, as the authors have it."""
+    """It applies to the real and the synthetic batch, as in the authors' code."""
     loss = make_loss(PublishedNPairsLoss(3), collect_stats=True)
     plain = PublishedNPairsLoss(3)
     plain.embedding_regularizer = None

@@ -1,4 +1,4 @@
-"""A loss of one's own must return one number, and is named if it does not."""
+"""A custom loss must return one number; the error names a loss that does not."""
 
 import copy
 
@@ -15,7 +15,7 @@ def z():
 
 
 class Returns(nn.Module):
-    """A loss of no library, and what it makes of its value."""
+    """A plain module as a loss; `finish` turns its values into what it returns."""
 
     def __init__(self, finish):
         super().__init__()
@@ -36,7 +36,7 @@ NO_SCALARS = {
 
 @pytest.mark.parametrize("labels", [LABELS, LABELS.unique()], ids=["negatives", "no positives, so no negatives"])
 @pytest.mark.parametrize("case", sorted(NO_SCALARS))
-def test_what_is_no_scalar_is_named(case, labels, z):
+def test_values_that_are_not_scalars_raise(case, labels, z):
     finish, kind, found = NO_SCALARS[case]
     wrapped = register(Returns, within_one_batch)(finish)
     loss = make_loss(wrapped)
@@ -47,7 +47,7 @@ def test_what_is_no_scalar_is_named(case, labels, z):
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, msg=name)
 
 
-def test_what_a_registered_function_forgets_to_return_is_named(z):
+def test_registered_function_that_returns_nothing_raises(z):
     wrapped = register(Returns, lambda loss, batch: None)(torch.mean)
     with pytest.raises(TypeError, match="the function registered for it, must return a scalar tensor, got NoneType"):
         make_loss(wrapped)(z, LABELS)

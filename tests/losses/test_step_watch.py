@@ -1,4 +1,4 @@
-"""How long optimizer steps are watched, and a frozen loss, which generates nothing."""
+"""How long optimizer steps are watched, and the warning about a frozen loss."""
 
 import copy
 import gc
@@ -32,7 +32,7 @@ def test_a_copy_watches_for_itself():
 
 
 @pytest.mark.usefixtures("no_losses_left_from_before")
-def test_the_watch_ends_with_its_first_finding():
+def test_watch_ends_with_its_first_finding():
     loss = make_loss()
     train(loss, [trunk_optimizer()], 1)
     assert len(_global_optimizer_post_hooks) == 1
@@ -41,7 +41,7 @@ def test_the_watch_ends_with_its_first_finding():
 
 
 @pytest.mark.usefixtures("no_losses_left_from_before")
-def test_a_loss_that_is_thrown_away_leaves_no_hook():
+def test_deleted_loss_leaves_no_hook():
     thrown_away, other = make_loss(), make_loss()
     train(thrown_away, [trunk_optimizer()], 1)
     del thrown_away
@@ -52,7 +52,7 @@ def test_a_loss_that_is_thrown_away_leaves_no_hook():
 
 @pytest.mark.usefixtures("no_losses_left_from_before")
 def test_two_losses_at_once():
-    """Their watches end inside the same optimizer's step."""
+    """Both watches end inside one optimizer step."""
     first, second = make_loss(), make_loss()
     optimizer = torch.optim.SGD([*first.parameter_groups(0.1), *second.parameter_groups(0.1)])
     for _ in range(4):
@@ -61,7 +61,7 @@ def test_two_losses_at_once():
     assert not _global_optimizer_post_hooks
 
 
-def test_somebody_elses_hook_goes_on():
+def test_other_optimizer_hooks_stay():
     seen = []
     loss = make_loss()
     loss(torch.randn(6, 8), LABELS).backward()
@@ -73,7 +73,7 @@ def test_somebody_elses_hook_goes_on():
     assert len(seen) == 2
 
 
-def test_a_frozen_loss_in_evaluation_mode_is_told_once():
+def test_frozen_loss_in_evaluation_mode_warns_once():
     def train_frozen(loss, batches, **kwargs):
         return [text for text in train(loss, [trunk_optimizer()], batches, **kwargs) if "freeze_these" in text]
 
@@ -84,7 +84,7 @@ def test_a_frozen_loss_in_evaluation_mode_is_told_once():
     assert not train_frozen(frozen, 5)
     without = HardNegativeGenerationLoss(losses.NPairsLoss(), MixupGenerator(9, 8)).eval()
     assert len(train_frozen(without, 5)) == 1
-    # What the message advises, and what nobody is to be told of.
+    # What the message advises must not warn, nor must other uses.
     assert not train_frozen(make_loss().requires_grad_(False), 5)
     assert not train_frozen(make_loss().eval(), 5)
     assert not train_frozen(make_loss().eval().requires_grad_(False), 5, step_every=100)
@@ -96,8 +96,8 @@ def test_a_frozen_loss_in_evaluation_mode_is_told_once():
             trunk.step()
 
 
-def test_validation_between_training_batches_is_not_told():
-    """Of a loss without parameters, whose validation leaves gradients on."""
+def test_validation_between_training_batches_does_not_warn():
+    """The loss has no parameters, and validation leaves gradients enabled."""
     loss = HardNegativeGenerationLoss(losses.NPairsLoss(), MixupGenerator(9, 8))
     trunk = trunk_optimizer()
     z = trunk.param_groups[0]["params"][0]

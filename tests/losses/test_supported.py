@@ -1,4 +1,4 @@
-"""What a refusal advises works: each line of code in a message is run."""
+"""The advice of refusals works: every line of code in a message is run."""
 
 import re
 
@@ -22,7 +22,7 @@ def generator_of():
 
 
 def run(line, loss):
-    """The value of a line of code, in which names mean what they say."""
+    """Evaluate a line of code with the names that messages use."""
     names = {
         "HardNegativeGenerationLoss": HardNegativeGenerationLoss,
         "DistributedLossWrapper": DistributedLossWrapper,
@@ -42,7 +42,7 @@ def run(line, loss):
 
 
 def lines_of(message):
-    """Code that a message advises: calls, to the end of their brackets, and sums of them."""
+    """Return the code in a message: calls with their brackets, and sums of calls."""
     found, start = [], 0
     pattern = re.compile(r"(?:pml_gca\.|losses\.|torch\.)?[\w.]*[A-Za-z]\(")
     while match := pattern.search(message, start):
@@ -75,7 +75,7 @@ def test_a_refused_loss(name):
         value.backward()
 
 
-def test_a_loss_that_knows_no_references():
+def test_loss_without_references():
     loss = HardNegativeGenerationLoss(losses.NPairsLoss(), generator_of())
     embeddings = torch.randn(6, SIZE)
     message = message_of(lambda: loss(embeddings, LABELS, None, torch.randn(6, SIZE), LABELS))
@@ -113,7 +113,7 @@ def test_a_loss_inside_something_else(name):
     assert run(line, loss)(torch.randn(6, SIZE), LABELS).isfinite()
 
 
-def test_a_class_and_a_loss_that_has_a_generator():
+def test_classes_and_losses_with_a_generator_are_refused():
     message = message_of(lambda: HardNegativeGenerationLoss(losses.ContrastiveLoss, generator_of()))
     assert "got the class ContrastiveLoss. Make one: ContrastiveLoss(...)" in message
     loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator_of())

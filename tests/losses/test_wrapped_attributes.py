@@ -62,15 +62,15 @@ def test_every_public_attribute_of_a_loss_is_read_and_set_through_the_wrapper(na
 
 
 @pytest.mark.parametrize("name", sorted(WORKS))
-def test_no_name_of_the_wrapper_is_one_of_a_loss(name):
-    """But for those of PML's base class, and ``beta``, which is the wrapped loss's where it has one."""
+def test_wrapper_hides_no_attribute_of_a_loss(name):
+    """Except names of PML's base class, and `beta`, which belongs to the wrapped loss if it has one."""
     wrapped = WORKS[name](NUM_CLASSES)
     loss = make_loss()
     own = {*vars(loss), *loss._modules, *dir(type(loss))} - set(dir(BaseMetricLossFunction))
     assert {key for key in own if not key.startswith("_") and hasattr(wrapped, key)} <= COLLECTS_ITSELF
 
 
-def test_a_miner_with_the_distance_of_the_loss_mines_what_it_does_with_the_wrapped_ones(z):
+def test_miner_can_use_the_distance_through_the_wrapper(z):
     wrapped = losses.TripletMarginLoss(distance=distances.CosineSimilarity())
     mined = [
         miners.TripletMarginMiner(margin=0.1, distance=each.distance)(z, LABELS)
@@ -80,7 +80,7 @@ def test_a_miner_with_the_distance_of_the_loss_mines_what_it_does_with_the_wrapp
     assert all(torch.equal(a, b) for a, b in zip(*mined, strict=True))
 
 
-def test_a_distance_or_reducer_that_is_set_is_used(z):
+def test_new_distance_and_reducer_are_used(z):
     loss = make_loss(losses.TripletMarginLoss(margin=0.3), collect_stats=True)
     loss.distance, loss.margin = distances.CosineSimilarity(), 0.5
     loss.set_reducer(reducers.SumReducer())
@@ -92,7 +92,7 @@ def test_a_distance_or_reducer_that_is_set_is_used(z):
     torch.testing.assert_close(loss.eval()(z, LABELS), expected)
 
 
-def test_parameters_that_are_set_are_the_wrapped_losses():
+def test_new_parameters_belong_to_the_wrapped_loss():
     loss = make_loss(losses.ProxyAnchorLoss(NUM_CLASSES, SIZE))
     names, count = list(loss.state_dict()), len(list(loss.parameters()))
     proxies = nn.Parameter(torch.randn(NUM_CLASSES, SIZE))
@@ -110,7 +110,7 @@ def test_methods_of_classification_losses(z):
 
 
 @pytest.mark.parametrize("make", [losses.MarginLoss, losses.MultiSimilarityLoss])
-def test_beta_is_the_wrapped_losses_where_it_has_one(make):
+def test_beta_belongs_to_the_wrapped_loss_if_it_has_one(make):
     loss = make_loss(make(beta=1.5), beta=30.0)
     assert (float(loss.beta), loss.synthetic_beta) == (1.5, 30.0)
     assert "synthetic_beta" in loss._record_these
@@ -121,7 +121,7 @@ def test_beta_is_the_wrapped_losses_where_it_has_one(make):
     assert weight.item() == pytest.approx(1 - math.exp(-3))
 
 
-def test_beta_is_the_wrappers_else():
+def test_beta_belongs_to_the_wrapper_otherwise():
     loss = make_loss(beta=30.0)
     assert loss.beta == loss.synthetic_beta == 30.0
     loss.beta = 10.0
@@ -140,7 +140,7 @@ LATER = {
 
 
 @pytest.mark.parametrize("case", sorted(LATER))
-def test_what_is_set_later_is_refused_as_if_it_had_been_there(case, z):
+def test_later_changes_are_checked(case, z):
     change, message = LATER[case]
     loss = make_loss(losses.NTXentLoss())
     change(loss)
@@ -150,7 +150,7 @@ def test_what_is_set_later_is_refused_as_if_it_had_been_there(case, z):
     assert_unchanged(loss, before)
 
 
-def test_in_evaluation_values_of_any_kind_are_the_wrapped_losses_but_a_regularizer_needs_a_scalar(z):
+def test_evaluation_returns_any_value_but_a_regularizer_needs_a_scalar(z):
     loss, own = make_loss().eval(), make_loss(embedding_regularizer=regularizers.LpRegularizer()).eval()
     for each in (loss, own):
         each.reducer = reducers.DoNothingReducer()
@@ -159,7 +159,7 @@ def test_in_evaluation_values_of_any_kind_are_the_wrapped_losses_but_a_regulariz
         own(z, LABELS)
 
 
-def test_what_neither_has_is_an_attribute_error_that_names_it():
+def test_unknown_attribute_raises_attribute_error():
     with pytest.raises(AttributeError, match="proxies"):
         _ = make_loss().proxies
     with pytest.raises(AttributeError, match="distance"):
@@ -172,7 +172,7 @@ def test_what_neither_has_is_an_attribute_error_that_names_it():
 
 
 @pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
-def test_copies_pass_on_to_their_own_wrapped_loss(make_copy):
+def test_copies_delegate_to_their_own_wrapped_loss(make_copy):
     loss = make_loss(losses.ProxyAnchorLoss(NUM_CLASSES, SIZE, margin=0.2))
     other = make_copy(loss)
     assert other.distance is other.loss.distance is not loss.distance

@@ -1,4 +1,4 @@
-"""The miner leaves its generator alone, copies, records, and names bad input."""
+"""The miner does not change its generator; copies, records and bad input."""
 
 import copy
 import pickle
@@ -35,7 +35,7 @@ def test_the_generator_is_left_as_it_was():
     assert embeddings.grad is None
 
 
-def test_the_mode_comes_back_after_an_error(monkeypatch):
+def test_mode_is_restored_after_an_error(monkeypatch):
     generator = make_generator()
     monkeypatch.setattr(generator.propagation, "forward", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):

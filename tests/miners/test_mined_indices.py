@@ -1,4 +1,4 @@
-"""What is mined, against a slow oracle, and what PML's losses make of it."""
+"""Mined indices equal a slow oracle's, and PML's losses accept them."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def test_references_against_a_slow_oracle(labels, ref_labels, count, output):
 
 
 def test_the_hardest_are_mined_first():
-    """The negatives for a count are among those for a larger one, and all of them when the count is large enough."""
+    """A larger count adds negatives; a large enough count gives all of them."""
     embeddings, labels = batch([0, 0, 1, 1, 2, 3, 3, 4])
     mined = [set(couples(*miner_of(k, "pairs")(embeddings, labels)[2:])) for k in range(1, 9)]
     assert all(fewer <= more for fewer, more in itertools.pairwise(mined))
@@ -106,7 +106,7 @@ def test_dtypes(dtype, label_dtype):
     mined = miner_of(4)(embeddings.to(dtype), labels.to(label_dtype))
     expected = miner_of(4)(embeddings, labels)
     assert all(t.dtype == torch.long for t in mined)
-    assert [t.tolist() for t in mined] == [t.tolist() for t in expected]  # all negatives, so no order of hardness
+    assert [t.tolist() for t in mined] == [t.tolist() for t in expected]  # as all negatives are mined
     mined = miner_of(4)(embeddings, labels, embeddings.to(dtype), labels.to(label_dtype))
     if dtype in (torch.float32, torch.float64):
         assert [t.tolist() for t in mined] == [t.tolist() for t in expected]

@@ -1,4 +1,4 @@
-"""References that repeat the batch are its samples."""
+"""References that repeat the batch count as its samples."""
 
 import pytest
 import torch
@@ -28,8 +28,8 @@ def test_a_repeated_batch_never_gives_an_anchor_itself(output, repeat):
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_a_repeated_batch_mines_what_the_batch_does(output):
-    """References that are the batch's own samples are no further nodes of the graph, as in the loss."""
+def test_repeated_batch_mines_the_same_as_the_batch(output):
+    """References equal to samples of the batch add no nodes to the graph, as in the loss."""
     embeddings, labels = batch([0, 0, 1, 1, 2, 2, 3, 3, 3, 4])
     miner = miner_of(2, output)
     alone = miner(embeddings, labels)
@@ -39,8 +39,8 @@ def test_a_repeated_batch_mines_what_the_batch_does(output):
 
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("size", [3, 10])
-def test_some_of_the_batch_repeated_mines_what_the_whole_does(output, size):
-    """The first anchors mine the same whether the batch is all there is, or the anchors come with it as references."""
+def test_part_of_a_batch_mines_the_same_as_the_whole(output, size):
+    """The first anchors mine the same in the whole batch, and alone with the batch as references."""
     torch.manual_seed(2)
     embeddings, labels = torch.randn(40, D), torch.randint(5, (40,))
     miner = miner_of(2, output)
@@ -52,8 +52,8 @@ def test_some_of_the_batch_repeated_mines_what_the_whole_does(output, size):
         assert [t.tolist() for t in split[start:stop]] == [t[of_first].tolist() for t in whole[start:stop]]
 
 
-def test_equal_samples_are_told_apart_in_references():
-    """A small class is drawn with repetition, and the distributed wrapper passes the batch as references."""
+def test_equal_samples_are_matched_in_references():
+    """Samplers repeat samples of small classes, and the distributed wrapper passes the batch as references."""
     z, labels = batch([0, 1])
     embeddings, labels = torch.cat([z, z]), torch.cat([labels, labels])
     miner = miner_of(3, "pairs")
@@ -70,8 +70,8 @@ def test_equal_samples_are_told_apart_in_references():
     output=st.sampled_from(OUTPUTS),
 )
 @settings(max_examples=30, deadline=None)
-def test_repeated_samples_mine_the_same_wherever_they_stand(rows, order, size, output):
-    """References that hold the batch, or the first of a batch whose rest comes as references, mine what it does."""
+def test_repeated_samples_mine_the_same_in_any_order(rows, order, size, output):
+    """References that contain the batch, whole or from its middle, mine the same as the batch."""
     points, point_labels = batch([0, 0, 1, 1, 2])
     embeddings, labels = points[rows], point_labels[rows]
     miner = miner_of(20, output)
@@ -95,11 +95,11 @@ def test_more_and_fewer_copies_in_references():
     z, labels = batch([0, 1])
     miner = miner_of(9, "pairs")
     twice, both = (torch.cat([z, z]), torch.cat([labels, labels])), (z, labels)
-    # Beyond those of the batch, a copy is a sample of its own: a positive of its anchor, and a negative of the other.
+    # An extra copy is a sample of its own: a positive of its anchor, and a negative of the other.
     more = miner(*both, *twice)
     assert couples(*more[:2]) == [(0, 2), (1, 3)]
     assert couples(*more[2:]) == [(0, 1), (0, 3), (1, 0), (1, 2)]
-    # The only copy is the first of the batch's, and so a positive of the second alone.
+    # The only copy matches the first sample of the batch, and is a positive of the second alone.
     fewer = miner(*twice, *both)
     assert couples(*fewer[:2]) == [(2, 0), (3, 1)]
     assert couples(*fewer[2:]) == [(0, 1), (1, 0), (2, 1), (3, 0)]

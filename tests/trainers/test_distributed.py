@@ -58,7 +58,7 @@ def gradients(loss):
 
 
 def seen(module, loss, embeddings, labels, rounds=1):
-    """Everything a test may ask about: the value, gradients, counts."""
+    """Return everything that tests check: value, gradients, counts."""
     try:
         for _ in range(rounds):
             embeddings.grad = None
@@ -77,7 +77,7 @@ def seen(module, loss, embeddings, labels, rounds=1):
 
 
 def in_parallel(loss):
-    # Each half of an iteration leaves some parameters without gradient.
+    # Each step of an iteration leaves some parameters without gradient.
     return DistributedDataParallel(DistributedLossWrapper(loss), find_unused_parameters=True)
 
 
@@ -88,7 +88,7 @@ ALTERNATING = {
 
 
 def train_alternating(rank, holder):
-    """Parameters of the loss, before and after a few iterations on batches of this process's own."""
+    """Return the parameters of the loss before and after a few iterations on batches of this process."""
     loss = make_loss()
     torch.manual_seed(20)
     metric_loss = ALTERNATING[holder](loss)
@@ -157,7 +157,7 @@ def results(tmp_path_factory):
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("this system cannot fork")
     folder = tmp_path_factory.mktemp("processes")
-    # A new process, that has started no threads before it forks.
+    # A new process that has not started threads before it forks.
     process = subprocess.Popen(
         [sys.executable, __file__, str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -219,8 +219,8 @@ def test_own_rows_are_no_positives(results, efficient):
         assert (matched["num_negatives"], matched["num_skipped_anchors"]) == (anchors * 2, 0)
 
 
-def test_the_wrapper_gives_each_process_its_rows_of_the_whole_gradient(results):
-    """World size times, which DistributedDataParallel around the model divides by."""
+def test_each_process_gets_its_rows_of_the_gradient(results):
+    """Scaled by the world size; DistributedDataParallel around the model divides by it."""
     loss = make_loss()
     embeddings = torch.cat([make_batch(rank).detach() for rank in range(WORLD)]).requires_grad_()
     whole = seen(loss, loss, embeddings, torch.tensor(USUAL * WORLD))
@@ -240,7 +240,7 @@ def test_data_parallel_loss(results, name):
 
 @pytest.mark.parametrize("efficient", [False, True])
 def test_data_parallel_wrapper(results, efficient):
-    """Around the wrapper it keeps the generators of all processes the same, which the wrapper alone does not."""
+    """DistributedDataParallel keeps the generators of all processes equal; the wrapper alone does not."""
     cases = [results[rank]["ddp of wrapper", efficient] for rank in range(WORLD)]
     for case in cases:
         assert_sound(case)
@@ -249,19 +249,19 @@ def test_data_parallel_wrapper(results, efficient):
     loss = make_loss()
     embeddings = torch.cat([make_batch(rank).detach() for rank in range(WORLD)]).requires_grad_()
     whole = seen(loss, loss, embeddings, torch.tensor(USUAL * WORLD))
-    name = "generator.auxiliary_classifier.weight"  # draws play no part in it
+    name = "generator.auxiliary_classifier.weight"  # independent of random draws
     directions = [case["parameters"][name].flatten() for case in (cases[0], whole)]
     assert torch.cosine_similarity(*directions, dim=0) > 0.9999
 
 
 @pytest.mark.parametrize("holder", ALTERNATING)
-def test_halves_of_the_alternating_trainer(results, holder):
-    """Generators of all processes move, and stay the same, though their batches and draws are not."""
+def test_both_steps_of_the_alternating_trainer(results, holder):
+    """Generators of all processes move and stay equal, although batches and random draws differ."""
     first, second = (results[rank]["alternating", holder] for rank in range(WORLD))
     for name, parameter in first["after"].items():
         assert torch.equal(parameter, second["after"][name]), name
         moved = not torch.equal(parameter, first["before"][name])
-        assert moved or name.endswith("edge.key.bias"), name  # a softmax over two keys does not see it
+        assert moved or name.endswith("edge.key.bias"), name  # a softmax over two keys cancels it
     assert first["restored"]
     assert "needs find_unused_parameters=True" in results[0]["alternating", "without"]
 
@@ -290,7 +290,7 @@ def test_miner_wrapper_mines_the_same_either_way(results):
 
 
 if __name__ == "__main__":
-    import torch._dynamo  # what DistributedDataParallel imports, once instead of in each process
+    import torch._dynamo  # DistributedDataParallel imports it; once is faster than in each process
 
     torch.set_num_threads(1)
     torch.multiprocessing.start_processes(run_process, (sys.argv[1],), nprocs=WORLD, start_method="fork")

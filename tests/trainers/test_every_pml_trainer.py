@@ -1,4 +1,4 @@
-"""Which of PML's trainers step the generator, and what is said of the one that does not."""
+"""Which of PML's trainers step the generator, and the warning for the one that does not."""
 
 import warnings
 
@@ -22,14 +22,14 @@ def make_loss():
 
 
 class Cascaded(trainers.CascadedEmbeddings):
-    """PML's, with one embedding of the whole size, under PML's names."""
+    """PML's trainer with a single embedding of the full size."""
 
     def __init__(self, *args, **kwargs):
         super().__init__([D], *args, **kwargs)
 
 
 class Pairs(torch.utils.data.Dataset):
-    """Two images of a class, as PML's two streams take them."""
+    """Two images of a class, for PML's two-stream trainer."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -43,7 +43,7 @@ class Pairs(torch.utils.data.Dataset):
 
 
 def make_any_trainer(trainer, loss, with_optimizer=True, held_by="metric_loss"):
-    """Any of PML's trainers; ``held_by`` names the optimizer that holds the loss's parameters."""
+    """Make any of PML's trainers; `held_by` names the optimizer that has the loss's parameters."""
     torch.manual_seed(2)
     labels = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
     dataset = EmbeddingDataset(torch.randn(len(labels), WIDTH), labels)
@@ -75,7 +75,7 @@ def make_any_trainer(trainer, loss, with_optimizer=True, held_by="metric_loss"):
 
 
 def moved_by(made, loss):
-    """How many of the generator's parameters a training moves, and what it warns of."""
+    """Return how many of the generator's parameters a training moves, and its warnings."""
     before = [p.clone() for p in loss.generator.parameters()]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -96,7 +96,7 @@ def test_every_other_trainer_steps_the_generator_if_given_its_optimizer(trainer,
     assert len(messages) == (0 if with_optimizer else 1)
 
 
-def test_these_are_all_trainers_that_pml_has():
+def test_all_pml_trainers_are_tested():
     base = trainers.BaseTrainer.step_optimizers
     found = {t for t in vars(trainers).values() if isinstance(t, type)} - {trainers.BaseTrainer, ADVERSARIAL}
     assert all(issubclass(t, tuple(found)) for t in STEPPING)
@@ -110,7 +110,7 @@ def test_these_are_all_trainers_that_pml_has():
     [(True, "metric_loss", False), (False, "", False), (True, "embedder", True), (True, "classifier", True)],
 )
 def test_the_adversarial_trainer_steps_optimizers_of_models_alone(with_optimizer, held_by, learns):
-    """README says so, and the warning says what to do."""
+    """README states it, and the warning says what to do."""
     loss = make_loss()
     moved, messages = moved_by(make_any_trainer(ADVERSARIAL, loss, with_optimizer, held_by), loss)
     assert moved == (len(list(loss.generator.parameters())) if learns else 0)
@@ -118,7 +118,7 @@ def test_the_adversarial_trainer_steps_optimizers_of_models_alone(with_optimizer
     assert learns or "DeepAdversarialMetricLearning steps no optimizer of a loss" in messages[0]
 
 
-def test_an_adversarial_trainer_that_was_taught_to_step_raises_no_alarm():
+def test_adversarial_trainer_subclass_that_steps_does_not_warn():
     class Taught(ADVERSARIAL):
         def step_optimizers(self):
             super().step_optimizers()
@@ -151,8 +151,8 @@ class SteppingSeldom(trainers.MetricLossOnly):
         (SteppingSeldom, None, True),
     ],
 )
-def test_an_optimizer_that_is_made_and_not_given(trainer, hook, learns):
-    """It is forgotten, unless somebody else may step it."""
+def test_optimizer_that_no_trainer_has(trainer, hook, learns):
+    """It counts as missing, unless other code may step it."""
     loss = make_loss()
     made = make_any_trainer(trainer, loss, with_optimizer=False)
     made.own = torch.optim.AdamW(loss.parameter_groups(lr=1e-3))
@@ -162,7 +162,7 @@ def test_an_optimizer_that_is_made_and_not_given(trainer, hook, learns):
     assert [text[:24] for text in messages] == ([] if learns else ["Optimizers step, but so "])
 
 
-def test_trainers_that_were_never_finished_do_no_harm():
+def test_incomplete_trainers_do_not_matter():
     kept = [AutocastTrainer.__new__(AutocastTrainer), make_any_trainer(trainers.MetricLossOnly, make_loss())]
     kept[1].loss_funcs["metric_loss"] = lambda *args: 0.0
     loss = make_loss()
@@ -170,7 +170,7 @@ def test_trainers_that_were_never_finished_do_no_harm():
 
 
 def test_an_optimizer_of_a_frozen_model():
-    """PML steps none whose model is frozen, whatever else it holds."""
+    """PML does not step the optimizer of a frozen model, whatever else it holds."""
     loss = make_loss()
     made = make_any_trainer(trainers.MetricLossOnly, loss, held_by="embedder")
     made.freeze_these = ["embedder"]

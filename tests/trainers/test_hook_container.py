@@ -26,7 +26,7 @@ WRAPPED = {
     "n_pairs": lambda d: losses.NPairsLoss(),
     "contrastive": lambda d: losses.ContrastiveLoss(),
     "proxy_anchor": lambda d: losses.ProxyAnchorLoss(CLASSES, d),
-    # a dict, as PML's own records of a MultipleLosses made from a list are table names that SQLite refuses
+    # a dict: for a list, PML's table names would be refused by SQLite
     "multiple": lambda d: losses.MultipleLosses({"a": losses.ContrastiveLoss(), "b": losses.NPairsLoss()}),
 }
 
@@ -103,7 +103,7 @@ class Run:
         return self
 
     def tables(self):
-        """{table: {column: values}} of everything recorded."""
+        """Return {table: {column: values}} of all records."""
         with sqlite3.connect(self.folder / "csv" / "logs.db") as db:
             names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type='table'")]
             found = {}
@@ -115,7 +115,7 @@ class Run:
         return found
 
     def state(self):
-        """Every tensor and number that a resumed run needs."""
+        """Return every tensor and number that a resumed run needs."""
         parts = {}
         for group in ("models", "optimizers", "lr_schedulers", "loss_funcs"):
             for name, part in getattr(self.trainer, group).items():
@@ -132,7 +132,7 @@ def pml_collects_stats():
 
 @pytest.fixture
 def appended(monkeypatch):
-    """Every record handed to record-keeper's writer: (table, column, number of values)."""
+    """Collect every record passed to record-keeper's writer: (table, column, number of values)."""
     records = []
     append = record_keeper.RecordWriter.append
 
@@ -184,7 +184,7 @@ def test_a_run_with_all_hooks(tmp_path, appended, wrapped, collect_stats):
         assert GENERATOR_TABLE not in tables
         assert set(tables[LOSS_TABLE]) == {"id", "~iteration~", "beta", "metric_level", "generator_level"}
     large = {series for _, series, size in appended if size > 1}
-    assert large <= ({"proxies"} if wrapped == "proxy_anchor" else set())  # PML records those of a plain loss, too
+    assert large <= ({"proxies"} if wrapped == "proxy_anchor" else set())  # PML also records those of a plain loss
     assert (tmp_path / "csv" / f"{LOSS_TABLE}.csv").is_file()
     assert any((tmp_path / "tensorboard").iterdir())
 
@@ -200,7 +200,7 @@ def test_a_run_with_the_miner(tmp_path):
     tables = Run(tmp_path, "contrastive", with_miner=True).train(epochs=2).tables()
     assert_stats(tables)
     mined = tables["tuple_miner_GlobalCorrelationMiner"]
-    assert mined["num_triplets"] == [BATCH] * 2 * ITERATIONS  # of each pair of positives, both ways round
+    assert mined["num_triplets"] == [BATCH] * 2 * ITERATIONS  # each pair of positives in both directions
     assert not [name for name in tables if name.startswith("tuple_miner_GlobalCorrelationMiner_")]
 
 
@@ -222,7 +222,7 @@ def test_records_do_not_grow_with_the_generator(tmp_path, appended):
 
 @pytest.mark.parametrize("level_momentum", [0.9, None])
 @pytest.mark.parametrize("wrapped", ["n_pairs", "proxy_anchor"])
-def test_a_resumed_run_is_an_uninterrupted_one(tmp_path, wrapped, level_momentum):
+def test_resumed_run_equals_an_unbroken_one(tmp_path, wrapped, level_momentum):
     whole = Run(tmp_path / "whole", wrapped, level_momentum=level_momentum).train(epochs=2)
     first = Run(tmp_path / "parts", wrapped, level_momentum=level_momentum).train(epochs=1)
     second = Run(tmp_path / "parts", wrapped, seed=7, level_momentum=level_momentum)
@@ -246,7 +246,7 @@ def test_loading_the_best_models(tmp_path):
     fresh = Run(tmp_path, seed=7, with_miner=True)
     assert fresh.hooks.load_latest_saved_models(fresh.trainer, fresh.models_folder, torch.device("cpu"), best=True) > 1
     assert fresh.loss.metric_level.isfinite()
-    # loading happens in place: the miner still looks at the loss's generator
+    # loading is in-place: the miner still uses the loss's generator
     assert fresh.trainer.mining_funcs["tuple_miner"].generator is fresh.loss.generator
     assert set(fresh.loss.state_dict()) == set(run.loss.state_dict())
 

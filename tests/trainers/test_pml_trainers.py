@@ -33,7 +33,7 @@ def make_loss(wrapped=None, **kwargs):
 
 
 def make_trainer(loss, trainer=trainers.MetricLossOnly, dataset=None, with_optimizer=True, **kwargs):
-    """A trainer of ``loss`` whose history lists the metric loss of every iteration, as the trainer sees it."""
+    """Make a trainer of `loss` with a `history` of the metric loss of every iteration."""
     dataset = dataset or make_dataset()
     torch.manual_seed(2)
     models = {"trunk": nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, D))}
@@ -156,7 +156,7 @@ def test_pml_renumbers_labels():
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"dataset_labels": list(LABELS)}])
-def test_labels_that_nobody_renumbers(kwargs):
+def test_labels_without_renumbering_raise(kwargs):
     loss = make_loss()
     before = copied_state(loss)
     made = make_trainer(loss, dataset=make_dataset(LABELS), **kwargs)
@@ -166,7 +166,7 @@ def test_labels_that_nobody_renumbers(kwargs):
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_a_forgotten_optimizer_is_warned_of_once(trainer):
+def test_missing_optimizer_warns_once(trainer):
     made = make_trainer(make_loss(), trainer, with_optimizer=False)
     with pytest.warns(UserWarning, match="metric_loss_optimizer") as caught:
         seeded_training(made, num_epochs=2)
@@ -183,7 +183,7 @@ def test_no_warning_where_an_optimizer_steps(trainer):
 
 
 def test_two_losses_in_one_process():
-    """Each watches for its optimizer's first step, and neither may disturb the other's."""
+    """Each watches for its optimizer's first step, without affecting the other."""
     trained = [make_loss(), make_loss()]
     optimizers = [torch.optim.AdamW(loss.parameter_groups(lr=1e-3)) for loss in trained]
     torch.manual_seed(6)
@@ -194,7 +194,7 @@ def test_two_losses_in_one_process():
             optimizer.step()
 
 
-def test_a_loss_that_never_got_its_optimizer_does_not_disturb_the_next():
+def test_loss_without_optimizer_does_not_affect_the_next():
     idle = make_loss()
     torch.manual_seed(6)
     idle(torch.randn(6, D, requires_grad=True), torch.arange(3).repeat(2)).backward()
@@ -230,7 +230,7 @@ def test_miner_with_a_plain_loss(wrapped, output):
     assert all(p.grad is None for p in generator.parameters())
 
 
-def test_the_miner_changes_what_the_wrapped_loss_sees_and_not_what_is_generated():
+def test_miner_affects_the_wrapped_loss_but_not_generation():
     torch.manual_seed(4)
     embeddings, labels = torch.randn(12, D), torch.arange(4).repeat(3)
     loss = make_loss(losses.TripletMarginLoss(), collect_stats=True)

@@ -1,4 +1,4 @@
-"""Both training schedules, a few steps of a tiny model, against every step written out by hand."""
+"""Both training schedules equal a few steps of a tiny model, written out by hand."""
 
 import copy
 import math
@@ -60,7 +60,7 @@ def train(trainer_class, models, generator, images, **kwargs):
 
 
 class AdamW:
-    """Of single tensors; one without a gradient is left alone, unless it had one before and zeros are kept."""
+    """AdamW for single tensors. A tensor without gradient is skipped, unless it had one before and `keep_zeros` is set."""
 
     def __init__(self):
         self.state = {}
@@ -80,7 +80,7 @@ class AdamW:
 
 
 def contrastive(z, negatives):
-    """Distances of real positives, and what real or given negatives lack to a margin of 1; means of what is not 0."""
+    """Contrastive loss: means of positive distances, and of how far real or given negatives fall short of a margin of 1."""
     unit = [row / torch.sqrt((row**2).sum()) for row in z]
     rows = range(len(LABELS))
     positives = [oracle.distance(unit[i], unit[j]) for i in rows for j in rows if i != j and LABELS[i] == LABELS[j]]
@@ -92,7 +92,7 @@ def contrastive(z, negatives):
 
 
 def expected_levels_after_training(models, generator, images, draws, alternating):
-    """Steps ``models`` and ``generator`` in place; none of their code runs, they hold parameters."""
+    """Step the parameters of `models` and `generator` in-place, without running their code; return the levels."""
     embedder = [p for model in models.values() for p in model.parameters()]
     propagation, auxiliary = (list(m.parameters()) for m in (generator.propagation, generator.auxiliary_classifier))
     adamw = AdamW()
@@ -140,7 +140,7 @@ def test_schedules_step_as_written_out_by_hand(trainer_class, monkeypatch):
 
 
 def test_the_second_step_moves_the_propagation_alone():
-    """All of it, what J_gen does not reach, the node classifier, by its momentum."""
+    """J_gen does not reach the node classifier; it moves by momentum."""
     states = []
 
     class Watched(AlternatingTrainer):
@@ -160,7 +160,7 @@ def test_the_second_step_moves_the_propagation_alone():
         assert moved == {name for name in before if name.startswith("metric_loss.generator.propagation.")}
 
 
-def test_a_loss_in_a_wrapper_has_its_epochs_and_halves():
+def test_loss_inside_a_wrapper_gets_epochs_and_both_steps():
     class Wrapper(nn.Module):  # as PML's DistributedLossWrapper
         def __init__(self, loss):
             super().__init__()
@@ -215,10 +215,10 @@ def test_records_of_both_steps():
     )
     assert min(parts) > 0
     assert of_generator == pytest.approx(sum(parts))
-    assert total == pytest.approx(metric + of_generator)  # the synthetic loss has no weight yet
+    assert total == pytest.approx(metric + of_generator)  # the weight of the synthetic loss is still 0
 
 
-def test_a_phase_ends_where_its_context_does():
+def test_phase_ends_with_its_context_even_after_an_error():
     loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), GlobalCorrelationGenerator(4, 8))
     z, y = torch.randn(6, 8, requires_grad=True), torch.arange(6) % 3
     with loss.phase("generation"), pytest.raises(ValueError, match="finite"):
@@ -229,7 +229,7 @@ def test_a_phase_ends_where_its_context_does():
 
 
 class NamedTerms(BaseGenerator):
-    """Real negatives, and terms of its own beside the one that all generators share."""
+    """Real negatives, and terms of its own beside `generation_loss`."""
 
     TERMS = ("reconstruction_loss", "generation_loss", "generation_loss_of_mine", "Consistency")
     has_objective = True
@@ -248,7 +248,7 @@ class NamedTerms(BaseGenerator):
     ("phase", "value", "trained"),
     [("all", 1111, [1, 1, 1, 1]), ("embedding", 1101, [1, 0, 1, 1]), ("generation", 10, [0, 1, 0, 0])],
 )
-def test_all_terms_of_any_name_are_of_the_first_half_but_the_generation_loss(phase, value, trained):
+def test_only_generation_loss_belongs_to_the_second_step(phase, value, trained):
     loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), NamedTerms(), collect_stats=True)
     with loss.phase(phase):
         loss(torch.randn(6, 8, requires_grad=True), torch.arange(6) % 3).backward()
@@ -267,7 +267,7 @@ class CountsFully(WithoutItsLoss):
 
 @pytest.mark.parametrize("trainer_class", [AlternatingTrainer, AutocastTrainer])
 @pytest.mark.parametrize("generator_class", [NamedTerms, WithoutItsLoss, CountsFully])
-def test_a_generator_whose_negatives_can_never_count_is_told_once(trainer_class, generator_class):
+def test_missing_generation_loss_warns_once(trainer_class, generator_class):
     models, *_, images = make_models()
     generator = generator_class().double()
     loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), generator, collect_stats=True)
@@ -298,7 +298,7 @@ def test_degenerate_batches_in_both_phases(y):
         assert torch.isfinite(total)
 
 
-def test_autocast_is_that_of_the_forward_pass():
+def test_autocast_covers_forward_passes():
     models, generator, images = make_models()
     models, generator = nn.ModuleDict(models).float(), generator.float()
     dtypes = []

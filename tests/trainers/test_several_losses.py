@@ -1,4 +1,4 @@
-"""Generating losses beside others, in whatever holds them, under the trainers that know of halves and epochs."""
+"""Losses with a generator beside others, in any container, under our trainers."""
 
 import copy
 import warnings
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:DistributedLossWrapper is being 
 
 @pytest.fixture(autouse=True)
 def same_draws(monkeypatch):
-    """Loading data draws random numbers, too."""
+    """Use fixed weights: data loading also draws random numbers."""
     weights = module.class_weights
     monkeypatch.setattr(module, "class_weights", lambda *args: weights(*args[:-1], torch.full_like(args[-1], 0.3)))
 
@@ -50,7 +50,7 @@ class CountedMiner(miners.MultiSimilarityMiner):
 
 
 class Sum(nn.Module):
-    """A user's own combination, which PML knows nothing of."""
+    """A custom combination of losses."""
 
     def __init__(self, *parts):
         super().__init__()
@@ -103,7 +103,7 @@ def make_optimizers(embedder, metric_loss):
 
 
 def train(trainer_class, embedder, metric_loss, images, optimizers=None, first=1, epochs=EPOCHS, **kwargs):
-    """A trainer whose history lists the total loss of every iteration, as the trainer sees it."""
+    """Train, and return the trainer with a `history` of the total loss of every iteration."""
     data, history = TensorDataset(images, LABELS), []
     trainer = trainer_class(
         models={"trunk": nn.Identity(), "embedder": embedder},
@@ -132,7 +132,7 @@ def in_phase(loss, phase, *batch):
 
 
 def written_out(holder, embedder, metric_loss, images, alternating):
-    """The total loss of every iteration, each loss called and each parameter stepped by hand."""
+    """Return the total loss of every iteration, with all calls and steps written out by hand."""
     members = [m for m in metric_loss.modules() if isinstance(m, (HardNegativeGenerationLoss, CountedProxies))]
     members = [(loss, WEIGHT * factor) for loss, factor in zip(members, HOLDERS[holder], strict=True)]
     generating = [member for member in members if isinstance(member[0], HardNegativeGenerationLoss)]
@@ -167,7 +167,7 @@ def written_out(holder, embedder, metric_loss, images, alternating):
 
 @pytest.mark.parametrize("trainer_class", [AlternatingTrainer, AutocastTrainer])
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_all_generating_losses_have_their_halves_and_epochs_and_others_are_called_once(holder, trainer_class):
+def test_losses_with_a_generator_make_both_steps_and_others_one(holder, trainer_class):
     embedder, metric_loss, proxies, images = make(holder)
     expected_embedder, expected_loss = copy.deepcopy((embedder, metric_loss))
     trainer = train(trainer_class, embedder, metric_loss, images)
@@ -188,8 +188,8 @@ def test_all_generating_losses_have_their_halves_and_epochs_and_others_are_calle
     assert trainer.optimizers["metric_loss_optimizer"].state[proxies.proxies]["step"] == EPOCHS * ITERATIONS
 
 
-def test_a_memory_around_a_generating_loss_remembers_each_batch_once():
-    """Its second half meets the same references as its first."""
+def test_memory_stores_each_batch_once_in_both_steps():
+    """The second step uses the same references as the first."""
     met = []
 
     class Watched(GlobalCorrelationGenerator):
@@ -214,7 +214,7 @@ def test_one_generator_of_two_losses():
     trainer = train(AlternatingTrainer, embedder, pair, images)
     state = trainer.optimizers["metric_loss_optimizer"].state
     assert {int(state[p]["step"]) for p in generator.auxiliary_classifier.parameters()} == {EPOCHS * ITERATIONS}
-    # What the first half of the first iteration does not reach has no gradient yet.
+    # Parameters that the very first step does not reach have no gradient yet.
     steps = {int(state[p]["step"]) for p in generator.propagation.parameters()}
     assert steps == {2 * EPOCHS * ITERATIONS - 1, 2 * EPOCHS * ITERATIONS}
 
@@ -228,7 +228,7 @@ def without_objective(name):
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("name", ["without parameters", "node classification alone"])
 def test_a_generator_without_an_objective_is_stepped_once(name, beside):
-    """As by a trainer that steps everything at once."""
+    """The result equals that of a trainer with one step."""
     results = []
     for trainer_class in (AlternatingTrainer, AutocastTrainer):
         torch.manual_seed(0)
@@ -244,8 +244,8 @@ def test_a_generator_without_an_objective_is_stepped_once(name, beside):
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
-def test_a_frozen_generator_goes_on_generating():
-    """What the advice to those who freeze the whole loss comes to."""
+def test_frozen_generator_still_generates():
+    """The advice in the warning about a frozen loss works."""
     embedder, _, _, images = make(as_list)
     loss = generating(collect_stats=True)
     loss.requires_grad_(False)
@@ -265,8 +265,8 @@ def test_a_frozen_generator_goes_on_generating():
 
 @pytest.mark.filterwarnings("ignore:HardNegativeGenerationLoss is frozen")
 @pytest.mark.parametrize("with_optimizer", [False, True])
-def test_a_frozen_metric_loss_is_its_plain_losses(with_optimizer):
-    """All that it holds, in evaluation mode; nothing alternates, and no optimizer is needed."""
+def test_frozen_metric_loss_equals_its_plain_losses(with_optimizer):
+    """In evaluation mode nothing alternates, and no optimizer is needed."""
     results = []
     for trainer_class, generates in ((AlternatingTrainer, True), (AutocastTrainer, False)):
         torch.manual_seed(0)
@@ -282,7 +282,7 @@ def test_a_frozen_metric_loss_is_its_plain_losses(with_optimizer):
     assert torch.equal(results[0][1], results[1][1])
 
 
-def test_the_second_half_leaves_another_kind_of_classifier_alone():
+def test_second_step_leaves_other_classifiers_alone():
     loss = generating(generator=HardnessAwareGenerator(3, 8, reembed=True))
     embedder, _, _, images = make(as_list)
     trainer = train(AlternatingTrainer, embedder, loss, images)
@@ -291,8 +291,8 @@ def test_the_second_half_leaves_another_kind_of_classifier_alone():
     assert counts == [{2 * EPOCHS * ITERATIONS - 1}, {EPOCHS * ITERATIONS}]
 
 
-def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path):
-    """Gradients are in no checkpoint, and yet a parameter that has momentum is stepped at once."""
+def test_resumed_run_equals_an_unbroken_one(tmp_path):
+    """Checkpoints hold no gradients, but parameters with momentum move from the first step on."""
     whole = make(as_dict)
     trainer = train(AlternatingTrainer, *whole[:2], whole[3])
     embedder, metric_loss, _, images = make(as_dict)
@@ -312,7 +312,7 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(tmp_path):
 
 
 @pytest.mark.parametrize("trainer_class", [AlternatingTrainer])
-def test_no_generating_loss_in_several(trainer_class):
+def test_no_loss_has_a_generator(trainer_class):
     embedder, _, _, images = make(as_list)
     plain = losses.MultipleLosses([losses.ContrastiveLoss(), losses.ProxyAnchorLoss(3, 8)])
     with pytest.raises(TypeError, match=r"must be a HardNegativeGenerationLoss.*or contain one, got MultipleLosses"):

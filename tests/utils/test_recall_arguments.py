@@ -1,4 +1,4 @@
-"""Arguments of the calculator: in the order of PML, of any number type, and bad ones by name."""
+"""Arguments of the calculator: PML's order, any number type, and errors."""
 
 import copy
 import inspect
@@ -86,7 +86,7 @@ def test_bad_arguments(arguments, error, message):
         ({"exclude": (2,)}, TypeError, "exclude holds 2; expected names of metrics"),
     ],
 )
-def test_metrics_that_are_not_there(arguments, error, message):
+def test_unknown_metrics(arguments, error, message):
     q, ql, _, _ = make(9, 20, 1, 4)
     with pytest.raises(error, match=message):
         RecallCalculator(include=NAMES, recall_at=RECALLS, device=CPU).get_accuracy(q, ql, **arguments)

@@ -92,7 +92,7 @@ def test_labels_of_several_columns():
 def test_lone_queries_are_left_out_and_nan_when_none_is_left():
     embeddings = torch.tensor([[0.0], [1.0], [2.5], [5.0]])
     calculator = RecallCalculator(recall_at=(1, 2), include=("recall_at_1", "recall_at_2"), device=CPU)
-    # label 7 and 8 occur once; the two queries of label 0 are each other's nearest but for the 2.5 between
+    # labels 7 and 8 occur once; between the two queries of label 0 lies another embedding
     found = calculator.get_accuracy(embeddings, torch.tensor([0, 7, 0, 8]))
     assert found == {"recall_at_1": 0.0, "recall_at_2": 1.0}
     alone = calculator.get_accuracy(embeddings, torch.arange(4))
@@ -112,7 +112,7 @@ def test_pml_metrics_unchanged_and_recall_complete(k, self_match, flag):
     r, rl = (q, ql) if self_match else (r, rl)
     flags = {flag: True} if flag else {}
     ours = RecallCalculator(recall_at=(1, 30, 200), k=k, device=CPU, exclude=("NMI", "AMI"), **flags)
-    # Of a k beyond the references PML counts the last reference over and over, and its MAP exceeds 1.
+    # If k exceeds the references, PML counts the last one repeatedly, and its MAP exceeds 1.
     their_k = None if k == 1000 else k
     theirs = AccuracyCalculator(k=their_k, device=CPU, exclude=("NMI", "AMI"), **flags)
     found, expected = ours.get_accuracy(*args), theirs.get_accuracy(*args)

@@ -1,4 +1,4 @@
-"""Labels keep their identity in every metric, and embeddings that cannot be searched are named."""
+"""Labels stay distinct in every metric, and embeddings that cannot be searched raise errors."""
 
 import math
 import re
@@ -69,15 +69,15 @@ def test_no_metric_depends_on_how_classes_are_numbered(numbering, mode):
 
 @given(st.lists(st.integers(LIMITS.min, LIMITS.max), min_size=CLASSES, max_size=CLASSES, unique=True))
 @settings(max_examples=30)
-def test_nor_on_any_ids(ids):
+def test_metrics_do_not_depend_on_ids(ids):
     names = ("recall_at_1", "mean_average_precision_at_r", "AMI")
     expected = calculator(include=names).get_accuracy(*data("gallery"))
     found = calculator(include=names).get_accuracy(*data("gallery", lambda y: torch.tensor(ids)[y]))
     assert found == pytest.approx(expected, abs=1e-12)
 
 
-def test_ids_that_float32_would_make_one_class():
-    """Every class of two: chance is far below what one class of all would give."""
+def test_large_ids_stay_distinct():
+    """Classes of two: chance level is far below the recall of merged classes."""
     torch.manual_seed(0)
     q, labels = torch.randn(400, 8), torch.arange(400) // 2
     small = calculator(include=("recall_at_1",)).get_accuracy(q, labels)["recall_at_1"]
@@ -87,7 +87,7 @@ def test_ids_that_float32_would_make_one_class():
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("first", [0, 2**24, LIMITS.max - 8])
-def test_rows_of_labels_are_classes_that_agree_in_all_columns(mode, first):
+def test_label_rows_are_equal_if_all_columns_are(mode, first):
     def columns(y):
         return torch.stack([first + y // 3, -first + y % 3], dim=1)
 
@@ -99,7 +99,7 @@ def test_rows_of_labels_are_classes_that_agree_in_all_columns(mode, first):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("numbering", ["from 0", "from 2**24", "both ends of int64", "float64", "uint32", "numpy"])
-def test_a_comparison_of_the_users_own_gets_the_labels_themselves(mode, numbering):
+def test_custom_comparison_gets_the_original_labels(mode, numbering):
     number, seen = NUMBERINGS[numbering], set()
     known = set(torch.as_tensor(number(torch.arange(CLASSES))).tolist())
 
@@ -212,19 +212,19 @@ BAD = [
 
 
 @pytest.mark.parametrize(("args", "error", "message"), BAD, ids=[row[2][:50] for row in BAD])
-def test_what_cannot_be_evaluated_is_named(args, error, message):
+def test_bad_input_of_get_accuracy(args, error, message):
     with pytest.raises(error, match="^" + re.escape(message)):
         calculator().get_accuracy(*args)
 
 
-def test_a_label_that_is_nearly_the_same_is_another():
+def test_close_labels_are_distinct():
     """PML compares labels by a relative tolerance."""
     everything, labels = torch.cat([Q, R]), torch.cat([QL, RL]) + 1_000_000
     with pytest.raises(ValueError, match="60 of its first 60 labels differ"):
         calculator().get_accuracy(Q, QL + 1_000_001, everything, labels, True)
 
 
-def test_a_search_that_gives_no_distances():
+def test_search_without_distances():
     def search(query, k, reference, ref_includes_query):
         return None, torch.cdist(query, reference).topk(k, largest=False).indices
 

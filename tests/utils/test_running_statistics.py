@@ -1,4 +1,4 @@
-"""Running statistics in models of any precision, in averaged models, and of modules that are in evaluation mode."""
+"""Running statistics in models of any precision, in averaged models, and in evaluation mode."""
 
 import contextlib
 import copy
@@ -51,7 +51,7 @@ def test_buffers_are_float32_or_wider(name, dtype):
 
 
 @pytest.mark.parametrize("momentum", [0.99, None])
-def test_a_level_made_under_a_narrow_default_does_not_stall(momentum):
+def test_running_mean_created_in_half_precision_does_not_stall(momentum):
     with default_dtype(torch.bfloat16):
         level = RunningMean(momentum)
         for k in range(400):
@@ -94,7 +94,7 @@ def test_an_averaged_level_is_never_nan(kind, momentum):
 
 
 def test_an_averaged_level_is_the_mean_of_levels():
-    """Once all of them are finite, each is averaged as any number."""
+    """If all values are finite, they are averaged like any numbers."""
     level = RunningMean(0.5)
     level.observe(torch.tensor(4.0))
     averaged = AveragedModel(level, use_buffers=True)
@@ -160,7 +160,7 @@ def test_without_gradients_nothing_moves(off, chunk):
     assert_unchanged(generator, before)
 
 
-def test_what_fails_gives_buffers_back_their_values():
+def test_error_restores_buffers():
     norm = ScaleBatchNorm(4)
     before = copied_state(norm)
     with pytest.raises(RuntimeError), restored_on_error(norm.buffers()):
@@ -171,8 +171,8 @@ def test_what_fails_gives_buffers_back_their_values():
     assert norm.num_batches_tracked == 1
 
 
-def test_a_generator_that_is_refused_late_has_changed_nothing(monkeypatch):
-    """Labels out of range on a device are found when its graph has been propagated."""
+def test_late_error_in_the_generator_changes_nothing(monkeypatch):
+    """On a GPU, labels out of range are noticed only after the propagation."""
 
     def fail(batch):
         raise ValueError("late")

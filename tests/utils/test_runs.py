@@ -7,7 +7,7 @@ from torch import nn
 from pml_gca.utils import runs
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "file"
     runs.write_json(path, {"a": 1})
 
@@ -20,7 +20,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1}
 
 
-def test_state_comes_back(tmp_path):
+def test_saved_state_is_restored(tmp_path):
     first, second = nn.Linear(2, 3), nn.Linear(2, 3)
     runs.save_state(tmp_path / "state.pt", {"layer": first}, epoch=4)
     assert runs.load_state(tmp_path / "state.pt", {"layer": second}) == {"epoch": 4}
@@ -34,13 +34,13 @@ def test_state_comes_back(tmp_path):
 def test_each_epoch_has_a_seed_of_its_own():
     seeds = {runs.seed_of_epoch(seed, epoch) for seed in range(20) for epoch in range(300)}
     assert len(seeds) == 20 * 300
-    runs.set_seed(-1)  # NumPy takes none below 0
+    runs.set_seed(-1)  # NumPy accepts no negative seed
 
 
 def test_a_folder_is_for_runs_of_one_setting(tmp_path, capsys):
     folder = tmp_path / "new" / "runs"
     runs.claim_folder(folder, {"a": 7}, runs=["seed*"])
-    runs.claim_folder(folder, {"a": 1, "b": None}, runs=["seed*"])  # nothing came of the first
+    runs.claim_folder(folder, {"a": 1, "b": None}, runs=["seed*"])  # the first call left no runs
     runs.claim_folder(folder, {"a": 1, "b": None}, runs=["seed*"], resume=True)
     assert "Nothing to resume in" in capsys.readouterr().out
     for name in ("seed0", "seed1", "kept"):
@@ -60,7 +60,7 @@ def test_a_folder_is_for_runs_of_one_setting(tmp_path, capsys):
             runs.claim_folder(folder, {"a": 2}, runs=["seed*"], **how)
 
 
-def test_differences_are_named_up_to_a_number():
+def test_differences_are_listed_up_to_a_limit():
     assert runs.differences({"a": (1, 2)}, {"a": [1, 2]}) == ""
     assert runs.differences({"a": 1}, {"b": 2}) == "b is 2, was None; a is None, was 1"
     assert runs.differences({}, {f"n{i}": i for i in range(1, 12)}).endswith("n8 is 8, was None; and 3 more")

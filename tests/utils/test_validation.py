@@ -20,7 +20,7 @@ def test_first_of(count: int, limit: int, expected: str) -> None:
     assert first_of(range(count), limit) == expected
 
 
-def test_five_are_shown_of_anything() -> None:
+def test_five_names_are_shown_by_default() -> None:
     assert first_of([Path("a"), "b", 3, None, 1.5]) == "a, b, 3, None, 1.5"
     assert first_of("abcdef") == "a, b, c, d, e and 1 more"
 
@@ -30,10 +30,10 @@ def test_the_nearest_name_is_suggested() -> None:
     assert suggestion("cars19", (name for name in ("cub", "cars196", "cats"))) == " (did you mean cars196?)"
 
 
-def test_nothing_is_suggested_where_nothing_is_near() -> None:
+def test_no_suggestion_without_a_similar_name() -> None:
     assert suggestion("xyz", ["cub", "cars196"]) == ""
     assert suggestion("cub", []) == ""
 
 
-def test_recipes_have_it_too() -> None:
+def test_recipes_use_the_same_suggestion() -> None:
     assert recipes.suggestion is suggestion
