@@ -60,7 +60,7 @@ def train(trainer_class, models, generator, images, **kwargs):
 
 
 class AdamW:
-    """AdamW for single tensors. A tensor without gradient is skipped, unless it had one before and `keep_zeros` is set."""
+    """AdamW for single tensors; skips one without gradient, unless it had one before and `keep_zeros` is set."""
 
     def __init__(self):
         self.state = {}
@@ -80,7 +80,7 @@ class AdamW:
 
 
 def contrastive(z, negatives):
-    """Contrastive loss: means of positive distances, and of how far real or given negatives fall short of a margin of 1."""
+    """Contrastive loss: mean positive distance, and mean shortfall of real or given negatives to a margin of 1."""
     unit = [row / torch.sqrt((row**2).sum()) for row in z]
     rows = range(len(LABELS))
     positives = [oracle.distance(unit[i], unit[j]) for i in rows for j in rows if i != j and LABELS[i] == LABELS[j]]
