@@ -34,7 +34,7 @@ LOSSES = {
 def made(make, loss="multi-similarity"):
     torch.manual_seed(0)
     wrapped = HardNegativeGenerationLoss(LOSSES[loss](), make()).double()
-    for level in wrapped.levels.values():
+    for level in (wrapped.levels.metric, wrapped.levels.generator):
         level.value.fill_(3.0)
     return wrapped
 
