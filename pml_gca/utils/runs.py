@@ -22,12 +22,12 @@ def set_seed(seed: int) -> None:
 
 
 def seed_of_epoch(seed: int, epoch: int) -> int:
-    """Return the seed of one epoch. A resumed run sets it, too, and draws what an unbroken run draws."""
+    """Return the seed of one epoch. A resumed run sets it as well, and draws the same numbers as an unbroken one."""
     return 1_000_003 * seed + epoch
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file so that a killed process leaves either the old file or the whole new one.
+    """Write a file atomically: a killed process leaves the old file or the whole new one.
 
     Args:
         path: of the file.

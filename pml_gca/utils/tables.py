@@ -17,7 +17,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
         head: titles of the columns.
         rows: cells of each row, as many as there are titles.
         left: how many of the first columns are aligned to the left. The others are aligned to the right.
-        padded: fill cells with spaces, so that the columns line up in a terminal, too.
+        padded: fill cells with spaces to line up the columns in a terminal as well.
 
     Raises:
         ValueError: a row has more or fewer cells than there are titles.

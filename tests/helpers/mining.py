@@ -34,7 +34,7 @@ def batch(labels, seed=0, dtype=torch.float32):
 
 
 def slow_negatives(generator, embeddings, labels, count, ref_emb=None, ref_labels=None):
-    """{(anchor, negative)}: per anchor, the ``count`` negatives of least mean coefficient, from the dense ones."""
+    """{(anchor, negative)}: per anchor, the `count` negatives of least mean coefficient, from the dense ones."""
     offset, nodes, node_labels = 0, embeddings, labels
     if ref_emb is not None:
         offset, nodes, node_labels = len(labels), torch.cat([embeddings, ref_emb]), torch.cat([labels, ref_labels])

@@ -122,7 +122,7 @@ REFUSED_LATE = {
 
 
 class Counts(losses.ContrastiveLoss):
-    """A loss with a running statistic; its ``limit``-th call fails."""
+    """A loss with a running statistic; its `limit`-th call fails."""
 
     limit = math.inf
 
