@@ -56,8 +56,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         metavar="FIELD=VALUE",
         help="change the recipe: backbone=mobilenetv3_small_100 (any model of timm), dataset=folder (your own folder "
-        "of class folders), alpha=3, ..., or any other option of GlobalCorrelationGenerator: coefficients=1.0, "
-        "merging=hardest, ...",
+        "of class folders), alpha=3, ..., or any other option of GlobalCorrelationGenerator: merging=hardest, ...",
     )
     how = parser.add_argument_group("how")
     how.add_argument(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss, visualize
 from pml_gca.datasets import ClassFolder, Glyphs, check_queries, small_classes
+from pml_gca.generators import BaseGenerator, ClassifiedGenerator, HardestNegativeGenerator
 from pml_gca.losses import NAMED_LOSSES
 from pml_gca.utils import RecallCalculator, TrainingRun, command_line, records, runs, tables
 
@@ -60,10 +61,11 @@ def build_loss(kind: str, args: argparse.Namespace, num_classes: int) -> tuple[n
     loss = NAMED_LOSSES[args.loss](num_classes, size)
     if kind == "none":
         return loss, [{"params": list(loss.parameters()), "lr": args.generator_lr}]
+    generator: BaseGenerator
     if kind == "gca":
         generator = GlobalCorrelationGenerator(num_classes, size, num_layers=args.layers, num_heads=NUM_HEADS)
     else:
-        generator = GlobalCorrelationGenerator.of_real_negatives(num_classes, size)
+        generator = ClassifiedGenerator(HardestNegativeGenerator(num_classes, size))
     loss = HardNegativeGenerationLoss(loss, generator, collect_stats=True)
     return loss, loss.parameter_groups(lr=args.generator_lr)
 

@@ -14,8 +14,10 @@ from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNega
 from pml_gca.datasets import AffineRange, ClassFolder, Glyphs, load_benchmark, small_classes
 from pml_gca.datasets.splits import check_int
 from pml_gca.generators import (
+    ClassifiedGenerator,
     ConstantGenerator,
     EmbeddingExpansionGenerator,
+    HardestNegativeGenerator,
     HardnessAwareGenerator,
     MixupGenerator,
     RandomGenerator,
@@ -74,6 +76,7 @@ def generator_of(**kwargs):
 GENERATORS = {
     ConstantGenerator: {"coefficient": "share", "alpha": "number", "merging": "text"},
     RandomGenerator: {"probability": "share", "alpha": "number", "merging": "text"},
+    HardestNegativeGenerator: {"normalize": "flag"},
     EmbeddingExpansionGenerator: {"num_points": "count", "normalize": "flag"},
     HardnessAwareGenerator: {"alpha": "number", "reembed": "flag", "softmax_weight": "number"},
     MixupGenerator: {"concentration": "number", "normalize": "flag"},
@@ -99,10 +102,7 @@ CALLS = {
             "similarity_weight": "number",
             "diversity_weight": "number",
             "edge_chunk_size": "optional count",
-            "channelwise": "flag",
-            "edge_messages": "flag",
             "merging": "text",
-            "classify_embeddings": "flag",
         },
     ),
     **{
@@ -117,6 +117,22 @@ CALLS = {
         )
         for make in (*GENERATORS, lambda *_: generator_of())
     },
+    "ClassifiedGenerator": (
+        ClassifiedGenerator,
+        {"generator": ConstantGenerator(CLASSES, SIZE), "num_heads": 2},
+        {
+            "num_layers": "place",
+            "num_heads": "optional count",
+            "dropout": "number",
+            "edge_chunk_size": "optional count",
+            "collect_stats": "optional flag",
+        },
+    ),
+    "classified.parameter_groups": (
+        ClassifiedGenerator(ConstantGenerator(CLASSES, SIZE)).parameter_groups,
+        {"lr": 1e-3},
+        RATES,
+    ),
     "generator.parameter_groups": (generator_of().parameter_groups, {"lr": 1e-3}, RATES),
     "HDML.parameter_groups": (HardnessAwareGenerator(CLASSES, SIZE).parameter_groups, {"lr": 1e-3}, RATES),
     "mixup.parameter_groups": (MixupGenerator(CLASSES, SIZE).parameter_groups, {"lr": 1e-3}, RATES),

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 import pml_gca
 from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
 from pml_gca.datasets import ClassFolder
+from pml_gca.generators import ClassifiedGenerator, HardestNegativeGenerator, RandomGenerator
 from pml_gca.losses import SyntheticBatch, synthetic_loss
 from pml_gca.paper import MPerClassCoveringSampler
 from pml_gca.utils import RecallCalculator
@@ -22,9 +23,9 @@ from pml_gca.utils import RecallCalculator
 LABELS = torch.tensor([3, 7, 3, 0, 11, 3, 7, 0, 3, 7])
 EVERY = GENERATORS | {
     "GCA-HNG": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE),
-    "GCA-HNG, mean": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE, merging="mean", channelwise=False),
-    "GCA-HNG, random": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE, coefficients="random"),
-    "real negatives": lambda: GlobalCorrelationGenerator.of_real_negatives(NUM_CLASSES, SIZE),
+    "GCA-HNG, mean": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE, merging="mean"),
+    "random, classified": lambda: ClassifiedGenerator(RandomGenerator(NUM_CLASSES, SIZE), num_layers=2),
+    "real negatives": lambda: ClassifiedGenerator(HardestNegativeGenerator(NUM_CLASSES, SIZE)),
 }
 FAMILIES = {
     "N-pairs": losses.NPairsLoss,

@@ -12,7 +12,9 @@ from pytorch_metric_learning.distances import DotProductSimilarity
 
 from pml_gca import HardNegativeGenerationLoss
 from pml_gca.correlation.edges import correlation_edges, edge_pairs, to_dense
-from pml_gca.generators.interpolation import interpolate, merging_weights, plan_candidates, positive_distances
+from pml_gca.generators.interpolation import interpolate, positive_distances
+from pml_gca.generators.merging import merging_weights
+from pml_gca.generators.planning import plan_candidates
 from pml_gca.generators.synthesis import synthesize
 from pml_gca.losses.families import SyntheticBatch, n_pairs_synthetic_loss
 from pml_gca.losses.levels import synthetic_weight
@@ -142,7 +144,7 @@ def test_published_terms_average_over_the_whole_grid(case):
     """There own-class cells of the anchor x class grid count: in J_soft by their values, in J_sim as 0."""
     labels, grid = case.labels, case.out["synthetic"]
     classes = labels[: grid.shape[1]]
-    classifier = case.generator.auxiliary_classifier
+    classifier = case.generator.objective.classifier
     logits = torch.nn.functional.linear(grid, classifier.weight, classifier.bias).flatten(0, 1)
     soft = torch.nn.functional.cross_entropy(logits, classes.repeat(len(grid)))
     close(soft, case.out["published.generated_classification_loss"], EXACT)

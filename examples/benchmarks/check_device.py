@@ -19,7 +19,7 @@ from torch import Tensor
 
 import pml_gca.generators
 from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
-from pml_gca.generators import BaseGenerator
+from pml_gca.generators import BaseGenerator, ClassifiedGenerator, HardestNegativeGenerator
 from pml_gca.losses.families import SyntheticBatch, synthetic_loss
 from pml_gca.losses.named_losses import NAMED_LOSSES, n_pairs
 from pml_gca.paper import load_published_generator
@@ -56,10 +56,17 @@ def generators() -> dict[str, Callable[[], Any]]:
     made: dict[str, Callable[[], Any]] = {}
     for name in pml_gca.generators.__all__:
         kind = getattr(pml_gca.generators, name)
-        if isinstance(kind, type) and issubclass(kind, BaseGenerator) and kind is not BaseGenerator:
+        takes_sizes = kind not in (BaseGenerator, ClassifiedGenerator)
+        if isinstance(kind, type) and issubclass(kind, BaseGenerator) and takes_sizes:
             made[name] = partial(kind, CLASSES, SIZE)
-    made["of_real_negatives"] = partial(GlobalCorrelationGenerator.of_real_negatives, CLASSES, SIZE)
+    for layers in (0, 1):
+        made[f"ClassifiedGenerator, {layers} layers"] = partial(classified, layers)
     return made
+
+
+def classified(num_layers: int) -> ClassifiedGenerator:
+    """The hardest real negatives with a node classification beside them."""
+    return ClassifiedGenerator(HardestNegativeGenerator(CLASSES, SIZE), num_layers=num_layers)
 
 
 def batch(device: torch.device, size: int = BATCH, channels: int = SIZE) -> tuple[Tensor, Tensor]:

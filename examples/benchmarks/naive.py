@@ -177,14 +177,14 @@ def generator_losses(
     """Return J_soft, J_sim, J_div and J_gen of detached embeddings (B, D), labels (B,) and draws (B, B)."""
     _, coefficients = propagate(generator, embeddings, labels, dropout)
     negatives = synthesize(embeddings, labels, coefficients, draws, strength)
-    classifier = generator.auxiliary_classifier
+    classifier = generator.objective.classifier
     scores = F.linear(negatives.embeddings.flatten(0, 1), classifier.weight.detach(), classifier.bias.detach())
     soft = F.cross_entropy(scores, negatives.labels.flatten())
     similar = (1 - F.cosine_similarity(embeddings[negatives.anchors, None], negatives.embeddings, dim=2)).mean()
     deviation = coefficients - coefficients.mean(dim=1, keepdim=True)
     diverse = 1 - torch.sqrt(deviation.square().sum() / len(embeddings) ** 2)
-    total = generator.classification_weight * soft + generator.similarity_weight * similar
-    total = 0.5 * (total + 0.01 * generator.diversity_weight * diverse)
+    total = generator.objective.classification_weight * soft + generator.objective.similarity_weight * similar
+    total = 0.5 * (total + 0.01 * generator.objective.diversity_weight * diverse)
     return {"soft": soft, "similarity": similar, "diversity": diverse, "generation": total}
 
 
@@ -226,7 +226,7 @@ def iteration(
     (losses["metric"] + weight * losses["synthetic"] + losses["node"]).backward()
     optimizers[0].step()
 
-    losses["auxiliary"] = 10 * F.cross_entropy(generator.auxiliary_classifier(real), labels)
+    losses["auxiliary"] = 10 * F.cross_entropy(generator.objective.classifier(real), labels)
     optimizers[1].zero_grad()
     losses["auxiliary"].backward()
     optimizers[1].step()

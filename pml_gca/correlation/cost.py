@@ -87,23 +87,25 @@ def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
     """Return the multiply-adds of a training step's matrix products.
 
     In units of D² per edge and layer, the edge-to-node projection takes 1 and the edge MLP 8 in the forward pass. A
-    backward pass takes as many for the inputs, and as many for the parameters. There are two: one for the parameters,
-    and one for the embeddings, through what the node logits depend on. The last layer's edge update is not part of it.
+    backward pass takes as many for the inputs, and as many for the parameters. With coefficients there are two: one for
+    the parameters, and one for the embeddings, through what the node logits depend on. The last layer's edge update is
+    not part of it. Without coefficients, one pass serves both.
     """
     d, k, n, e = sizes.embedding_size, sizes.num_layers, sizes.num_nodes, sizes.num_edges
-    u, m, learns = sizes.edge_updates, sizes.num_layers, int(sizes.with_coefficients)
-    per_edge = max((m + 8 * u + learns) * 3 - 1, 0)  # only embeddings need a gradient of the first edges
-    below = sizes.updates_below
-    per_edge += m + 8 * below
-    if not keeps_activations:
-        per_edge += m + 4 * u + m + 4 * below
+    u, below = sizes.edge_updates, sizes.updates_below
     node_layer = 12  # query, key, value, out, and 8 of the feed-forward net
     folding = 4  # of the edge attention: g, key, folded query, value
-    per_node = 3 * (k * node_layer + u * folding + 1) + 1  # with the projection of the input, twice for the embeddings
-    per_node += k * node_layer + below * folding
-    attention = (10 if keeps_activations else 14) * k * n * n * d  # two products forward, four backward, twice
-    classifiers = sizes.num_classes * d * (n * 4 + (n * 2 + sizes.num_negatives * 2) * learns)
-    return d * d * (per_edge * e + per_node * n) + attention + classifiers
+    per_edge, per_node = 3 * (k + 8 * u), 3 * (k * node_layer + u * folding + 1)
+    attention, classifiers = 6 * k * n, 3 * n  # two products forward, four backward
+    if not keeps_activations:
+        per_edge, attention = per_edge + k + 4 * u, attention + 2 * k * n
+    if sizes.with_coefficients:
+        per_edge += 3 - 1  # the coefficients; the first edges need no gradient in the pass for all terms
+        per_edge, per_node = per_edge + k + 8 * below, per_node + k * node_layer + below * folding + 1
+        attention, classifiers = attention + 4 * k * n, classifiers + 3 * n + 2 * sizes.num_negatives
+        if not keeps_activations:
+            per_edge, attention = per_edge + k + 4 * below, attention + 2 * k * n
+    return d * d * (per_edge * e + per_node * n) + attention * n * d + sizes.num_classes * d * classifiers
 
 
 def step_bytes(sizes: Sizes, keeps_activations: bool, edge_chunk_size: int) -> int:

@@ -1,17 +1,24 @@
 """The terms that train the generator of GCA-HNG. Section 3.5 of https://arxiv.org/abs/2411.13145"""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..utils.dtypes import compute_dtype, matmul_dtype
 from ..utils.norms import unit
 from ..utils.recompute_gradients import differentiate_plain
 from ..utils.row_dots import norm_or_floor, row_dots
+from ..utils.validation import check_number
+from .blocks import linear
+from .diversity import diversity_loss
 
+GENERATION_WEIGHT = 0.5  # of all terms of J_gen
+AUXILIARY_WEIGHT = 10.0  # of J_aux
+DIVERSITY_UNIT = 0.01  # the published diversity weights are given in units of it
 CLASSIFIED_VALUES = 2**22  # logits computed at a time
 
 
@@ -94,3 +101,82 @@ def similarity_loss(nodes: Tensor, anchors: Tensor, synthetic: Tensor) -> Tensor
     directions, _ = unit(nodes.to(synthetic.dtype))
     cosine = row_dots(directions, anchors, synthetic) / lengths.masked_fill(lengths == 0, 1.0)
     return mean_or_zero(1 - cosine)
+
+
+class GenerationObjective(nn.Module):
+    r"""The generator's own objective, and the loss of the auxiliary classifier that takes part in it.
+
+    .. math:: J_{gen} = \tfrac12 (w_c J_{soft} + w_s J_{sim} + 0.01\,w_d J_{div}), \quad 10\,J_{aux}
+
+    Args:
+        classifier: the auxiliary classifier, D to num_classes. It is frozen in J_soft, and learns from J_aux.
+        classification_weight: w_c of J_soft, which keeps a negative in its class.
+        similarity_weight: w_s of J_sim, which makes it hard.
+        diversity_weight: w_d of J_div, which makes coefficients differ.
+
+    Raises:
+        TypeError, ValueError: a weight is no number, or negative, or not finite.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Linear,
+        *,
+        classification_weight: float,
+        similarity_weight: float,
+        diversity_weight: float,
+    ) -> None:
+        super().__init__()
+        check_number("classification_weight", classification_weight)
+        check_number("similarity_weight", similarity_weight)
+        check_number("diversity_weight", diversity_weight)
+        self.classifier = classifier
+        self.classification_weight = classification_weight
+        self.similarity_weight = similarity_weight
+        self.diversity_weight = diversity_weight
+
+    def forward(
+        self,
+        nodes: Tensor,
+        coefficients: Tensor,
+        synthetic: Tensor,
+        anchors: Tensor,
+        labels: Tensor,
+        edge_chunk_size: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the unweighted terms of J_gen by name: J_soft, J_sim and J_div, scalars.
+
+        Args:
+            nodes: (N, D), detached embeddings.
+            coefficients: (E, D), λ of the undirected edges.
+            synthetic: (S, D), the synthetic negatives.
+            anchors: (S,) long, the node each belongs to.
+            labels: (S,) long, the class each imitates.
+            edge_chunk_size: edges computed at a time; chosen by the device if None.
+        """
+        weight, bias = (x.to(compute_dtype(x, nodes)) for x in self.classifier.parameters())
+        return {
+            "generated_classification_loss": frozen_classification_loss(synthetic, weight, bias, labels),
+            "similarity_loss": similarity_loss(nodes, anchors, synthetic),
+            "diversity_loss": diversity_loss(coefficients, len(nodes), edge_chunk_size),
+        }
+
+    def classify(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return J_aux by name, unweighted: the auxiliary classifier's loss of (A, D) embeddings, detached here."""
+        real = embeddings.detach().to(compute_dtype(self.classifier.weight, embeddings))
+        with torch.autocast(real.device.type, enabled=False):  # real embeddings may be too long for float16
+            logits = linear(self.classifier, real)
+        return {"auxiliary_classification_loss": classification_loss(logits, labels)}
+
+    def weighted(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what to add to the loss: ``generation_loss`` (J_gen) and 10 J_aux, those whose terms are given."""
+        objectives: dict[str, Tensor] = {}
+        if "diversity_loss" in terms:
+            objectives["generation_loss"] = GENERATION_WEIGHT * (
+                self.classification_weight * terms["generated_classification_loss"]
+                + self.similarity_weight * terms["similarity_loss"]
+                + DIVERSITY_UNIT * self.diversity_weight * terms["diversity_loss"]
+            )
+        if "auxiliary_classification_loss" in terms:
+            objectives["auxiliary_classification_loss"] = AUXILIARY_WEIGHT * terms["auxiliary_classification_loss"]
+        return objectives

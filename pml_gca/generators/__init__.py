@@ -2,9 +2,11 @@
 
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .batch import Batch
+from .classified_generator import ClassifiedGenerator
 from .constant_generator import ConstantGenerator
 from .embedding_expansion_generator import EmbeddingExpansionGenerator
 from .global_correlation_generator import GlobalCorrelationGenerator
+from .hardest_negative_generator import HardestNegativeGenerator
 from .hardness_aware_generator import HardnessAwareGenerator
 from .mixup_generator import MixupGenerator
 from .random_generator import RandomGenerator
@@ -13,9 +15,11 @@ from .symmetrical_synthesis_generator import SymmetricalSynthesisGenerator
 __all__ = [
     "BaseGenerator",
     "Batch",
+    "ClassifiedGenerator",
     "ConstantGenerator",
     "EmbeddingExpansionGenerator",
     "GlobalCorrelationGenerator",
+    "HardestNegativeGenerator",
     "HardnessAwareGenerator",
     "MixupGenerator",
     "RandomGenerator",

@@ -1,8 +1,8 @@
 """A control of GCA-HNG: one coefficient for all; https://arxiv.org/abs/2411.13145"""
 
-import torch
 from torch import Tensor
 
+from ..correlation.correlations import Correlations
 from ..utils.validation import check_share
 from .interpolation_generator import InterpolationGenerator
 
@@ -10,14 +10,14 @@ from .interpolation_generator import InterpolationGenerator
 class ConstantGenerator(InterpolationGenerator):
     """GCA-HNG without a graph: all coefficients λ are one constant.
 
-    Interpolation, merging and the strength e^{-α/L} are those of GCA-HNG (`pml_gca.generators.interpolation`), so
-    that a comparison tells what learned coefficients add. Nothing is learned, and of the objectives of GCA-HNG there
-    are none, node classification included. Anchors without a positive generate nothing, and are counted.
+    Interpolation, merging and the strength e^{-α/L} are those of GCA-HNG: a comparison tells what learned coefficients
+    add. It learns nothing and has no objective. Put it into `ClassifiedGenerator` for a node classification. Anchors
+    without a positive generate nothing, and are counted.
 
     Args:
         num_classes: training classes N.
         embedding_size: channels D.
-        coefficient: λ in [0, 1]. With 1 and ``alpha`` 0 the negatives are real ones, merged at random; with 0 they are
+        coefficient: λ in [0, 1]. With 1 and ``alpha=0`` real negatives are merged as they are; with 0 they are pulled
             as near to the anchor as its positive.
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
         merging: how the candidates of a class become one negative: ``"random"``, ``"mean"`` or ``"hardest"``, as for
@@ -49,6 +49,6 @@ class ConstantGenerator(InterpolationGenerator):
         check_share("coefficient", coefficient)
         self.coefficient = float(coefficient)
 
-    def coefficients_of_edges(self, num_edges: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The constant, in memory once."""
-        return torch.full((1, 1), self.coefficient, dtype=dtype, device=device).expand(num_edges, self.embedding_size)
+    def coefficients_of_edges(self, num_edges: int, nodes: Tensor, graph: Correlations | None) -> Tensor:
+        """Return the constant, which takes the memory of one value."""
+        return nodes.new_full((1, 1), self.coefficient).expand(num_edges, self.embedding_size)

@@ -1,21 +1,25 @@
-"""GCA-HNG's interpolation with coefficients that nothing has learned; https://arxiv.org/abs/2411.13145"""
+"""What GCA-HNG and its controls share: interpolation and merging. https://arxiv.org/abs/2411.13145"""
 
 import math
 
 import torch
 from torch import Tensor
 
-from ..utils.validation import check_choice, check_number
+from ..correlation.correlations import Correlations
+from ..utils.validation import check_choice, check_level, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .batch import Batch
-from .interpolation import MERGINGS, class_weights, plan_candidates, pull_strength
+from .interpolation import pull_strength
+from .merging import MERGINGS, class_weights
+from .planning import CandidatePlan, on_device, plan_candidates
 from .synthesis import synthesize
 
 
 class InterpolationGenerator(BaseGenerator):
-    """What controls of GCA-HNG share: its interpolation and merging, with coefficients from elsewhere.
+    """Pull the samples of each other class toward each anchor, by coefficients λ, and merge them into one negative.
 
-    A subclass implements `coefficients_of_edges`. Anchors without a positive generate nothing, and are counted.
+    A subclass implements `coefficients_of_edges`; one with a graph also `propagate`, and one that learns `objectives`.
+    Anchors without a positive generate nothing, and are counted.
 
     Args:
         num_classes: training classes N.
@@ -44,10 +48,6 @@ class InterpolationGenerator(BaseGenerator):
         self.alpha = alpha
         self.merging = merging
 
-    def coefficients_of_edges(self, num_edges: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """λ: (E, D) in [0, 1], of undirected edges; of ``dtype``, or of bool for 0 and 1."""
-        raise NotImplementedError
-
     def generate(
         self,
         batch: Batch,
@@ -56,33 +56,86 @@ class InterpolationGenerator(BaseGenerator):
         draws: Tensor | None = None,
         coefficients: Tensor | None = None,
     ) -> SyntheticNegatives:
-        """Interpolate and merge; see the class.
+        """Interpolate and merge: section 3.4 of the paper.
 
-        ``draws`` (A, N) in [0, 1] take the place of the random ones that merge, and ``coefficients`` (E, D), of edges
-        as `edge_pairs` lists them, that of the subclass's.
+        Args:
+            batch: N nodes, of which the first A are anchors.
+            metric_level: L, which decides how far negatives are pulled.
+            draws: (A, N) in [0, 1], instead of the random ones that merge candidates.
+            coefficients: (E, D), of edges as `edge_pairs` lists them, instead of those of `coefficients_of_edges`.
         """
-        self.reset_stats()
+        if batch.phase != "generation":  # the second step of an iteration keeps the statistics of the first
+            self.reset_stats()
+        self.follow_device(batch.embeddings.device)
         nodes = batch.nodes
-        dtype, device, num_nodes = nodes.dtype, nodes.device, len(nodes)
-        plan = plan_candidates(batch.labels_on_host(), batch.num_anchors)
-        num_skipped = int((~plan.has_positive).sum())
-        plan = plan.to(device)
+        graph = self.propagate(batch, nodes)  # before the host waits for the labels
+        plan = on_device(plan_candidates(batch.labels_on_host(), batch.num_anchors), nodes.device)
         if draws is None:
-            draws = torch.rand(batch.num_anchors, num_nodes, dtype=dtype, device=device)
+            draws = torch.rand(batch.num_anchors, len(nodes), dtype=nodes.dtype, device=nodes.device)
+        weights = class_weights(self.merging, nodes, plan, draws)
         if coefficients is None:
-            coefficients = self.coefficients_of_edges(num_nodes * (num_nodes + 1) // 2, dtype, device)
-        synthetic, _ = synthesize(
-            nodes,
-            coefficients,
-            plan,
-            class_weights(self.merging, nodes, plan, draws),
-            pull_strength(self.alpha, metric_level, dtype),
-        )
+            coefficients = self.coefficients_of_edges(len(nodes) * (len(nodes) + 1) // 2, nodes, graph)
+        strength = self.interpolation_strength(metric_level, nodes.dtype)
+        chunk = None if graph is None else graph.edge_chunk_size
+        synthetic, learned = synthesize(nodes, coefficients, plan, weights, strength, chunk)
+        objectives: dict[str, Tensor] = {}
+        if self.training and torch.is_grad_enabled():
+            objectives = self.objectives(batch, graph, coefficients, learned, plan)
         if self.collect_stats:
-            self.num_negatives, self.num_skipped_anchors = len(synthetic), num_skipped
+            self.num_negatives, self.num_skipped_anchors = len(synthetic), plan.num_skipped_anchors
+            self.record(nodes, coefficients, synthetic, weights, plan)
         return SyntheticNegatives(
             synthetic.to(batch.embeddings.dtype),
             plan.synthetic_labels,
             plan.synthetic_anchors,
-            num_skipped_anchors=num_skipped,
+            objectives,
+            plan.num_skipped_anchors,
         )
+
+    def propagate(self, batch: Batch, nodes: Tensor) -> Correlations | None:
+        """Return what a graph over the batch says; None without a graph.
+
+        Args:
+            batch: N nodes.
+            nodes: (N, D), the batch's, in float32 or wider.
+        """
+        return None
+
+    def coefficients_of_edges(self, num_edges: int, nodes: Tensor, graph: Correlations | None) -> Tensor:
+        """Return λ in [0, 1] of the undirected edges: (E, D), of the dtype of ``nodes``, or of bool for 0 and 1.
+
+        Args:
+            num_edges: E = N(N + 1)/2.
+            nodes: (N, D), in float32 or wider.
+            graph: as from `propagate`.
+        """
+        raise NotImplementedError
+
+    def objectives(
+        self, batch: Batch, graph: Correlations | None, coefficients: Tensor, synthetic: Tensor, plan: CandidatePlan
+    ) -> dict[str, Tensor]:
+        """Return the terms to add to the loss, those that the batch wants; in training only.
+
+        Args:
+            batch: N nodes.
+            graph: as from `propagate`.
+            coefficients: (E, D), λ.
+            synthetic: (S, D), the negatives, whose gradient reaches the coefficients alone.
+            plan: which rows the negatives are made of.
+        """
+        return {}
+
+    def record(
+        self, nodes: Tensor, coefficients: Tensor, synthetic: Tensor, weights: Tensor, plan: CandidatePlan
+    ) -> None:
+        """Record further statistics; called only where they are collected, as it may wait for the device."""
+
+    def interpolation_strength(self, metric_level: Tensor | float, dtype: torch.dtype | None = None) -> Tensor:
+        """Return s = e^{-α/L}, as `pull_strength` does: 1 for an infinite level, 0 for one of 0.
+
+        Raises:
+            TypeError, ValueError: the level is no number, or NaN.
+        """
+        if not isinstance(metric_level, Tensor):
+            check_level("metric_level", metric_level)
+        return pull_strength(self.alpha, metric_level, dtype)

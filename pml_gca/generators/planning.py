@@ -1,7 +1,7 @@
-"""Which rows of a batch make up synthetic negatives, for generators that need no graph.
+"""Plans: which rows of a batch make up each synthetic negative.
 
-How many there are depends on the values of labels, so that plans are made with labels on the host, as no device has
-to be waited for there. Axis legend: N rows of a batch, of which the first A are anchors.
+How many there are depends on the labels. Make plans with labels on the host, where no device has to be waited for.
+Axis legend: N rows of a batch, of which the first A are anchors; S synthetic negatives.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -11,9 +11,92 @@ import torch
 from torch import Tensor
 
 from ..utils.host import to_device
-from .interpolation import next_positive, plan_candidates
 
-Plan = TypeVar("Plan", "NegativePairs", "ClassPlan")
+Plan = TypeVar("Plan", "CandidatePlan", "NegativePairs", "ClassPlan")
+
+
+def next_positive(labels: Tensor, num_anchors: int | None = None) -> tuple[Tensor, Tensor]:
+    """The next sample of each anchor's class in batch order, cyclically.
+
+    Args:
+        labels: (N,) long.
+        num_anchors: A, how many of the first nodes are anchors; all by default.
+
+    Returns:
+        ``(positives, has_positive)``: (A,) long and (A,) bool. An anchor alone in its class points at itself.
+    """
+    node = torch.arange(len(labels), device=labels.device)
+    anchor = node[:num_anchors, None]
+    steps = (node - anchor - 1) % max(len(labels), 1)  # the anchor itself is the farthest of its class
+    steps = steps.masked_fill(labels[:num_anchors, None] != labels, len(labels))
+    positives = steps.argmin(dim=1) if len(labels) else node
+    return positives, positives != node[:num_anchors]
+
+
+@dataclass(frozen=True)
+class CandidatePlan:
+    """Which real samples each synthetic negative is made of; depends on labels alone.
+
+    Attributes:
+        slots: (A, N) long, the synthetic negative that the candidate of an anchor and a node is merged into, and S
+            where the two have none: of one class, or of an anchor without a positive.
+        synthetic_anchors: (S,) long, ascending.
+        synthetic_labels: (S,) long, ascending within an anchor.
+        positives: (A,) long, see `next_positive`.
+        has_positive: (A,) bool; anchors without a positive generate nothing.
+        by_class: (N,) long, nodes sorted by class, in batch order within a class.
+        opens_class: (N,) bool, of the nodes so sorted: the first of its class.
+        closes_class: (N,) long, of the nodes so sorted: position of the last one of the same class.
+        largest_class: how many nodes the largest class has.
+        num_skipped_anchors: anchors without a positive.
+    """
+
+    slots: Tensor
+    synthetic_anchors: Tensor
+    synthetic_labels: Tensor
+    positives: Tensor
+    has_positive: Tensor
+    by_class: Tensor
+    opens_class: Tensor
+    closes_class: Tensor
+    largest_class: int
+    num_skipped_anchors: int
+
+
+def plan_candidates(labels: Tensor, num_anchors: int | None = None) -> CandidatePlan:
+    """Pair every anchor that has a positive with all nodes of other classes, by (anchor, class).
+
+    How many there are depends on the labels' values: with labels on the host, no device has to be waited for.
+
+    Args:
+        labels: (N,) long, any composition and order.
+        num_anchors: A, how many of the first nodes are anchors; all by default.
+    """
+    classes, class_of, class_size = labels.unique(return_inverse=True, return_counts=True)
+    anchor_class = class_of[:num_anchors]
+    positives, has_positive = next_positive(labels, num_anchors)
+    cell_anchor, cell_class = (
+        (anchor_class[:, None] != torch.arange(len(classes), device=labels.device)) & has_positive[:, None]
+    ).nonzero(as_tuple=True)
+    # Every generating anchor meets all classes but its own, so the slot follows from two ranks.
+    anchor_rank = has_positive.cumsum(0) - 1
+    class_rank = class_of - (class_of > anchor_class[:, None]).long()
+    generates = (anchor_class[:, None] != class_of) & has_positive[:, None]
+    by_class = class_of.argsort(stable=True)
+    class_end = class_size.cumsum(0)
+    position = torch.arange(len(labels), device=labels.device)
+    return CandidatePlan(
+        slots=torch.where(generates, anchor_rank[:, None] * (len(classes) - 1) + class_rank, len(cell_anchor)),
+        synthetic_anchors=cell_anchor,
+        synthetic_labels=classes[cell_class],
+        positives=positives,
+        has_positive=has_positive,
+        by_class=by_class,
+        opens_class=position == (class_end - class_size)[class_of[by_class]],
+        closes_class=class_end[class_of[by_class]] - 1,
+        largest_class=int(class_size.max()) if len(labels) else 0,
+        num_skipped_anchors=int((~has_positive).sum()),
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +197,7 @@ def plan_classes(labels: Tensor, num_anchors: int) -> ClassPlan:
         first=first,
         second=second,
         num_classes=len(names),
-        num_skipped_anchors=int((~candidates.has_positive).sum()),
+        num_skipped_anchors=candidates.num_skipped_anchors,
     )
 
 

@@ -3,16 +3,17 @@
 import torch
 from torch import Tensor
 
+from ..correlation.correlations import Correlations
 from ..utils.validation import check_share
 from .interpolation_generator import InterpolationGenerator
 
 
 class RandomGenerator(InterpolationGenerator):
-    """GCA-HNG without a graph: each coefficient λ is 1 or 0, drawn anew in every batch.
+    """GCA-HNG without a graph: each coefficient λ is 1 or 0, drawn again for every batch.
 
     A channel of a negative stays where it is (but for the strength e^{-α/L}), or is pulled in as far as the anchor's
-    positive. Draws are independent over channels and over unordered pairs of samples: as GCA-HNG's edges, a pair has
-    one λ for both directions. All else is as in `ConstantGenerator`.
+    positive. Channels and unordered pairs of samples are drawn independently: a pair has one λ for both directions, as
+    an edge of GCA-HNG has. All else is as in `ConstantGenerator`.
 
     Args:
         num_classes: training classes N.
@@ -48,7 +49,7 @@ class RandomGenerator(InterpolationGenerator):
         check_share("probability", probability)
         self.probability = float(probability)
 
-    def coefficients_of_edges(self, num_edges: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Draws, a byte each."""
-        drawn = torch.empty(num_edges, self.embedding_size, dtype=torch.bool, device=device)
+    def coefficients_of_edges(self, num_edges: int, nodes: Tensor, graph: Correlations | None) -> Tensor:
+        """Return new draws, a byte each."""
+        drawn = torch.empty(num_edges, self.embedding_size, dtype=torch.bool, device=nodes.device)
         return drawn.bernoulli_(self.probability)

@@ -15,7 +15,8 @@ from ..correlation.tiles import Tile, add_to_second, default_chunk_size, edge_ti
 from ..utils.dtypes import compute_dtype
 from ..utils.norms import are_usual, length, scale_of
 from ..utils.recompute_gradients import differentiate_plain
-from .interpolation import CandidatePlan, positive_distances, pull_ratio
+from .interpolation import positive_distances, pull_ratio
+from .planning import CandidatePlan
 
 
 def synthesize(

@@ -21,7 +21,7 @@ from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor, nn
 
 from ..generators.base_generator import SyntheticNegatives
-from ..generators.interpolation import next_positive
+from ..generators.planning import next_positive
 from ..utils.dtypes import compute_dtype
 from ..utils.norms import excess_of
 from ..utils.row_dots import norm_or_floor, row_dots

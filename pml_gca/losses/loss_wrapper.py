@@ -9,7 +9,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.reducers import MeanReducer, MultipleReducers
 from torch import Tensor, nn
 
-from ..generators.interpolation import next_positive
+from ..generators.planning import next_positive
 from ..utils.batch_checks import as_long
 from ..utils.dtypes import compute_dtype
 from ..utils.validation import check_pml_arguments

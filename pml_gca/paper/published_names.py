@@ -31,7 +31,7 @@ EDGE_MODULES = {
     "norm": "norm.1",
 }
 OUTER_MODULES = {
-    "auxiliary_classifier": "softmax_classifier",
+    "objective.classifier": "softmax_classifier",
     "propagation.input": "gnn.dim_red",
     "propagation.node_classifier": "gnn.cls.0",
     "propagation.edge_coefficients": "gnn.fc.0",

@@ -132,14 +132,14 @@ def test_the_loss_alone_and_the_last_epoch(roots, tmp_path, capsys):
 
 
 def test_options_of_the_generator(roots, tmp_path, capsys):
-    more = ["coefficients=1.0", "merging=hardest", "xavier_attention=false"]
+    more = ["dropout=0.3", "merging=hardest", "xavier_attention=false"]
     arguments = [*TINY, *more, "--epochs", "1", "--select-on", "last", "--sampler", "random"]
     reproduce_cub(roots, tmp_path, *arguments)
     table = capsys.readouterr().out
-    for change in ("coefficients=1.0", "merging=hardest", "xavier_attention=False", "sampler=random"):
+    for change in ("dropout=0.3", "merging=hardest", "xavier_attention=False", "sampler=random"):
         assert change in table
     identity = json.loads((tmp_path / "seed0" / "result.json").read_text())["identity"]
-    assert (identity["coefficients"], identity["merging"]) == (1.0, "hardest")
+    assert (identity["dropout"], identity["merging"]) == (0.3, "hardest")
     with pytest.raises(SystemExit, match=r"runs of other settings.*merging is mean, was hardest"):
         reproduce_cub(roots, tmp_path, *arguments, "--set", "merging=mean", "--resume")
 
@@ -183,8 +183,8 @@ def test_dry_run_of_every_recipe(recipe, roots, tmp_path, capsys):
         (["--set", "samples_per_class=1"], "samples_per_class must be at least 2"),
         (["--set", "epoch=3"], "--set takes FIELD=VALUE, with FIELD one of backbone, dataset"),
         (["--set", "alpha=high"], "--set alpha takes a number, got 'high'"),
-        (["--set", "channelwise=maybe"], "--set channelwise takes true or false, got 'maybe'"),
-        (["--set", "coefficients=some"], "coefficients must be learned, random or a number in [0, 1], got 'some'"),
+        (["--set", "xavier_attention=maybe"], "--set xavier_attention takes true or false, got 'maybe'"),
+        (["--set", "merging=some"], "merging must be random, mean or hardest, got 'some'"),
         (["--set", "num_heads=3"], "embedding_size must be divisible by num_heads, got 512 channels for 3 heads"),
         (["--epochs", "0"], "epochs must be at least 1, got 0"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),

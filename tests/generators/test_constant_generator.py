@@ -62,6 +62,6 @@ def test_real_negatives_merged_at_random():
 
 def test_the_coefficients_take_no_memory():
     generator = ConstantGenerator(2, 512)
-    coefficients = generator.coefficients_of_edges(1000, torch.float32, torch.device("cpu"))
+    coefficients = generator.coefficients_of_edges(1000, torch.zeros(3, 512), None)
     assert coefficients.shape == (1000, 512)
     assert coefficients.untyped_storage().nbytes() == 4

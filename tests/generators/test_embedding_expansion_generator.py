@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pml_gca.generators import EmbeddingExpansionGenerator
 from pml_gca.generators.directions import mix
-from pml_gca.generators.hardest_point_generator import nearest_of_each_class
+from pml_gca.generators.hardest_negative_generator import nearest_of_each_class
 
 
 def norm(x):
@@ -101,7 +101,7 @@ def test_the_nearest_of_each_class_however_many_are_compared_at_a_time(normalize
     points[4] = points[1]
     class_of = torch.tensor([0, 2, 1, 0, 2, 2, 1])
     found = nearest_of_each_class(anchors, points, class_of, 3, normalize)
-    monkeypatch.setattr("pml_gca.generators.hardest_point_generator.COMPARED_VALUES", 15)
+    monkeypatch.setattr("pml_gca.generators.hardest_negative_generator.COMPARED_VALUES", 15)
     assert torch.equal(nearest_of_each_class(anchors, points, class_of, 3, normalize), found)
     assert not (found == 4).any()
     for i, row in enumerate(found.tolist()):

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from helpers.compared import GENERATORS, LEARNING, NUM_CLASSES, PER_CLASS, SIZE, random_rows
+from helpers.compared import CLASSIFIED, GENERATORS, LEARNING, NUM_CLASSES, PER_CLASS, SIZE, inside, random_rows
 from helpers.strategies import DEVICES, labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +17,10 @@ from pytorch_metric_learning.distances import DotProductSimilarity, LpDistance
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.generators import (
     BaseGenerator,
+    ClassifiedGenerator,
     ConstantGenerator,
     EmbeddingExpansionGenerator,
+    HardestNegativeGenerator,
     HardnessAwareGenerator,
     MixupGenerator,
     RandomGenerator,
@@ -28,7 +30,13 @@ from pml_gca.generators import (
 from pml_gca.losses import synthetic_loss
 from pml_gca.utils.host import HostCopy
 
-every = pytest.mark.parametrize("name", sorted(GENERATORS))
+EVERY = GENERATORS | CLASSIFIED
+every = pytest.mark.parametrize("name", sorted(EVERY))
+
+
+def per_class(name):
+    """Whether its negatives are one of each class, not of each sample."""
+    return name.removesuffix(" through the graph").removesuffix(", classified") in PER_CLASS
 
 
 @every
@@ -38,12 +46,12 @@ def test_labels_of_any_integer_dtype(name, dtype):
     found = []
     for labels_given in (y, y.to(dtype)):
         torch.manual_seed(0)
-        generator = GENERATORS[name]()
+        generator = EVERY[name]()
         negatives = generator(z, labels_given, 6)
         found.append([negatives.embeddings, negatives.labels, negatives.anchors, *negatives.objectives.values()])
     torch.testing.assert_close(*found, rtol=0, atol=0)
     with pytest.raises(ValueError, match=rf"labels must lie in .*got values from {NUM_CLASSES} to {NUM_CLASSES + 3}"):
-        GENERATORS[name]()(z, (y + NUM_CLASSES).to(dtype))
+        EVERY[name]()(z, (y + NUM_CLASSES).to(dtype))
 
 
 @every
@@ -55,12 +63,12 @@ def test_labels_of_any_integer_dtype(name, dtype):
     st.data(),
 )
 def test_any_composition_gives_labelled_finite_negatives(name, y, dtype, device, data):
-    generator, z = GENERATORS[name](), random_rows(len(y), dtype=dtype, device=device)
+    generator, z = EVERY[name](), random_rows(len(y), dtype=dtype, device=device)
     num_anchors = data.draw(st.integers(0, len(y)))
     negatives = generator(z, y, num_anchors, data.draw(st.sampled_from([0.0, 3.0, math.inf])))
     names = y.tolist()
     anchors = [i for i in range(num_anchors) if names.count(names[i]) > 1]
-    others = [len(set(names)) - 1 if name in PER_CLASS else sum(label != names[i] for label in names) for i in anchors]
+    others = [len(set(names)) - 1 if per_class(name) else sum(label != names[i] for label in names) for i in anchors]
     assert negatives.anchors.tolist() == [i for i, count in zip(anchors, others, strict=True) for _ in range(count)]
     assert negatives.num_skipped_anchors == num_anchors - len(anchors)
     assert negatives.embeddings.shape == (len(negatives), SIZE)
@@ -73,7 +81,8 @@ def test_any_composition_gives_labelled_finite_negatives(name, y, dtype, device,
     (negatives.embeddings.float().square().sum() + sum(negatives.objectives.values())).backward()
     assert z.grad is None or z.grad.isfinite().all()
     assert z.grad is None or not z.grad[num_anchors:].any()
-    if len(negatives) and dtype == torch.float64:
+    pulls_from_anchors = name.startswith(("constant", "random", "hardness-aware"))  # others take what may be references
+    if len(negatives) and dtype == torch.float64 and (pulls_from_anchors or num_anchors == len(y)):
         assert z.grad[anchors].any()
     for parameter in generator.parameters():
         assert parameter.grad.isfinite().all()
@@ -98,10 +107,10 @@ DEGENERATE = {
 @pytest.mark.parametrize("case", sorted(DEGENERATE))
 @pytest.mark.parametrize("level", [1.0, math.inf])
 def test_degenerate_batches_are_finite_with_a_graph(name, case, level):
-    generator, (z, y) = GENERATORS[name](), DEGENERATE[case]
+    generator, (z, y) = EVERY[name](), DEGENERATE[case]
     z, y = z.clone().requires_grad_(), torch.tensor(y, dtype=torch.long)
     negatives = generator(z, y, None, level)
-    per_anchor = 2 if name in PER_CLASS else 4
+    per_anchor = 2 if per_class(name) else 4
     assert len(negatives) == (len(y) * per_anchor if len(y.unique()) == 3 else 0)
     total = negatives.embeddings.sum() + sum(negatives.objectives.values())
     total.backward()
@@ -127,9 +136,9 @@ LABELS = torch.tensor([3, 7, 3, 0, 11, 3, 7, 0, 3, 7])  # 4, 3, 2 and 1 samples,
 @pytest.mark.parametrize("loss_name", sorted(LOSSES))
 def test_every_loss_learns_from_every_generator(name, loss_name):
     torch.manual_seed(0)
-    loss = HardNegativeGenerationLoss(LOSSES[loss_name](), GENERATORS[name](), collect_stats=True)
+    loss = HardNegativeGenerationLoss(LOSSES[loss_name](), EVERY[name](), collect_stats=True)
     z = random_rows(10, dtype=torch.float32)
-    if name in LEARNING:
+    if loss.generator.has_objective:
         loss.levels.generator.value.fill_(1e-3)  # the synthetic term counts fully
     value = loss(z, LABELS)
     value.backward()
@@ -139,7 +148,7 @@ def test_every_loss_learns_from_every_generator(name, loss_name):
     assert value.item() == pytest.approx(loss.metric_loss + loss.synthetic_loss + loss.generator_loss, rel=1e-5)
     assert z.grad.isfinite().all()
     assert z.grad.any(dim=1).sum() >= 9  # the lone sample may be in no term
-    assert loss.generator.num_skipped_anchors == 1
+    assert inside(loss.generator).num_skipped_anchors == 1
 
     references = torch.cat([z.detach(), torch.randn(5, SIZE)]), torch.cat([LABELS, torch.tensor([11, 3, 2, 2, 0])])
     if "N-pairs" not in loss_name and "Proxy" not in loss_name:
@@ -148,7 +157,7 @@ def test_every_loss_learns_from_every_generator(name, loss_name):
         value.backward()
         assert value.isfinite()
         assert z.grad.any(dim=1).all()
-        assert loss.generator.num_skipped_anchors == 0
+        assert inside(loss.generator).num_skipped_anchors == 0
 
     in_evaluation = loss.eval()(z, LABELS)
     torch.testing.assert_close(in_evaluation, loss.loss(z, LABELS))
@@ -164,7 +173,7 @@ def test_without_parameters_negatives_count_fully_from_the_start(name):
     def _(loss, batch):
         return (batch.negatives.embeddings * 0).sum() + 5
 
-    generator = GENERATORS[name]()
+    generator = EVERY[name]()
     loss = HardNegativeGenerationLoss(Counts(), generator)
     assert not generator.has_objective
     assert not list(generator.parameters())
@@ -209,7 +218,7 @@ def train_without_an_optimizer_for(generator):
 def test_no_alarm_for_what_no_optimizer_needs_to_hold(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        train_without_an_optimizer_for(GENERATORS[name]())
+        train_without_an_optimizer_for(EVERY[name]())
 
 
 def test_an_alarm_where_the_network_is_forgotten():
@@ -222,32 +231,32 @@ def test_an_alarm_where_the_network_is_forgotten():
 
 @every
 def test_evaluation_generates_without_objectives_and_without_changing_anything(name):
-    generator = GENERATORS[name]().eval()
+    generator = EVERY[name]().eval()
     before = copy.deepcopy(generator.state_dict())
     negatives = generator(torch.randn(6, SIZE), torch.arange(6) % 3)
-    assert len(negatives) == (12 if name in PER_CLASS else 24)
+    assert len(negatives) == (12 if per_class(name) else 24)
     assert not negatives.objectives
     assert all(torch.equal(value, before[key]) for key, value in generator.state_dict().items())
 
 
 @every
 def test_statistics(name):
-    generator = GENERATORS[name]()
+    generator = EVERY[name]()
     generator.start_collecting_stats()
     negatives = generator(random_rows(10, dtype=torch.float32), LABELS)
-    assert generator.num_negatives == len(negatives)
-    assert generator.num_skipped_anchors == 1
-    if name in LEARNING:
-        terms = negatives.objectives
+    assert inside(generator).num_negatives == len(negatives)
+    assert inside(generator).num_skipped_anchors == 1
+    if generator.has_objective:
+        terms, generator = negatives.objectives, inside(generator)
         assert generator.generation_loss == pytest.approx(terms["generation_loss"].item())
         assert generator.auxiliary_classification_loss == pytest.approx(terms["auxiliary_classification_loss"].item())
 
 
-@every
+@pytest.mark.parametrize("name", sorted(GENERATORS))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_leaves_negatives_as_they_are(name, dtype):
     torch.manual_seed(0)
-    generator, z = GENERATORS[name](), random_rows(12, dtype=torch.float32)
+    generator, z = EVERY[name](), random_rows(12, dtype=torch.float32)
     found = []
     for enabled in (False, True):
         torch.manual_seed(1)
@@ -261,7 +270,7 @@ def test_autocast_leaves_negatives_as_they_are(name, dtype):
 @every
 def test_in_half_precision_negatives_are_nearly_those_of_full(name):
     torch.manual_seed(0)
-    generator, z = GENERATORS[name](), random_rows(12, dtype=torch.float16)
+    generator, z = EVERY[name](), random_rows(12, dtype=torch.float16)
     found = []
     for dtype in (torch.float16, torch.float32):
         torch.manual_seed(1)
@@ -285,7 +294,7 @@ def meta(monkeypatch):
 
 @every
 def test_a_step_waits_for_no_device(name, meta):
-    generator, z = GENERATORS[name]().to("meta"), torch.empty(10, SIZE, device="meta", requires_grad=True)
+    generator, z = EVERY[name]().to("meta"), torch.empty(10, SIZE, device="meta", requires_grad=True)
     negatives = generator(z, LABELS.to("meta"), None, torch.empty((), device="meta"))
     (negatives.embeddings.sum() + sum(negatives.objectives.values())).backward()
     assert z.grad.is_meta
@@ -304,12 +313,12 @@ def test_what_is_not_finite_is_told_even_if_late(name, bad, monkeypatch):
         z = torch.randn(10, SIZE)
         z[broken, 1] = bad
         with pytest.raises(ValueError, match="embeddings must be finite"):
-            GENERATORS[name]()(z, LABELS)
+            EVERY[name]()(z, LABELS)
 
 
 @every
 def test_bad_batches_are_named(name):
-    generator, z, y = GENERATORS[name](), torch.randn(4, SIZE), torch.tensor([0, 0, 1, 1])
+    generator, z, y = EVERY[name](), torch.randn(4, SIZE), torch.tensor([0, 0, 1, 1])
     for batch, error, message in [
         ((z[:, 1:], y), ValueError, "embeddings must have 8 channels"),
         ((z.long(), y), TypeError, "embeddings must be floating point"),
@@ -334,6 +343,7 @@ AT_LEAST_0 = "must be a finite number of at least 0"
             for kind in (
                 ConstantGenerator,
                 EmbeddingExpansionGenerator,
+                HardestNegativeGenerator,
                 HardnessAwareGenerator,
                 MixupGenerator,
                 RandomGenerator,
@@ -378,7 +388,7 @@ def of_both_widths(make):
 WIDENED = {
     "GCA-HNG": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_heads=2, dropout=0.0),
     "GCA-HNG, in chunks": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE, dropout=0.0, edge_chunk_size=9),
-    "real negatives": lambda: GlobalCorrelationGenerator.of_real_negatives(NUM_CLASSES, SIZE),
+    "real negatives": lambda: ClassifiedGenerator(HardestNegativeGenerator(NUM_CLASSES, SIZE)),
     "hardness-aware, reembedded": GENERATORS["hardness-aware, reembedded"],
 }
 

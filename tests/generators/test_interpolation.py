@@ -5,16 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pml_gca.correlation.edges import edge_pairs
-from pml_gca.generators.interpolation import (
-    class_weights,
-    hardest_weights,
-    interpolate,
-    mean_weights,
-    merging_weights,
-    next_positive,
-    plan_candidates,
-    positive_distances,
-)
+from pml_gca.generators.interpolation import interpolate, positive_distances
+from pml_gca.generators.merging import class_weights, hardest_weights, mean_weights, merging_weights
+from pml_gca.generators.planning import next_positive, plan_candidates
 from pml_gca.generators.synthesis import synthesize
 
 

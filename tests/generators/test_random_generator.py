@@ -21,7 +21,7 @@ def test_negatives_agree_with_the_slow_oracle(y, level, seed, data):
     draws = torch.rand(num_anchors, len(y), dtype=torch.float64)
     num_edges = len(y) * (len(y) + 1) // 2
     state = torch.random.get_rng_state()
-    drawn = generator.coefficients_of_edges(num_edges, torch.float64, torch.device("cpu"))
+    drawn = generator.coefficients_of_edges(num_edges, z, None)
     for given_coefficients in (None, torch.rand(num_edges, SIZE, dtype=torch.float64)):
         dense = to_dense(drawn.double() if given_coefficients is None else given_coefficients, len(y))
         expected = interpolated(z, y.tolist(), dense, draws, math.exp(-4.0 / level), num_anchors)
@@ -35,7 +35,7 @@ def test_negatives_agree_with_the_slow_oracle(y, level, seed, data):
 def test_draws_are_zero_or_one_with_the_probability(probability):
     torch.manual_seed(0)
     generator = RandomGenerator(NUM_CLASSES, 40, probability=probability)
-    drawn = generator.coefficients_of_edges(2000, torch.float32, torch.device("cpu"))
+    drawn = generator.coefficients_of_edges(2000, torch.zeros(3, 40), None)
     assert drawn.dtype == torch.bool
     assert drawn.shape == (2000, 40)
     rate = drawn.double()
@@ -72,3 +72,23 @@ def test_merging_is_handed_on():
     negatives = RandomGenerator(NUM_CLASSES, SIZE, probability=1, alpha=0, merging="mean")(z, y)
     for label, row in zip(negatives.labels, negatives.embeddings, strict=True):
         torch.testing.assert_close(row, z[y == label].mean(dim=0))
+
+
+def test_coefficients_are_0_or_1_and_symmetric():
+    generator = RandomGenerator(5, 8, alpha=0.0, merging="mean")
+    z = random_rows(7).detach()
+    z = torch.cat([z[:1], z[:1] + 0.1, z[2:]])  # positives are nearer than negatives
+    seen = set()
+    for _ in range(20):
+        y_pairs = torch.tensor([0, 0, 1, 2, 3, 4, 1])  # of classes 2 to 4 one candidate each
+        found = generator(z, y_pairs, None, 2.0)
+        for anchor, label, row in zip(found.anchors.tolist(), found.labels.tolist(), found.embeddings, strict=True):
+            if label < 2 or anchor > 1:
+                continue
+            negative = z[y_pairs.tolist().index(label)]
+            near, far = (z[0] - z[1]).norm(), (z[anchor] - negative).norm()
+            if near < far:
+                ratio = (row - z[anchor]) / (negative - z[anchor])
+                seen |= {round(value, 9) for value in ((ratio - near / far) / (1 - near / far)).tolist()}
+    assert seen <= {0.0, 1.0, -0.0}
+    assert {0.0, 1.0} <= seen

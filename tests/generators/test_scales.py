@@ -10,7 +10,14 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import LpDistance
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-from pml_gca.generators import ConstantGenerator, HardnessAwareGenerator, MixupGenerator, RandomGenerator
+from pml_gca.generators import (
+    ClassifiedGenerator,
+    ConstantGenerator,
+    HardestNegativeGenerator,
+    HardnessAwareGenerator,
+    MixupGenerator,
+    RandomGenerator,
+)
 from pml_gca.losses import SyntheticBatch, synthetic_loss
 
 SCALES = [1e-30, 1e-24, 1e-12, 1.0, 1e5, 1e10, 1e14, 1e18, 1e22, 1e30]
@@ -24,9 +31,8 @@ def learned(**kwargs):
 
 EVERY = GENERATORS | {
     "GCA-HNG": learned(),
-    "GCA-HNG, plain coefficients": learned(coefficients=0.5, channelwise=False),
     "GCA-HNG, hardest": learned(merging="hardest", num_layers=1),
-    "real negatives": lambda: GlobalCorrelationGenerator.of_real_negatives(NUM_CLASSES, SIZE),
+    "real negatives": lambda: ClassifiedGenerator(HardestNegativeGenerator(NUM_CLASSES, SIZE)),
 }
 
 

@@ -7,20 +7,34 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.generators import ClassifiedGenerator, ConstantGenerator, HardestNegativeGenerator
 
 LABELS = torch.tensor([3, 7, 3, 0, 11, 3, 7, 0, 3, 7])  # merging, and a skipped anchor
+
+
+class ConstantCoefficients(GlobalCorrelationGenerator):
+    """GCA-HNG, whose negatives are made by a constant; its graph is still propagated and trained."""
+
+    def coefficients_of_edges(self, num_edges, nodes, graph):
+        return 0.4 + 0 * graph.coefficients
+
+
+def classified(**options):
+    return ClassifiedGenerator(ConstantGenerator(NUM_CLASSES, SIZE, coefficient=0.4), **options)
+
+
 EVERY = GENERATORS | {
     "GCA-HNG": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=2),
     "GCA-HNG, in chunks": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=2, edge_chunk_size=7),
-    "GCA-HNG, coefficients alone": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE, edge_messages=False),
-    "real negatives": lambda: GlobalCorrelationGenerator.of_real_negatives(NUM_CLASSES, SIZE),
+    "real negatives": lambda: ClassifiedGenerator(HardestNegativeGenerator(NUM_CLASSES, SIZE)),
+    "classified": lambda: classified(num_layers=2),
 }
 # Coefficients are detached from what the embeddings learn, which differences cannot know: here they are constants.
 FIXED = GENERATORS | {
-    "GCA-HNG": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=2, coefficients=0.4),
-    "GCA-HNG, in chunks": lambda: GlobalCorrelationGenerator(
-        NUM_CLASSES, SIZE, num_layers=3, edge_chunk_size=7, coefficients=0.4
-    ),
+    "GCA-HNG": lambda: ConstantCoefficients(NUM_CLASSES, SIZE, num_layers=2),
+    "GCA-HNG, in chunks": lambda: ConstantCoefficients(NUM_CLASSES, SIZE, num_layers=3, edge_chunk_size=7),
+    "classified": lambda: classified(num_layers=2),
+    "classified, in chunks": lambda: classified(num_layers=3, edge_chunk_size=7),
     "real negatives": EVERY["real negatives"],
 }
 LOSSES = {

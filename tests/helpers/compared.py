@@ -6,8 +6,10 @@ import torch
 
 from helpers import oracle
 from pml_gca.generators import (
+    ClassifiedGenerator,
     ConstantGenerator,
     EmbeddingExpansionGenerator,
+    HardestNegativeGenerator,
     HardnessAwareGenerator,
     MixupGenerator,
     RandomGenerator,
@@ -19,6 +21,8 @@ NUM_CLASSES, SIZE = 15, 8  # classes as in strategies.labels
 
 PER_CLASS = {
     "constant": lambda: ConstantGenerator(NUM_CLASSES, SIZE, coefficient=0.3),
+    "hardest": lambda: HardestNegativeGenerator(NUM_CLASSES, SIZE),
+    "hardest, unnormalised": lambda: HardestNegativeGenerator(NUM_CLASSES, SIZE, normalize=False),
     "embedding expansion": lambda: EmbeddingExpansionGenerator(NUM_CLASSES, SIZE),
     "embedding expansion, unnormalised": lambda: EmbeddingExpansionGenerator(NUM_CLASSES, SIZE, normalize=False),
     "random": lambda: RandomGenerator(NUM_CLASSES, SIZE),
@@ -32,7 +36,24 @@ PER_SAMPLE = {
     "mixup, unnormalised": lambda: MixupGenerator(NUM_CLASSES, SIZE, normalize=False),
 }
 GENERATORS = PER_CLASS | PER_SAMPLE
-LEARNING = {"hardness-aware, reembedded"}
+LEARNING = {"hardness-aware, reembedded"}  # with an objective that their negatives wait for
+
+
+def classified(name, num_layers=0):
+    return ClassifiedGenerator(GENERATORS[name](), num_layers=num_layers, dropout=0.0)
+
+
+CLASSIFIED = {
+    "hardest, classified": lambda: classified("hardest"),
+    "constant, classified through the graph": lambda: classified("constant", num_layers=1),
+    "symmetrical synthesis, classified": lambda: classified("symmetrical synthesis"),
+    "hardness-aware, reembedded, classified": lambda: classified("hardness-aware, reembedded", num_layers=2),
+}
+
+
+def inside(generator):
+    """The generator whose negatives these are."""
+    return getattr(generator, "generator", generator)
 
 
 def generate(generator, z, y, num_anchors=None, level=math.inf, **given):

@@ -143,8 +143,8 @@ def objectives(generator, z: Tensor, labels: list[int], draws: Tensor, level: fl
     graph = propagate(generator.propagation, z, labels)
     strength = math.exp(-generator.alpha / level)
     negatives = synthesize(z.detach(), labels, graph.coefficients, draws, strength, len(labels))
-    weight, bias = (p.detach() for p in generator.auxiliary_classifier.parameters())
-    auxiliary = generator.auxiliary_classifier
+    weight, bias = (p.detach() for p in generator.objective.classifier.parameters())
+    auxiliary = generator.objective.classifier
     soft = mean([cross_entropy(weight @ synthetic + bias, label) for _, label, synthetic in negatives])
     similar = mean([1 - F.cosine_similarity(z[i].detach(), synthetic, dim=0) for i, _, synthetic in negatives])
     centred = graph.coefficients - graph.coefficients.mean(dim=1, keepdim=True)
@@ -155,9 +155,9 @@ def objectives(generator, z: Tensor, labels: list[int], draws: Tensor, level: fl
         node_classification=mean([cross_entropy(row, y) for row, y in zip(graph.logits, labels, strict=True)]),
         generator=0.5
         * (
-            generator.classification_weight * soft
-            + generator.similarity_weight * similar
-            + 0.01 * generator.diversity_weight * diverse
+            generator.objective.classification_weight * soft
+            + generator.objective.similarity_weight * similar
+            + 0.01 * generator.objective.diversity_weight * diverse
         ),
         auxiliary=10
         * mean([cross_entropy(linear(auxiliary, row.detach()), y) for row, y in zip(z, labels, strict=True)]),

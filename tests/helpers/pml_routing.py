@@ -10,8 +10,10 @@ from torch import nn
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.generators import (
+    ClassifiedGenerator,
     ConstantGenerator,
     EmbeddingExpansionGenerator,
+    HardestNegativeGenerator,
     HardnessAwareGenerator,
     MixupGenerator,
     RandomGenerator,
@@ -20,7 +22,7 @@ from pml_gca.generators import (
 
 GENERATORS = {
     "global-correlation": lambda n, d: GlobalCorrelationGenerator(n, d, num_layers=1, num_heads=1),
-    "real-negatives": GlobalCorrelationGenerator.of_real_negatives,
+    "real-negatives": lambda n, d: ClassifiedGenerator(HardestNegativeGenerator(n, d)),
     "constant": lambda n, d: ConstantGenerator(n, d, coefficient=0.5),
     "embedding-expansion": EmbeddingExpansionGenerator,
     "hardness-aware": HardnessAwareGenerator,

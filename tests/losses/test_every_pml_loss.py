@@ -115,7 +115,7 @@ def test_it_trains(name):
             assert torch.isfinite(parameter.grad).all(), key
         assert embeddings.grad.any(dim=1).all(), "an embedding without gradient"
         assert all(p.grad.any() for p in loss.loss.parameters())
-        assert all(p.grad.any() for p in loss.generator.auxiliary_classifier.parameters())
+        assert all(p.grad.any() for p in loss.generator.objective.classifier.parameters())
         optimizer.step()
     assert 0 < loss.metric_level < float("inf")
     assert 0 < loss.generator_level < float("inf")

@@ -74,7 +74,7 @@ def groups(loss, z):
     return {
         "embeddings": [z],
         "propagation": list(loss.generator.propagation.parameters()),
-        "auxiliary": list(loss.generator.auxiliary_classifier.parameters()),
+        "auxiliary": list(loss.generator.objective.classifier.parameters()),
         "wrapped": list(loss.loss.parameters()),
     }
 
@@ -148,7 +148,7 @@ def test_weight_of_the_synthetic_term(level, weight):
 def test_beta_of_zero_switches_the_synthetic_term_off():
     z = torch.randn(len(LABELS), SIZE, requires_grad=True)
     generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE, classification_weight=0, similarity_weight=0)
-    generator.diversity_weight = 0.0
+    generator.objective.diversity_weight = 0.0
     loss = HardNegativeGenerationLoss(losses.NPairsLoss(), generator, beta=0)
     for _ in range(2):  # at the second batch G is 0, where β/G is undefined
         (gradient,) = grad(loss(z, LABELS), z)

@@ -101,7 +101,7 @@ def test_parameter_groups_hold_every_parameter_once():
     assert sorted(map(id, grouped)) == sorted(map(id, loss.parameters()))
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert rates[id(loss.loss.proxies)] == 0.3
-    assert {rates[id(p)] for p in loss.generator.auxiliary_classifier.parameters()} == {0.2}
+    assert {rates[id(p)] for p in loss.generator.objective.classifier.parameters()} == {0.2}
     assert {rates[id(p)] for p in loss.generator.propagation.parameters()} == {0.1}
     assert [group["lr"] for group in loss.parameter_groups(lr=0.1)] == [0.1, 1e-3, 0.1]
     assert len(make_loss().parameter_groups(lr=0.1)) == 2

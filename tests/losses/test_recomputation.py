@@ -9,13 +9,14 @@ from pytorch_metric_learning import losses
 from torch.utils.checkpoint import checkpoint
 
 from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
+from pml_gca.generators import ClassifiedGenerator, HardestNegativeGenerator
 
 LABELS = torch.tensor([2, 5, 2, 0, 5, 2, 1, 1, 8])
 EVERY = {
     **GENERATORS,
     "global correlation": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE),
     "global correlation, in parts": lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE, edge_chunk_size=16),
-    "real negatives": lambda: GlobalCorrelationGenerator.of_real_negatives(NUM_CLASSES, SIZE),
+    "real negatives": lambda: ClassifiedGenerator(HardestNegativeGenerator(NUM_CLASSES, SIZE)),
 }
 every = pytest.mark.parametrize("name", EVERY)
 both_forms = pytest.mark.parametrize("use_reentrant", [False, True])

@@ -101,7 +101,7 @@ def test_a_published_checkpoint_loads_whole_and_is_written_back(name):
     expected = load_published_generator(state, num_heads=recipe.num_heads)
     assert same(generator.state_dict(), expected.state_dict())
     assert generator.num_classes == len(state["softmax_classifier.bias"])
-    assert (generator.alpha, generator.diversity_weight) == (recipe.alpha, recipe.diversity_weight)
+    assert (generator.alpha, generator.objective.diversity_weight) == (recipe.alpha, recipe.diversity_weight)
     labels = torch.tensor([0, 0, 1])
     with torch.no_grad():
         ours, theirs = generator.correlate(embeddings, labels), expected.eval().correlate(embeddings, labels)
@@ -125,8 +125,8 @@ def test_a_published_checkpoint_loads_whole_and_is_written_back(name):
 def test_generator_has_the_settings_of_the_recipe():
     recipe = replace(TINY, classification_weight=2, similarity_weight=4, diversity_weight=6)
     generator = load_published_checkpoint(tiny_checkpoint(), recipe)[2]
-    assert (generator.alpha, generator.classification_weight) == (3, 2)
-    assert (generator.similarity_weight, generator.diversity_weight) == (4, 6)
+    assert (generator.alpha, generator.objective.classification_weight) == (3, 2)
+    assert (generator.objective.similarity_weight, generator.objective.diversity_weight) == (4, 6)
     other = load_published_checkpoint(tiny_checkpoint(), replace(TINY, num_heads=4))[2]
     x, labels = torch.randn(6, 8), torch.arange(6) % 3
     with torch.no_grad():

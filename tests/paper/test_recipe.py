@@ -13,11 +13,7 @@ OPTIONS = {
     "dropout": ("0.25", 0.25),
     "edge_chunk_size": ("512", 512),
     "collect_stats": ("true", True),
-    "coefficients": ("0.5", 0.5),
-    "channelwise": ("false", False),
-    "edge_messages": ("False", False),
     "merging": ("hardest", "hardest"),
-    "classify_embeddings": ("false", False),
 }
 
 
@@ -41,9 +37,9 @@ def test_fields_keep_their_types():
 
 
 def test_spaces_around_a_value_are_ignored():
-    words = ["merging= hardest ", "coefficients= random", "backbone= resnet18", "alpha= 3 ", "channelwise= False "]
+    words = ["merging= hardest ", "edge_chunk_size= 9", "backbone= resnet18", "alpha= 3 ", "collect_stats= False "]
     changed = changed_recipe(PAPER, words)
-    assert changed.generator_options == {"merging": "hardest", "coefficients": "random", "channelwise": False}
+    assert changed.generator_options == {"merging": "hardest", "edge_chunk_size": 9, "collect_stats": False}
     assert (changed.backbone, changed.alpha) == ("resnet18", 3)
 
 
@@ -54,9 +50,7 @@ def test_every_option_of_the_generator_can_be_set():
     assert changed.generator_options == expected
     assert all(type(changed.generator_options[name]) is type(value) for name, value in expected.items())
     generator = GlobalCorrelationGenerator(5, 8, num_layers=changed.num_layers, **changed.generator_settings)
-    assert (generator.coefficients, generator.merging, generator.channelwise) == (0.5, "hardest", False)
-    assert (generator.edge_chunk_size, generator.classify_embeddings, generator.collect_stats) == (512, False, True)
-    assert not any(layer.node.edge_to_node.weight.any() for layer in generator.propagation.layers)
+    assert (generator.edge_chunk_size, generator.merging, generator.collect_stats) == (512, "hardest", True)
     assert generator.propagation.layers[0].edge.dropout.p == 0.25
     assert recipes.changes_from_paper(changed) == {"embedding_size": 8, **expected}
 
@@ -71,9 +65,9 @@ def test_default_options_of_the_generator_change_nothing():
 
 
 def test_options_are_added_to_earlier_ones():
-    first = changed_recipe(PAPER, ["coefficients=random", "merging=mean"])
-    second = changed_recipe(first, ["coefficients=1"])
-    assert second.generator_options == {"coefficients": 1.0, "merging": "mean"}
+    first = changed_recipe(PAPER, ["dropout=0.3", "merging=mean"])
+    second = changed_recipe(first, ["dropout=0"])
+    assert second.generator_options == {"dropout": 0.0, "merging": "mean"}
 
 
 @given(st.floats(0, 1e6))
@@ -92,15 +86,14 @@ def test_numbers_are_read_exactly(value):
         (["num_classes=3"], "got 'num_classes=3'"),
         (["alpha=high"], "--set alpha takes a number, got 'high'"),
         (["epochs=1.5"], "--set epochs takes a whole number, got '1.5'"),
-        (["channelwise=maybe"], "--set channelwise takes true or false, got 'maybe'"),
+        (["xavier_attention=maybe"], "--set xavier_attention takes true or false, got 'maybe'"),
         (["orthogonal_head=1"], "--set orthogonal_head takes true or false, got '1'"),
         (["edge_chunk_size=all"], "--set edge_chunk_size takes a whole number or none, got 'all'"),
         (["merging="], "--set merging takes text, got ''"),
         (["backbone= "], "--set backbone takes text, got ' '"),
         (["merging=worst"], "merging must be random, mean or hardest, got 'worst'"),
-        (["coefficients=2"], "coefficients must be at most 1, got 2"),
-        (["coefficients=nan"], "coefficients must be a finite number"),
-        (["coefficients=some"], r"coefficients must be learned, random or a number in \[0, 1\], got 'some'"),
+        (["dropout=nan"], "dropout must be a finite number"),
+        (["coefficients=1"], "got 'coefficients=1'"),
         (["dropout=1"], "dropout must be below 1, got 1"),
         (["edge_chunk_size=0"], "edge_chunk_size must be at least 1, got 0"),
         (["num_heads=3"], "embedding_size must be divisible by num_heads, got 512 channels for 3 heads"),
@@ -118,7 +111,7 @@ def test_bad_changes(words, message):
     [
         ({"mergin": "mean"}, ValueError, r"generator_options takes dropout, .*, got 'mergin' \(did you mean merg"),
         ({"alpha": 3}, ValueError, "got 'alpha'; settings that are fields of the recipe belong there"),
-        ({"channelwise": "false"}, TypeError, "channelwise must be a bool, got str"),
+        ({"collect_stats": "false"}, TypeError, "collect_stats must be a bool, got str"),
         (None, TypeError, "generator_options must be a mapping, got NoneType"),
     ],
 )

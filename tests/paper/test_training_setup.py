@@ -64,7 +64,8 @@ def test_the_recipe_reaches_the_generator():
     setup = make()
     loss, generator = setup.loss_funcs["metric_loss"], setup.generator
     assert generator is loss.generator
-    found = (generator.num_classes, generator.embedding_size, generator.alpha, loss.beta, generator.diversity_weight)
+    weight = generator.objective.diversity_weight
+    found = (generator.num_classes, generator.embedding_size, generator.alpha, loss.beta, weight)
     assert found == (7, 16, RECIPE.alpha, RECIPE.beta, RECIPE.diversity_weight)
     assert [layer.node.num_heads for layer in generator.propagation.layers] == [4, 4]
     assert loss.levels.metric.momentum is None

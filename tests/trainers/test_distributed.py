@@ -126,7 +126,7 @@ def test_data_parallel_wrapper(results, efficient):
     loss = make_loss()
     embeddings = torch.cat([make_batch(rank).detach() for rank in range(WORLD)]).requires_grad_()
     whole = seen(loss, loss, embeddings, torch.tensor(USUAL * WORLD))
-    name = "generator.auxiliary_classifier.weight"  # independent of random draws
+    name = "generator.objective.classifier.weight"  # independent of random draws
     directions = [case["parameters"][name].flatten() for case in (cases[0], whole)]
     assert torch.cosine_similarity(*directions, dim=0) > 0.9999
 

@@ -118,7 +118,7 @@ def test_resumed_run_equals_an_unbroken_one(tmp_path, wrapped, level_momentum):
     first = Run(tmp_path / "parts", wrapped, level_momentum=level_momentum).train(epochs=1)
     second = Run(tmp_path / "parts", wrapped, seed=7, level_momentum=level_momentum)
     assert not torch.equal(
-        second.loss.generator.auxiliary_classifier.weight, first.loss.generator.auxiliary_classifier.weight
+        second.loss.generator.objective.classifier.weight, first.loss.generator.objective.classifier.weight
     )
 
     start = second.hooks.load_latest_saved_models(second.trainer, second.models_folder, device=torch.device("cpu"))

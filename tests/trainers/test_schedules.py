@@ -94,7 +94,7 @@ def contrastive(z, negatives):
 def expected_levels_after_training(models, generator, images, draws, alternating):
     """Step the parameters of `models` and `generator` in-place, without running their code; return the levels."""
     embedder = [p for model in models.values() for p in model.parameters()]
-    propagation, auxiliary = (list(m.parameters()) for m in (generator.propagation, generator.auxiliary_classifier))
+    propagation, auxiliary = (list(m.parameters()) for m in (generator.propagation, generator.objective.classifier))
     adamw = AdamW()
     metric_level = generator_level = math.inf
     for _ in range(EPOCHS):

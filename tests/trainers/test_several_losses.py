@@ -213,7 +213,7 @@ def test_one_generator_of_two_losses():
     embedder, _, _, images = make(as_list)
     trainer = train(AlternatingTrainer, embedder, pair, images)
     state = trainer.optimizers["metric_loss_optimizer"].state
-    assert {int(state[p]["step"]) for p in generator.auxiliary_classifier.parameters()} == {EPOCHS * ITERATIONS}
+    assert {int(state[p]["step"]) for p in generator.objective.classifier.parameters()} == {EPOCHS * ITERATIONS}
     # Parameters that the very first step does not reach have no gradient yet.
     steps = {int(state[p]["step"]) for p in generator.propagation.parameters()}
     assert steps == {2 * EPOCHS * ITERATIONS - 1, 2 * EPOCHS * ITERATIONS}

@@ -5,11 +5,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from comparison.ablations import (
+    DetachedClassificationGenerator,
+    ScalarCorrelationGenerator,
+    SilentClassifiedGenerator,
+    SilentCorrelationGenerator,
+)
 from pml_gca import GlobalCorrelationGenerator
 from pml_gca.generators import (
     BaseGenerator,
+    ClassifiedGenerator,
     ConstantGenerator,
     EmbeddingExpansionGenerator,
+    HardestNegativeGenerator,
     HardnessAwareGenerator,
     MixupGenerator,
     RandomGenerator,
@@ -43,17 +51,34 @@ class Contender:
     length: int = 1
 
 
-def given(
+def control(
     num_classes: int,
     embedding_size: int,
     *,
+    alpha: float,
     coefficient: float | None = None,
-    probability: float | None = None,
+    probability: float = 0.5,
+    merging: str = "random",
+) -> BaseGenerator:
+    """Make a control of GCA-HNG: λ is ``coefficient``, or 1 or 0 at random if that is None."""
+    if (coefficient, alpha, merging) == (1.0, 0.0, "hardest"):
+        return HardestNegativeGenerator(num_classes, embedding_size)
+    if coefficient is None:
+        return RandomGenerator(num_classes, embedding_size, probability=probability, alpha=alpha, merging=merging)
+    return ConstantGenerator(num_classes, embedding_size, coefficient=coefficient, alpha=alpha, merging=merging)
+
+
+def classified(
+    num_classes: int,
+    embedding_size: int,
+    *,
+    num_layers: int,
+    num_heads: int,
+    kind: Callable[..., BaseGenerator] = ClassifiedGenerator,
     **options: Any,
-) -> GlobalCorrelationGenerator:
-    """Make GCA-HNG with a constant λ, or one that is 1 or 0 at random (with probability 0.5)."""
-    coefficients = coefficient if probability is None else "random"
-    return GlobalCorrelationGenerator(num_classes, embedding_size, coefficients=coefficients, **options)
+) -> BaseGenerator:
+    """Make a `control` with a node classification beside it."""
+    return kind(control(num_classes, embedding_size, **options), num_layers=num_layers, num_heads=num_heads)
 
 
 def ours(
@@ -114,32 +139,32 @@ CONTENDERS = {
         "real negatives, merged at random", ConstantGenerator, settings={"coefficient": 1.0, "alpha": 0.0}
     ),
     "hardest": Contender(
-        "hardest real negatives", ConstantGenerator, settings={"coefficient": 1.0, "alpha": 0.0, "merging": "hardest"}
+        "hardest real negatives", control, settings={"coefficient": 1.0, "alpha": 0.0, "merging": "hardest"}
     ),
     "random": Contender("random λ, no graph", RandomGenerator, {"alpha": ALPHAS, "probability": (0.25, 0.5, 0.75)}),
-    "graph_constant": ours("constant λ, node classification through the graph", given, coefficient=0.5),
-    "graph_random": ours("random λ, node classification through the graph", given, probability=0.5),
-    "graph_real": ours("real negatives, node classification through the graph", given, coefficient=1.0, alpha=0.0),
+    "graph_constant": ours("constant λ, node classification through the graph", classified, coefficient=0.5),
+    "graph_random": ours("random λ, node classification through the graph", classified, probability=0.5),
+    "graph_real": ours("real negatives, node classification through the graph", classified, coefficient=1.0, alpha=0.0),
     "graph_hardest": ours(
         "hardest real negatives, node classification through the graph",
-        given,
+        classified,
         coefficient=1.0,
         alpha=0.0,
         merging="hardest",
     ),
     "nodes_real": ours(
         "real negatives, node classification without edges",
-        partial(given, edge_messages=False),
+        partial(classified, kind=SilentClassifiedGenerator),
         coefficient=1.0,
         alpha=0.0,
     ),
     "linear_real": ours(
-        "real negatives, linear classification without a graph", given, coefficient=1.0, alpha=0.0, num_layers=0
+        "real negatives, linear classification without a graph", classified, coefficient=1.0, alpha=0.0, num_layers=0
     ),
     "linear_as_graph": tuned_as(
         "graph_real",
         "real negatives, linear classification without a graph, tuned as with it",
-        given,
+        classified,
         coefficient=1.0,
         alpha=0.0,
         num_layers=0,
@@ -147,7 +172,7 @@ CONTENDERS = {
     "linear_hardest": tuned_as(
         "graph_hardest",
         "hardest real negatives, linear classification",
-        given,
+        classified,
         coefficient=1.0,
         alpha=0.0,
         merging="hardest",
@@ -199,8 +224,8 @@ STEPS = (
 
 ABLATIONS = {
     "no_propagation": ablation("no propagation, so that classification is linear", num_layers=0),
-    "no_edge_messages": ablation("no edge messages", partial(GlobalCorrelationGenerator, edge_messages=False)),
-    "scalar": ablation("one coefficient for each pair", partial(GlobalCorrelationGenerator, channelwise=False)),
+    "no_edge_messages": ablation("no edge messages", SilentCorrelationGenerator),
+    "scalar": ablation("one coefficient for each pair", ScalarCorrelationGenerator),
     "no_random_weighting": ablation("no random weighting", merging="mean"),
     "no_classification_term": ablation("without J_soft", classification_weight=0),
     "no_similarity_term": ablation("without J_sim", similarity_weight=0),
@@ -208,8 +233,6 @@ ABLATIONS = {
     "no_strength": ablation("without e^(-α/L)", alpha=0.0),
     "no_synthesis": ablation("without J_syn", beta=0.0),
     "full_weight": ablation("J_syn of full weight", beta=1e6),
-    "detached": ablation(
-        "node classification kept out of the embeddings", partial(GlobalCorrelationGenerator, classify_embeddings=False)
-    ),
+    "detached": ablation("node classification kept out of the embeddings", DetachedClassificationGenerator),
     "alternating": ablation("alternating schedule", schedule="alternating"),
 }

@@ -11,7 +11,7 @@ from comparison.study import PANEL, SEEN, Study
 from comparison.table import Row, new_row, part_of
 from comparison.training import Run
 from pml_gca.generators import BaseGenerator, GlobalCorrelationGenerator
-from pml_gca.generators.interpolation import next_positive
+from pml_gca.generators.planning import next_positive
 from pml_gca.losses import HardNegativeGenerationLoss
 from pml_gca.visualize import EmbeddingPanel, hardness
 

@@ -21,7 +21,8 @@ from pml_gca.correlation.sweeps.messages import EdgeMessages
 from pml_gca.correlation.sweeps.rows import EdgeState, SweepPlan, add_product
 from pml_gca.correlation.sweeps.update import EdgeUpdate
 from pml_gca.correlation.tiles import edge_tiles
-from pml_gca.generators.interpolation import merging_weights, plan_candidates
+from pml_gca.generators.merging import merging_weights
+from pml_gca.generators.planning import plan_candidates
 from pml_gca.generators.synthesis import Synthesis, synthesize
 
 CHUNKS = st.sampled_from([None, 1, 3, 7, 20, 10_000])

@@ -103,7 +103,7 @@ def test_an_iteration_is_the_loss_then_its_steps(batch, monkeypatch):
     loss = HardNegativeGenerationLoss(metric_loss, ours, collect_stats=True)
     for level in (loss.levels.metric, loss.levels.generator):
         level.value.fill_(LEVEL)
-    groups = [list(part.parameters()) for part in (generator.propagation, generator.auxiliary_classifier)]
+    groups = [list(part.parameters()) for part in (generator.propagation, generator.objective.classifier)]
     found = naive.iteration(
         generator, z, y, metric_loss, [torch.optim.SGD(g, 0.01) for g in groups], (LEVEL, LEVEL), 20.0, 0.0, draws
     )
@@ -116,7 +116,7 @@ def test_an_iteration_is_the_loss_then_its_steps(batch, monkeypatch):
     assert 10 * ours.auxiliary_classification_loss == pytest.approx(found["auxiliary"].item())
 
     # The second pass runs with the updated parameters: repeat the updates with the generator's own gradients.
-    parameters = [list(part.parameters()) for part in (ours.propagation, ours.auxiliary_classifier)]
+    parameters = [list(part.parameters()) for part in (ours.propagation, ours.objective.classifier)]
 
     def step(term, weights, draw):
         value = of_batch(ours.batch(z, y), LEVEL, draws=draw).objectives[term]

@@ -1,0 +1,115 @@
+"""What generators with a graph share: building it, its dtype, its chunks and its cost."""
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ..correlation.correlations import Correlations
+from ..correlation.cost import StepCost, choose_memory, step_bytes, step_multiply_adds
+from ..correlation.propagation import CorrelationPropagation
+from ..utils.validation import check_number, check_positive_int
+
+
+def build_propagation(
+    num_classes: int,
+    embedding_size: int,
+    *,
+    num_layers: int,
+    num_heads: int | None,
+    dropout: float,
+    edge_chunk_size: int | None,
+    with_coefficients: bool = True,
+) -> CorrelationPropagation:
+    """Check the options of a graph, and build it.
+
+    Args:
+        num_classes, embedding_size, num_layers, dropout, edge_chunk_size, with_coefficients: as for
+            `CorrelationPropagation`.
+        num_heads: H; the largest divisor of ``embedding_size`` up to 4 if None.
+
+    Raises:
+        TypeError, ValueError: an option is of the wrong type or out of range, or ``embedding_size`` is not divisible by
+            ``num_heads``.
+    """
+    check_positive_int("num_layers", num_layers, minimum=0)
+    if num_heads is None:
+        num_heads = next(heads for heads in (4, 3, 2, 1) if embedding_size % heads == 0)
+    check_positive_int("num_heads", num_heads)
+    if embedding_size % num_heads:
+        raise ValueError(
+            f"embedding_size must be divisible by num_heads, got {embedding_size} channels for {num_heads} heads"
+        )
+    check_number("dropout", dropout)
+    if dropout >= 1:
+        raise ValueError(f"dropout must be below 1, got {dropout}")
+    if edge_chunk_size is not None:
+        check_positive_int("edge_chunk_size", edge_chunk_size)
+    return CorrelationPropagation(
+        num_classes,
+        embedding_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        dropout=dropout,
+        edge_chunk_size=edge_chunk_size,
+        with_coefficients=with_coefficients,
+    )
+
+
+class Propagating:
+    """A generator with a graph, ``propagation``."""
+
+    propagation: CorrelationPropagation
+
+    def propagate_in(self, dtype: torch.dtype, nodes: Tensor, labels: Tensor) -> Correlations:
+        """Propagate the graph of (N, D) nodes and (N,) labels, in ``dtype`` where parameters are narrower.
+
+        PML casts the parameters of its losses to the dtype of the embeddings in the same way.
+        """
+        parameters = dict(self.propagation.named_parameters())
+        wide = {name: p.to(torch.promote_types(p.dtype, dtype)) for name, p in parameters.items()}
+        if all(wide[name] is own for name, own in parameters.items()):
+            found: Correlations = self.propagation(nodes, labels)
+        else:
+            found = functional_call(self.propagation, wide, (nodes, labels))
+        return found
+
+    @property
+    def edge_chunk_size(self) -> int | None:
+        """Edges computed at a time, see `GlobalCorrelationGenerator`; may be set."""
+        return self.propagation.edge_chunk_size
+
+    @edge_chunk_size.setter
+    def edge_chunk_size(self, value: int | None) -> None:
+        if value is not None:
+            check_positive_int("edge_chunk_size", value)
+        self.propagation.edge_chunk_size = value
+
+    def cost(self, batch_size: int, samples_per_class: int = 2) -> StepCost:
+        """Return the estimated cost of one training step; the trunk and the wrapped loss come on top.
+
+        It depends on the device, dtype and autocast that hold at the call, and on how much memory is free.
+
+        Args:
+            batch_size: B, references included.
+            samples_per_class: of the batch. More of them give fewer synthetic negatives, each of which is classified:
+                a small part of the cost, unless there are thousands of training classes.
+
+        Raises:
+            TypeError, ValueError: an argument is no positive integer.
+
+        Warns:
+            UserWarning: the step does not fit into the memory that is free.
+
+        Example:
+            >>> from pml_gca import GlobalCorrelationGenerator
+            >>> generator = GlobalCorrelationGenerator(num_classes=100, embedding_size=512)
+            >>> print(generator.cost(81, samples_per_class=3))  # doctest: +ELLIPSIS
+            batch of 81: 60.5 G multiply-adds, 0... GB (activations ...)
+        """
+        check_positive_int("batch_size", batch_size)
+        check_positive_int("samples_per_class", samples_per_class)
+        other_classes = max(-(-batch_size // samples_per_class) - 1, 0)
+        sizes = self.propagation.sizes(batch_size, batch_size * other_classes)
+        device = self.propagation.input.weight.device
+        keeps, chunk = choose_memory(sizes, self.propagation.edge_chunk_size, device)
+        return StepCost(batch_size, keeps, chunk, step_multiply_adds(sizes, keeps), step_bytes(sizes, keeps, chunk))
