@@ -10,6 +10,7 @@ from helpers.states import assert_bitwise_equal
 from PIL import Image
 
 from pml_gca import HardNegativeGenerationLoss
+from pml_gca.generators import BaseGenerator
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -106,7 +107,7 @@ def test_hardest_real_negatives(pictures, tmp_path, capsys, monkeypatch):
 
     class Wrapped(HardNegativeGenerationLoss):
         def __init__(self, loss, generator, **options):
-            made.append((generator.coefficients, generator.merging))
+            made.append([type(part).__name__ for part in generator.modules() if isinstance(part, BaseGenerator)])
             super().__init__(loss, generator, **options)
 
     monkeypatch.setattr(train_with_classifier, "HardNegativeGenerationLoss", Wrapped)
@@ -116,7 +117,8 @@ def test_hardest_real_negatives(pictures, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     for name in ("n-pairs + hardest real negatives, classified", "difference, n-pairs + GCA-HNG"):
         assert f"| {name.ljust(len('difference, n-pairs + hardest real negatives, classified'))} |" in printed
-    assert made == [("learned", "random"), (1.0, "hardest")]  # the first is trained once
+    # The first is trained once.
+    assert made == [["GlobalCorrelationGenerator"], ["ClassifiedGenerator", "HardestNegativeGenerator"]]
     with pytest.raises(SystemExit, match="holds runs"):
         train_with_classifier.main([*common, "--generator", "hardest"])
 

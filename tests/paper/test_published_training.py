@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from pml_gca.generators import global_correlation_generator as module
+from pml_gca.generators import interpolation_generator as module
 from pml_gca.paper import Options, recipes
 from pml_gca.paper.backbones import set_warm_up
 from pml_gca.paper.published_names import published_names

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_value_
 from torch.utils.data import SequentialSampler, TensorDataset
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-from pml_gca.generators import global_correlation_generator as module
+from pml_gca.generators import interpolation_generator as module
 from pml_gca.generators.base_generator import BaseGenerator, SyntheticNegatives
 from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
 

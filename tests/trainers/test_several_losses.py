@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import SequentialSampler, TensorDataset
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-from pml_gca.generators import HardnessAwareGenerator, MixupGenerator
-from pml_gca.generators import global_correlation_generator as module
+from pml_gca.generators import ClassifiedGenerator, ConstantGenerator, HardnessAwareGenerator, MixupGenerator
+from pml_gca.generators import interpolation_generator as module
 from pml_gca.losses import CrossBatchMemory
 from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
 
@@ -222,7 +222,7 @@ def test_one_generator_of_two_losses():
 def without_objective(name):
     if name == "without parameters":
         return MixupGenerator(3, 8)
-    return GlobalCorrelationGenerator(3, 8, num_layers=1, num_heads=2, dropout=0.0, coefficients=0.5)
+    return ClassifiedGenerator(ConstantGenerator(3, 8), num_layers=1, num_heads=2, dropout=0.0)
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -289,6 +289,17 @@ def test_second_step_leaves_other_classifiers_alone():
     state = trainer.optimizers["metric_loss_optimizer"].state
     counts = [{int(state[p]["step"]) for p in part.parameters()} for part in loss.generator.children()]
     assert counts == [{2 * EPOCHS * ITERATIONS - 1}, {EPOCHS * ITERATIONS}]
+
+
+def test_a_node_classifier_beside_a_generator_with_an_objective_is_stepped_once():
+    inner = HardnessAwareGenerator(3, 8, reembed=True)
+    loss = generating(generator=ClassifiedGenerator(inner, num_layers=1, dropout=0.0))
+    embedder, _, _, images = make(as_list)
+    trainer = train(AlternatingTrainer, embedder, loss, images)
+    state = trainer.optimizers["metric_loss_optimizer"].state
+    parts = (loss.generator.propagation, inner.network, inner.auxiliary_classifier)
+    counts = [{int(state[p]["step"]) for p in part.parameters()} for part in parts]
+    assert counts == [{EPOCHS * ITERATIONS}, {2 * EPOCHS * ITERATIONS - 1}, {EPOCHS * ITERATIONS}]
 
 
 def test_resumed_run_equals_an_unbroken_one(tmp_path):

@@ -55,7 +55,7 @@ def control(
     num_classes: int,
     embedding_size: int,
     *,
-    alpha: float,
+    alpha: float = 5.0,
     coefficient: float | None = None,
     probability: float = 0.5,
     merging: str = "random",

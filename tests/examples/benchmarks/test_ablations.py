@@ -26,7 +26,7 @@ from comparison.ablations import (
     SilentClassifiedGenerator,
     SilentCorrelationGenerator,
 )
-from comparison.contenders import ALL
+from comparison.registry import ALL
 
 LABELS = [0, 1, 2, 0, 1, 2, 2]
 

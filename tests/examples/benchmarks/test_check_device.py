@@ -31,8 +31,8 @@ def few(monkeypatch, tmp_path):
 
 def test_every_generator_is_checked():
     names = {type(make()).__name__ for make in check_device.generators().values()}
-    assert {"GlobalCorrelationGenerator", "MixupGenerator", "HardnessAwareGenerator"} <= names
-    assert len(names) == 7
+    assert {"GlobalCorrelationGenerator", "MixupGenerator", "HardnessAwareGenerator", "ClassifiedGenerator"} <= names
+    assert len(names) == 9
 
 
 def test_what_it_prints(few, capsys):
