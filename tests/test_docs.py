@@ -1,13 +1,18 @@
 """Pages name what exists, show commands that the scripts accept, and agree with the result files."""
 
 import importlib
+import pkgutil
 import re
 import shlex
+from functools import cache
 from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
+import pytorch_metric_learning
+import torch
 
+import pml_gca
 from pml_gca.losses import NAMED_LOSSES
 from pml_gca.paper.recipes import RECIPES
 
@@ -108,6 +113,29 @@ def test_recipes_and_losses_in_commands_exist(page: Path) -> None:
         assert recipes == set(RECIPES)
     losses = set(re.findall(r"--loss ([\w:]+)", text))
     assert {loss for loss in losses if ":" not in loss} <= set(NAMED_LOSSES)
+
+
+@cache
+def known_classes() -> dict[str, list[type]]:
+    """Return the classes of pml_gca, of PML and of torch that pages name, by their name."""
+    found: dict[str, list[type]] = {}
+    for package in (pml_gca, pytorch_metric_learning, torch.nn.parallel):
+        names = [info.name for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+        for module in map(importlib.import_module, (package.__name__, *names)):
+            for name, value in vars(module).items():
+                if isinstance(value, type):
+                    found.setdefault(name, []).append(value)
+    return found
+
+
+@EACH_PAGE
+def test_classes_named_in_the_text_exist(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    kinds = "Calculator|Generator|Loss|Memory|Miner|Parallel|Regularizer|Sampler|Similarity|Trainer|Wrapper"
+    for code in re.findall(r"`([^`]+)`", text):
+        for name, member in re.findall(rf"\b([A-Z]\w*(?:{kinds}))\b(?:\.(\w+))?", code):
+            assert name in known_classes(), f"{page.name}: {code}"
+            assert not member or any(hasattr(kind, member) for kind in known_classes()[name]), f"{page.name}: {code}"
 
 
 @EACH_OF_DOCS
