@@ -13,6 +13,8 @@ import pytorch_metric_learning
 import torch
 
 import pml_gca
+from pml_gca import GlobalCorrelationGenerator
+from pml_gca.generators import ClassifiedGenerator, HardestNegativeGenerator
 from pml_gca.losses import NAMED_LOSSES
 from pml_gca.paper.recipes import RECIPES
 
@@ -168,6 +170,20 @@ def reported(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
 def cells(row: str) -> list[str]:
     """Return the texts of a table's row."""
     return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_counted_costs_of_classified_generators() -> None:
+    """The page gives the multiply-adds and memory of a step as shares of those of GCA-HNG with as many layers."""
+    page = (ROOT / "docs" / "performance.md").read_text()
+    learned = {layers: GlobalCorrelationGenerator(100, 512, num_layers=layers).cost(81, 3) for layers in (1, 2)}
+    hardest = HardestNegativeGenerator(100, 512)
+    classified = {layers: ClassifiedGenerator(hardest, num_layers=layers).cost(81, 3) for layers in (0, 1, 2)}
+    one, two = (classified[layers].multiply_adds / learned[layers].multiply_adds for layers in (1, 2))
+    assert f"| {one:.2f} with one layer, {two:.2f} with two, counted |" in page
+    one, two = (classified[layers].bytes / learned[layers].bytes for layers in (1, 2))
+    assert f"| {one:.1f}, {two:.1f}, estimated |" in page
+    assert classified[0].multiply_adds < 0.01 * learned[2].multiply_adds
+    assert f"| {classified[0].bytes / learned[2].bytes:.2f}, estimated |" in page
 
 
 @pytest.fixture
