@@ -1,4 +1,4 @@
-"""What would make a device wait or a compiler start anew: counted without a device."""
+"""What would make a device wait or a compiler recompile: counted without a device."""
 
 import contextlib
 import copy

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..utils.dtypes import compute_dtype
 from ..utils.norms import excess_of
 from ..utils.running_statistics import WideBuffers
 from .edges import at_ends, sum_over_neighbours
@@ -41,7 +40,7 @@ class ScaleBatchNorm(WideBuffers):
 
     def forward(self, x: Tensor, row_weights: Tensor | None = None) -> Tensor:
         """Normalise `x` (R, D) with optional `row_weights` (R,); return (R, D) in float32 or wider."""
-        x = x.to(compute_dtype(x))
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.training and len(x) > 0:
             # Products and sums, not matrix products: neither autocast nor TF32 touches these.
             weights = x.new_ones(len(x), 1) if row_weights is None else row_weights.to(x.dtype)[:, None]
@@ -152,7 +151,7 @@ class NodeBlock(nn.Module):
         The first nodes are as long as the embeddings: compute in float32 or wider, also under autocast.
         """
         with torch.autocast(nodes.device.type, enabled=False):
-            x = nodes.to(compute_dtype(nodes))
+            x = nodes.to(torch.promote_types(nodes.dtype, torch.float32))
             scale = excess_of(x) if self.any_length else None
             q, k, v = (linear(module, x) for module in (self.query, self.key, self.value))
             heard = F.gelu(x + linear(self.out, attention(q, k, v, labels, self.num_heads, scale)))

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..utils.dtypes import compute_dtype
 from ..utils.recompute_gradients import differentiate_plain
 from .edges import at_ends, edge_multiplicity, edge_pairs, sum_over_neighbours
 from .tiles import add_to_second, default_chunk_size, edge_tiles, turned
@@ -33,7 +32,7 @@ def diversity_loss(coefficients: Tensor, num_nodes: int, edge_chunk_size: int | 
 def plain_diversity_loss(coefficients: Tensor, num_nodes: int) -> Tensor:
     """Compute `diversity_loss`, as autograd can differentiate it."""
     pairs = edge_pairs(num_nodes, coefficients.device)
-    values = coefficients.to(compute_dtype(coefficients))
+    values = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
     means = sum_over_neighbours(values, pairs, num_nodes) / max(num_nodes, 1)
     mean_i, mean_j = at_ends(means, pairs)
     squares = (values - mean_i).square() + (values - mean_j).square()
@@ -46,7 +45,7 @@ class Diversity(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, coefficients: Tensor, num_nodes: int, chunk: int) -> Tensor:
-        dtype, tiles = compute_dtype(coefficients), edge_tiles(num_nodes, chunk)
+        dtype, tiles = torch.promote_types(coefficients.dtype, torch.float32), edge_tiles(num_nodes, chunk)
         total = coefficients.new_zeros(num_nodes, coefficients.shape[1], dtype=dtype)
         for tile in tiles:
             values = coefficients[tile.rows].to(dtype).view(*tile.shape, -1)

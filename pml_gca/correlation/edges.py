@@ -7,7 +7,6 @@ Method: Peng et al., "Globally Correlation-Aware Hard Negative Generation", IJCV
 import torch
 from torch import Tensor
 
-from ..utils.dtypes import compute_dtype
 from ..utils.norms import scale_of
 
 
@@ -25,7 +24,7 @@ def standardize(embeddings: Tensor) -> Tensor:
     Returns:
         (N, D), in float32 or wider.
     """
-    z = embeddings.to(compute_dtype(embeddings))
+    z = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     z = z / scale_of(z)
     centred = z - z.mean(dim=1, keepdim=True)
     norm = torch.linalg.vector_norm(centred.detach(), dim=1, keepdim=True)
@@ -96,7 +95,7 @@ def sum_over_neighbours(edge_values: Tensor, pairs: Tensor, num_nodes: int) -> T
     Returns:
         (N, D), accumulated in float32 or wider.
     """
-    values = edge_values.to(compute_dtype(edge_values))
+    values = edge_values.to(torch.promote_types(edge_values.dtype, torch.float32))
     off_diagonal = (pairs[0] != pairs[1]).to(values.dtype)[:, None]
     total = values.new_zeros(num_nodes, values.shape[1])
     return total.index_add(0, pairs[0], values).index_add(0, pairs[1], values * off_diagonal)

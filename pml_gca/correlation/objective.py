@@ -29,7 +29,8 @@ def mean_or_zero(values: Tensor) -> Tensor:
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy of (R, num_classes) logits and (R,) labels, in float32 or wider; 0 without rows."""
-    return mean_or_zero(F.cross_entropy(logits.to(compute_dtype(logits)), labels, reduction="none"))
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return mean_or_zero(F.cross_entropy(wide, labels, reduction="none"))
 
 
 class FrozenClassification(torch.autograd.Function):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..utils.dtypes import compute_dtype, matmul_dtype, uncached_without_gradient
+from ..utils.dtypes import matmul_dtype, uncached_without_gradient
 from ..utils.running_statistics import check_not_recomputed
 from .blocks import EdgeBlock, NodeBlock, ScaleBatchNorm, linear
 from .correlations import Correlations
@@ -129,7 +129,7 @@ class CorrelationPropagation(nn.Module):
     def first_nodes(self, embeddings: Tensor) -> Tensor:
         """Return h⁰ = Linear(z), (N, D), in float32 or wider: h⁰ is as long as z, which half precision cannot hold."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            return linear(self.input, embeddings.to(compute_dtype(self.input.weight)))
+            return linear(self.input, embeddings.to(torch.promote_types(self.input.weight.dtype, torch.float32)))
 
     def classify(self, nodes: Tensor) -> Tensor:
         """Return the (N, num_classes) logits of (N, D) propagated nodes: Linear(BatchNorm(h))."""
@@ -146,6 +146,6 @@ class CorrelationPropagation(nn.Module):
             num_classes=self.node_classifier.out_features,
             num_negatives=num_negatives,
             matmul_bytes=matmul_dtype(weight).itemsize,
-            state_bytes=compute_dtype(weight).itemsize,
+            state_bytes=torch.promote_types(weight.dtype, torch.float32).itemsize,
             with_coefficients=self.with_coefficients,
         )

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..correlation.edges import edge_pairs
 from ..correlation.tiles import Tile, add_to_second, default_chunk_size, edge_tiles, turned
-from ..utils.dtypes import compute_dtype
 from ..utils.norms import are_usual, length, scale_of
 from ..utils.recompute_gradients import differentiate_plain
 from .interpolation import positive_distances, pull_ratio
@@ -41,7 +40,7 @@ def synthesize(
         The (S, D) synthetic negatives, in float32 or wider, twice. Gradients of the first reach the nodes alone, those
         of the second the coefficients alone.
     """
-    z = nodes.to(compute_dtype(nodes))
+    z = nodes.to(torch.promote_types(nodes.dtype, torch.float32))
     num_anchors, num_nodes = plan.slots.shape
     if len(plan.synthetic_anchors) == 0:
         return z[:0], coefficients[:0].to(z.dtype)

@@ -80,9 +80,9 @@ def peak_of_a_step(generator, count):
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 def test_bytes_are_near_the_peak_of_what_is_alive(num_layers):
-    kept, anew = (make(num_layers=num_layers, edge_chunk_size=chunk) for chunk in (None, 256))
-    peaks = [peak_of_a_step(generator, 72) for generator in (kept, anew)]
-    for generator, peak in zip((kept, anew), peaks, strict=True):
+    kept, recomputed = (make(num_layers=num_layers, edge_chunk_size=chunk) for chunk in (None, 256))
+    peaks = [peak_of_a_step(generator, 72) for generator in (kept, recomputed)]
+    for generator, peak in zip((kept, recomputed), peaks, strict=True):
         assert 0.85 < generator.cost(72, 3).bytes / peak < 1.35
     assert peaks[1] < peaks[0] / 2
     # An edge tensor a layer and the coefficients, gradients, and negatives; the rest is work in small chunks.
@@ -104,17 +104,17 @@ def test_cost_grows_as_documented():
     for small, large in itertools.pairwise(costs):
         assert 3 < large.multiply_adds / small.multiply_adds < 4.3
         assert large.bytes > small.bytes
-    kept, anew = generator.cost(128), make(edge_chunk_size=256).cost(128)
-    assert 1.1 < anew.multiply_adds / kept.multiply_adds < 1.3  # a fifth more
-    assert anew.bytes < kept.bytes / 2
+    kept, recomputed = generator.cost(128), make(edge_chunk_size=256).cost(128)
+    assert 1.1 < recomputed.multiply_adds / kept.multiply_adds < 1.3  # a fifth more
+    assert recomputed.bytes < kept.bytes / 2
     assert generator.cost(81, 3).multiply_adds < generator.cost(81, 2).multiply_adds  # of fewer negatives
 
 
 def test_the_cost_is_readable():
-    kept, anew = (str(make(edge_chunk_size=chunk).cost(81)) for chunk in (None, 2048))
+    kept, recomputed = (str(make(edge_chunk_size=chunk).cost(81)) for chunk in (None, 2048))
     pattern = r"batch of 81: \d+\.\d G multiply-adds, \d+\.\d\d GB \(activations {}\)"
     assert re.fullmatch(pattern.format("kept"), kept)
-    assert re.fullmatch(pattern.format("recomputed in chunks of 2048 edges"), anew)
+    assert re.fullmatch(pattern.format("recomputed in chunks of 2048 edges"), recomputed)
 
 
 def test_asking_for_the_cost_changes_nothing():

@@ -31,7 +31,7 @@ class EdgeMessages(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
     ) -> Tensor:
-        edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias))
+        edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias), turned(kept) if norm_weight is None else None)
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
         hidden = kept.new_empty(plan.num_edges, len(w), dtype=plan.matmul_dtype) if plan.keep_hidden else None
         total = kept.new_zeros(num_nodes, kept.shape[1])
@@ -59,9 +59,9 @@ class EdgeMessages(torch.autograd.Function):
         plan: SweepPlan = ctx.plan
         kept, norm_weight, norm_bias, weight, bias, hidden = ctx.saved_tensors
         to_parameters = plan.gradient_pass.to_parameters
-        edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias))
-        to_edges = ctx.needs_input_grad[2] and (plan.gradient_pass.to_embeddings or not edges.is_first)
-        turned_grad = turned(grad)
+        is_first, turned_grad = norm_weight is None, turned(grad)
+        to_edges = ctx.needs_input_grad[2] and (plan.gradient_pass.to_embeddings or not is_first)
+        edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias), turned(kept) if is_first else None)
         edges.start_backward(to_parameters)
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
         grad_w, grad_b = kept.new_zeros(weight.shape), kept.new_zeros(bias.shape)

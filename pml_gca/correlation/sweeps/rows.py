@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..correlations import GradientPass
 from ..edges import at_ends, edge_pairs
-from ..tiles import Tile, add_to_second, turned
+from ..tiles import Tile, add_to_second
 
 NORM_EPS = 1e-5
 
@@ -64,31 +64,36 @@ class EdgeState(NamedTuple):
 
 
 class EdgeRows:
-    """The edges, tile by tile, recomputed from what is kept of them; and their gradient."""
+    """The edges, tile by tile, recomputed from what is kept of them; and their gradient.
 
-    def __init__(self, state: EdgeState) -> None:
+    Args:
+        state: what is kept.
+        turned_nodes: `turned(state.kept)` for the first edges; None for others.
+    """
+
+    def __init__(self, state: EdgeState, turned_nodes: Tensor | None = None) -> None:
         self.kept, self.weight, self.bias = state
-        self.is_first = self.weight is None
-        if self.is_first:
-            self.turned = turned(self.kept)
+        self.turned = turned_nodes
 
     def __call__(self, tile: Tile) -> Tensor:
         """Return the (R, D) edges of `tile`."""
-        if self.weight is None or self.bias is None:
+        if self.turned is not None:
             return (self.kept[tile.nodes] * self.turned[tile.offsets, tile.nodes]).flatten(0, 1)
+        assert self.weight is not None
+        assert self.bias is not None
         self.norm = PostNorm(self.kept[tile.rows], self.weight, self.bias)
         return self.norm.out
 
     def start_backward(self, to_parameters: bool) -> None:
         """Prepare to collect gradients: of the kept tensor and, if wanted, of the post-norm's parameters."""
-        self.grad = torch.zeros_like(self.kept) if self.is_first else torch.empty_like(self.kept)
+        self.grad = torch.empty_like(self.kept) if self.turned is None else torch.zeros_like(self.kept)
         self.norm_grads: list[Tensor] | None = None
         if self.weight is not None and to_parameters:
             self.norm_grads = [torch.zeros_like(self.weight), torch.zeros_like(self.weight)]
 
     def backward(self, tile: Tile, grad: Tensor) -> None:
         """Collect the gradient of the edges of `tile`, which were computed last."""
-        if self.is_first:
+        if self.turned is not None:
             box = grad.view(*tile.shape, -1)
             self.grad[tile.nodes] += (box * self.turned[tile.offsets, tile.nodes]).sum(dim=0)
             add_to_second(self.grad, tile, box * self.kept[tile.nodes])
@@ -103,12 +108,14 @@ class Ends:
         folded: (N, D), u of `EdgeBlock.fold`.
         offset: (N,), c likewise.
         values: (N, D), V g likewise.
+        turned_ends: these three, `turned`.
         mask: (2, E), which scales the attention to either end, if any.
     """
 
-    def __init__(self, folded: Tensor, offset: Tensor, values: Tensor, mask: Tensor | None) -> None:
-        self.ends, self.mask = (folded, offset, values), mask
-        self.turned = [turned(x) for x in self.ends]
+    def __init__(
+        self, folded: Tensor, offset: Tensor, values: Tensor, turned_ends: Sequence[Tensor], mask: Tensor | None
+    ) -> None:
+        self.ends, self.turned, self.mask = (folded, offset, values), turned_ends, mask
         self.scale = 1 / math.sqrt(folded.shape[1])
 
     def attend(self, tile: Tile, edges: Tensor) -> Tensor:

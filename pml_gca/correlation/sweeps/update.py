@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...utils.recompute_gradients import differentiate_plain
 from ..edges import at_ends, edge_pairs
+from ..tiles import turned
 from .rows import NORM_EPS, EdgeRows, EdgeState, Ends, PostNorm, SweepPlan, add_product, plain_post_norm
 
 
@@ -42,8 +43,9 @@ class EdgeUpdate(torch.autograd.Function):
         w2: Tensor,
         b2: Tensor,
     ) -> Tensor:
-        ends = Ends(folded, offset, values, mask)
-        edges = EdgeRows(EdgeState(kept, in_weight, in_bias))
+        turned_ends = [turned(x) for x in (folded, offset, values)]
+        edges = EdgeRows(EdgeState(kept, in_weight, in_bias), turned(kept) if in_weight is None else None)
+        ends = Ends(folded, offset, values, turned_ends, mask)
         dtype = plan.matmul_dtype
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
         out = kept.new_empty(plan.num_edges, folded.shape[1])
@@ -81,11 +83,12 @@ class EdgeUpdate(torch.autograd.Function):
         dtype, to_parameters = plan.matmul_dtype, plan.gradient_pass.to_parameters
         *saved, _, hidden, normed, spread = ctx.saved_tensors
         kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2 = saved
-        ends = Ends(folded, offset, values, mask)
-        ends.start_backward()
-        edges = EdgeRows(EdgeState(kept, in_weight, in_bias))
-        to_edges = ctx.needs_input_grad[1] and (plan.gradient_pass.to_embeddings or not edges.is_first)
+        turned_ends, is_first = [turned(x) for x in (folded, offset, values)], in_weight is None
+        edges = EdgeRows(EdgeState(kept, in_weight, in_bias), turned(kept) if is_first else None)
         edges.start_backward(to_parameters)
+        to_edges = ctx.needs_input_grad[1] and (plan.gradient_pass.to_embeddings or not is_first)
+        ends = Ends(folded, offset, values, turned_ends, mask)
+        ends.start_backward()
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
         norm_sums = [torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)] if to_parameters else None
         grad_w1, grad_b1, grad_w2, grad_b2 = (kept.new_zeros(x) for x in (w1.shape, b1.shape, w2.shape, (w2.shape[0],)))
