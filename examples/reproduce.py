@@ -46,7 +46,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "embedding_size (default: %(default)s)",
     )
     what.add_argument(
-        "--generator", choices=("gca", "none"), default="gca", help="none: the loss alone (default: %(default)s)"
+        "--generator",
+        choices=("gca", "hardest", "none"),
+        default="gca",
+        help="gca: GCA-HNG; hardest: the hardest real negatives and a linear classifier; none: the loss alone "
+        "(default: %(default)s)",
     )
     what.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
     what.add_argument(

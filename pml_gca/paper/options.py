@@ -11,7 +11,9 @@ from ..losses import NAMED_LOSSES
 from ..utils.validation import check_flag, check_positive_int, make_plain, suggestion
 from .published_n_pairs_loss import PublishedNPairsLoss
 
-GENERATORS = ("gca", "none")
+GENERATORS = {"gca": " + GCA-HNG", "hardest": " + hardest real negatives, classified", "none": ""}
+"""The generators, each with its part of a title."""
+
 SCHEDULES = ("alternating", "one_backward")
 SELECTIONS = ("val", "test", "last")
 SAMPLERS = ("covering", "random")
@@ -25,7 +27,8 @@ class Options:
     Attributes:
         loss: a name in `pml_gca.losses.NAMED_LOSSES`, or a function of `(num_classes, embedding_size)`. Here
             `"n_pairs"` means `PublishedNPairsLoss`.
-        generator: `"gca"`, or `"none"` for the loss alone.
+        generator: `"gca"`; `"hardest"` for the hardest real negatives and a linear classifier; or `"none"` for
+            the loss alone.
         schedule: `"alternating"` as published, or `"one_backward"`, which is faster.
         select_on: which epoch is reported. `"val"`: the best on held-out training classes. `"test"`: the best on
             the test classes, as in the published code, which flatters. `"last"`: the last.
@@ -59,7 +62,7 @@ class Options:
     eval_batch_size: int = 128
 
     def __post_init__(self) -> None:
-        choices = {"generator": GENERATORS, "schedule": SCHEDULES, "select_on": SELECTIONS, "sampler": SAMPLERS}
+        choices = {"generator": tuple(GENERATORS), "schedule": SCHEDULES, "select_on": SELECTIONS, "sampler": SAMPLERS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -101,7 +104,7 @@ class Options:
     @property
     def title(self) -> str:
         """Name of loss and generator in tables and figures."""
-        return f"{self.loss_name}{' + GCA-HNG' if self.generator == 'gca' else ''}"
+        return f"{self.loss_name}{GENERATORS[self.generator]}"
 
     def identity(self) -> dict[str, Any]:
         """Return the options that must agree for runs to share a table."""

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..correlation.blocks import initialize_attention
 from ..datasets import Benchmark
-from ..generators import GlobalCorrelationGenerator
+from ..generators import BaseGenerator, ClassifiedGenerator, GlobalCorrelationGenerator, HardestNegativeGenerator
 from ..losses import HardNegativeGenerationLoss
 from ..trainers import AlternatingTrainer, AutocastTrainer
 from .backbones import build_backbone, build_head, freeze
@@ -36,7 +36,7 @@ class TrainingSetup:
     gradient_clippers: dict[str, Callable[[], Any]]
 
     @property
-    def generator(self) -> GlobalCorrelationGenerator | None:
+    def generator(self) -> GlobalCorrelationGenerator | ClassifiedGenerator | None:
         """The generator of hard negatives, if there is one."""
         return getattr(self.loss_funcs["metric_loss"], "generator", None)
 
@@ -122,16 +122,14 @@ def build_training_setup(
     own = list(loss.parameters())
     groups: list[dict[str, Any]] = [{"params": own, "lr": own_lr}] if own else []
     factors: list[Callable[[int], float]] = [partial(stepwise_decay, recipe)] if own else []
-    if options.generator == "gca":
-        generator = GlobalCorrelationGenerator(
-            num_classes, recipe.embedding_size, num_layers=recipe.num_layers, **recipe.generator_settings
-        )
-        if recipe.xavier_attention:
-            initialize_attention(generator)
+    if options.generator != "none":
+        generator = build_generator(recipe, options, num_classes)
         loss = HardNegativeGenerationLoss(loss, generator, beta=recipe.beta, level_momentum=None)
         groups = loss.parameter_groups(recipe.generator_lr, classifier_lr=recipe.classifier_lr, loss_lr=own_lr)
-        groups[1]["weight_decay"] = recipe.classifier_weight_decay
-        factors = [partial(cosine_to_zero, recipe.epochs), constant, *factors]
+        factors.insert(0, partial(cosine_to_zero, recipe.epochs))
+        if options.generator == "gca":  # its second group is the auxiliary classifier
+            groups[1]["weight_decay"] = recipe.classifier_weight_decay
+            factors.insert(1, constant)
     loss = loss.to(device)
     if groups:
         optimizer = optimizers["metric_loss_optimizer"] = AdamW(groups, weight_decay=recipe.weight_decay)
@@ -147,6 +145,17 @@ def build_training_setup(
             for name, module in clipped.items()
         },
     )
+
+
+def build_generator(recipe: Recipe, options: Options, num_classes: int) -> BaseGenerator:
+    """Return GCA-HNG's generator with the settings of the recipe, or hardest negatives with a linear classifier."""
+    size = recipe.embedding_size
+    if options.generator == "hardest":
+        return ClassifiedGenerator(HardestNegativeGenerator(num_classes, size))
+    generator = GlobalCorrelationGenerator(num_classes, size, num_layers=recipe.num_layers, **recipe.generator_settings)
+    if recipe.xavier_attention:
+        initialize_attention(generator)
+    return generator
 
 
 def check_feasible(recipe: Recipe, benchmark: Benchmark, options: Options) -> None:

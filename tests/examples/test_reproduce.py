@@ -131,6 +131,17 @@ def test_the_loss_alone_and_the_last_epoch(roots, tmp_path, capsys):
     assert not (tmp_path / "curves.png").exists()
 
 
+def test_hardest_real_negatives(roots, tmp_path, capsys):
+    more = ["--generator", "hardest", "--epochs", "1", "--select-on", "last"]
+    reproduce_cub(roots, tmp_path / "out", *more, "--dry-run")
+    assert "the generator's share: batch of" in capsys.readouterr().out
+    reproduce_cub(roots, tmp_path / "out", *more)
+    assert "n_pairs + hardest real negatives, classified, unseen classes" in capsys.readouterr().out
+    loss = torch.load(tmp_path / "out" / "seed0" / "checkpoint.pt", weights_only=True)["state"]["metric_loss"]
+    assert {name.split(".")[1] for name in loss if name.startswith("generator.")} == {"propagation"}
+    assert not [name for name in loss if "edge" in name]
+
+
 def test_options_of_the_generator(roots, tmp_path, capsys):
     more = ["dropout=0.3", "merging=hardest", "xavier_attention=false"]
     arguments = [*TINY, *more, "--epochs", "1", "--select-on", "last", "--sampler", "random"]

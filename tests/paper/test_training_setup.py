@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pml_gca.generators import HardestNegativeGenerator
 from pml_gca.paper import Options, PublishedNPairsLoss, build_training_setup, recipes
 from pml_gca.paper.backbones import set_warm_up
 from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
@@ -87,13 +88,26 @@ def test_attention_starts_as_the_recipe_says(xavier):
 
 
 def test_options_of_the_generator_reach_it():
-    recipe = replace(RECIPE, num_layers=0, generator_options={"coefficients": 1.0, "merging": "hardest"})
-    options = Options(pretrained=False, image_size=32)
-    setup = build_training_setup(recipe, options, num_classes=7)
-    generator = setup.generator
-    assert (generator.coefficients, generator.merging, len(generator.propagation.layers)) == (1.0, "hardest", 0)
-    # It follows no objective that could take turns with the embedder's.
-    assert type(setup.trainer(recipe, options, dataset=[])) is AutocastTrainer
+    recipe = replace(RECIPE, num_layers=0, generator_options={"edge_chunk_size": 9, "merging": "hardest"})
+    generator = build_training_setup(recipe, Options(pretrained=False, image_size=32), num_classes=7).generator
+    assert (generator.edge_chunk_size, generator.merging, len(generator.propagation.layers)) == (9, "hardest", 0)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_hardest_real_negatives_with_a_linear_classifier():
+    setup = make(generator="hardest", loss="proxy_anchor")
+    generator, optimizer = setup.generator, setup.optimizers["metric_loss_optimizer"]
+    assert type(generator.generator) is HardestNegativeGenerator
+    assert len(generator.propagation.layers) == 0
+    held = [{id(p) for p in group["params"]} for group in optimizer.param_groups]
+    assert held == [
+        {id(p) for p in generator.parameters()},
+        {id(p) for p in setup.loss_funcs["metric_loss"].loss.parameters()},
+    ]
+    for epoch in range(3):
+        cosine = 1.5e-4 * (1 + math.cos(math.pi * epoch / 30)) / 2
+        assert rates(optimizer) == pytest.approx([cosine, 0.1])
+        setup.lr_schedulers["metric_loss_scheduler_by_epoch"].step()
 
 
 @pytest.mark.parametrize(
@@ -101,6 +115,7 @@ def test_options_of_the_generator_reach_it():
     [
         ({}, AlternatingTrainer),
         ({"schedule": "one_backward"}, AutocastTrainer),
+        ({"generator": "hardest"}, AutocastTrainer),
         ({"generator": "none"}, AutocastTrainer),
         ({"generator": "none", "loss": "proxy_anchor"}, AutocastTrainer),
     ],
@@ -166,7 +181,7 @@ def test_n_pairs_is_the_published_one():
     ("options", "message"),
     [
         ({"loss": "arc_face"}, r"no loss is called 'arc_face' \(did you mean arcface\?\)"),
-        ({"generator": "daml"}, "generator must be one of gca, none, got 'daml'"),
+        ({"generator": "daml"}, "generator must be one of gca, hardest, none, got 'daml'"),
         ({"sampler": "all"}, "sampler must be one of covering, random, got 'all'"),
         ({"schedule": "twice"}, "schedule must be one of alternating, one_backward, got 'twice'"),
         ({"device": "abacus"}, "device must be cpu, cuda, cuda:1 or the like, got 'abacus'"),
