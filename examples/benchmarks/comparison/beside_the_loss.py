@@ -7,6 +7,7 @@ import torch
 from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 
+from comparison.classifiers import CLASSIFIERS, GraphClassifier
 from comparison.crossing import cross_classes
 from pml_gca.losses import NAMED_LOSSES
 
@@ -14,19 +15,15 @@ LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
     **NAMED_LOSSES,
     "nt_xent": lambda num_classes, size: losses.NTXentLoss(temperature=0.1),
 }
-CLASSIFIERS: dict[str, Callable[[int, int], nn.Module]] = {
-    "linear": lambda num_classes, size: nn.Linear(size, num_classes),
-    "norm_linear": lambda num_classes, size: nn.Sequential(nn.BatchNorm1d(size), nn.Linear(size, num_classes)),
-}
 
 
 class Extras:
     """The loss of a run, with what its settings put beside it.
 
     Args:
-        settings: `classifier`, one of `CLASSIFIERS`, adds its cross-entropy; `crossed` adds so many synthetic classes
-            for each class; `miner` is a miner of PML by name; `memory`, the size of a `CrossBatchMemory`. All may be
-            absent.
+        settings: `classifier`, one of `CLASSIFIERS`, adds `classifier_weight` (1 by default) times its cross-entropy;
+            `crossed` adds so many synthetic classes for each class; `miner` is a miner of PML by name; `memory`, the
+            size of a `CrossBatchMemory`. All may be absent.
         num_classes: training classes N.
         loss: of PML or ours.
         device: of the classifier.
@@ -37,14 +34,16 @@ class Extras:
         self.classifier = None
         if kind := settings.get("classifier"):
             self.classifier = CLASSIFIERS[kind](num_classes, size).to(device)
+        self.weight, self.graph_lr = settings.get("classifier_weight", 1.0), settings["generator_lr"]
         self.miner = getattr(miners, settings["miner"])() if settings.get("miner") else None
         if settings.get("memory"):
             self.loss = losses.CrossBatchMemory(loss, size, memory_size=settings["memory"])
         self.num_partners = settings.get("crossed", 0)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Return the optimizer's group of the classifier, if there is one."""
-        return [{"params": list(self.classifier.parameters()), "lr": lr}] if self.classifier else []
+        """Return the optimizer's group of the classifier, if there is one; a graph learns at the generator's rate."""
+        own = self.graph_lr if isinstance(self.classifier, GraphClassifier) else lr
+        return [{"params": list(self.classifier.parameters()), "lr": own}] if self.classifier else []
 
     def total(self, network: Any, features: Tensor | None, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of a batch.
@@ -61,5 +60,6 @@ class Extras:
             everything = torch.cat([embeddings, network.head(rows)])
             total = (total + self.loss(everything, torch.cat([labels, row_labels]))) / 2
         if self.classifier is not None:
-            total = total + nn.functional.cross_entropy(self.classifier(embeddings), labels)
+            logits = self.classifier(embeddings, labels)
+            total = total + self.weight * nn.functional.cross_entropy(logits, labels)
         return total

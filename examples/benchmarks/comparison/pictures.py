@@ -6,14 +6,25 @@ Decided before the first run, on 64-pixel emoji, 128 channels, 27 classes x 3 sa
   GCA-HNG tunes nothing else: its other settings are the paper's for CUB (2 layers, 4 heads, generator at 1.5e-4).
 - Synthetic classes are dropped if they gain less than 1 point of Recall@1 and less than 0.5 points of MAP@R over the
   loss alone with two of N-pairs, multi-similarity and Proxy Anchor.
+- Classification through the graph is taken apart with multi-similarity, at the learning rate of the loss alone: its
+  weight, messages within a class, and gradients through other nodes. A variant replaces the published form if it is
+  above the linear classifier of equal weight, clear of zero; if none is, no graph is recommended for strong losses.
 - A generator is recommended here only if its gain over the better of the loss alone and the loss with a linear
   classifier is clear of zero with two of the three losses.
 """
 
-from comparison.contenders import CONTENDERS, Contender
+from comparison.contenders import CONTENDERS, Contender, classified
 from pml_gca import GlobalCorrelationGenerator
 
 PUBLISHED = {"num_layers": 2, "num_heads": 4, "generator_lr": 1.5e-4}
+HARDEST = {"coefficient": 1.0, "alpha": 0.0, "merging": "hardest"}
+
+
+def beside(title: str, kind: str, weight: float = 1.0) -> Contender:
+    """Return the loss with a classifier beside it, at the learning rate of the loss alone."""
+    settings = {"classifier": kind, "classifier_weight": weight, "generator_lr": 1.5e-4}
+    return Contender(f"the loss, {title}, weight {weight:g}", None, settings=settings, tuned_as="none")
+
 
 PICTURES = {
     "none": CONTENDERS["none"],
@@ -33,7 +44,26 @@ PICTURES = {
         tuned_as="gca_published",
     ),
     "hardest": CONTENDERS["hardest"],
+    "hardest_classified": Contender(
+        "hardest real negatives, linear classification (`ClassifiedGenerator`)",
+        classified,
+        settings={**PUBLISHED, **HARDEST, "num_layers": 0},
+    ),
+    "hardest_graph": Contender(
+        "hardest real negatives, node classification through the graph of 2 layers",
+        classified,
+        settings={**PUBLISHED, **HARDEST},
+    ),
     "symmetrical_synthesis": CONTENDERS["symmetrical_synthesis"],
     "crossed_27": Contender("the loss alone, 27 synthetic classes", None, settings={"crossed": 1}),
     "crossed_81": Contender("the loss alone, 81 synthetic classes", None, settings={"crossed": 3}),
+}
+
+WEIGHTS = (1.0, 0.3, 0.1, 0.03)
+TAKEN_APART = {
+    **{f"linear_{weight:g}": beside("linear classifier", "linear", weight) for weight in WEIGHTS},
+    **{f"graph_{weight:g}": beside("graph classifier", "graph", weight) for weight in WEIGHTS},
+    "no_graph": beside("graph classifier without a graph", "no_graph"),
+    "masked_graph": beside("graph classifier without messages within a class", "masked_graph"),
+    "own_gradient_graph": beside("graph classifier, gradient through the node itself alone", "own_gradient_graph"),
 }
