@@ -1,14 +1,13 @@
 """Evaluate one of the authors' published checkpoints on the test classes of its data set."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from pml_gca.datasets import load_benchmark
 from pml_gca.paper import RECIPES, Options, evaluate, find_recipe, load_published_checkpoint
 from pml_gca.paper.report import percent
-from pml_gca.utils.command_line import check_minimums
+from pml_gca.utils.command_line import add_image_options, check_minimums
 from pml_gca.utils.runs import write_json
 from pml_gca.utils.tables import metrics_table
 
@@ -29,22 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--data-root", required=True, type=Path, metavar="DIR", help="folder of the data set")
     add("--batch-size", type=int, default=256, metavar="N", help="images per batch (default: %(default)s)")
-    add(
-        "--workers",
-        type=int,
-        default=min(os.cpu_count() or 1, 8),
-        metavar="N",
-        help="processes that load images (default: one for each CPU core, at most 8; here %(default)s)",
-    )
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     add("--image-size", type=int, default=224, metavar="S", help="side of the crops, in pixels (default: %(default)s)")
-    add(
-        "--unreadable",
-        choices=("stop", "skip"),
-        default="stop",
-        help="if images cannot be read: stop at the first, or find them all first and leave them out "
-        "(default: %(default)s)",
-    )
+    add_image_options(parser)
     add("--out", type=Path, metavar="FILE.json", help="also write the results to this file, as numbers from 0 to 1")
     return parser
 

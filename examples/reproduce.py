@@ -24,7 +24,7 @@ from pml_gca.paper import (
     seeds_table,
 )
 from pml_gca.utils import runs
-from pml_gca.utils.command_line import add_folder_options, check_minimums
+from pml_gca.utils.command_line import add_folder_options, add_image_options, check_minimums
 
 ONE_OF = ", ".join(RECIPES)
 
@@ -35,7 +35,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "the paper's numbers where they are known. A run that was stopped continues with --resume.",
         epilog="Example: reproduce.py --recipe resnet50_cub --data-root data/cub --loss proxy_anchor --seeds 5 --amp",
     )
-    what = parser.add_argument_group("what")
+    what = parser.add_argument_group("experiment")
     what.add_argument("--recipe", required=True, metavar="NAME", help=f"one of {ONE_OF}")
     what.add_argument("--data-root", required=True, type=Path, metavar="DIR", help="folder of the data set")
     what.add_argument(
@@ -52,7 +52,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="gca: GCA-HNG; hardest: the hardest real negatives and a linear classifier; none: the loss alone "
         "(default: %(default)s)",
     )
-    what.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
+    what.add_argument("--epochs", type=int, metavar="N", help="epochs instead of the recipe's")
     what.add_argument(
         "--set",
         action="extend",
@@ -62,7 +62,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="change the recipe: backbone=mobilenetv3_small_100 (any model of timm), dataset=folder (your own folder "
         "of class folders), alpha=3, ..., or any other option of GlobalCorrelationGenerator: merging=hardest, ...",
     )
-    how = parser.add_argument_group("how")
+    how = parser.add_argument_group("training and evaluation")
     how.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="number of runs, with seeds 0 to N - 1 (default: 1)"
     )
@@ -111,23 +111,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default="repeat",
         help="if a class has fewer images than a batch takes of it: repeat them, or stop (default: %(default)s)",
     )
-    how.add_argument(
-        "--unreadable",
-        choices=("stop", "skip"),
-        default="stop",
-        help="if images cannot be read: stop at the first, or find them all before training and leave them out "
-        "(default: %(default)s)",
-    )
     how.add_argument("--download", action="store_true", help="download the data set first, if PML can")
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    machine.add_argument(
-        "--workers",
-        type=int,
-        default=min(os.cpu_count() or 1, 8),
-        metavar="N",
-        help="processes that load images (default: one for each CPU core, at most 8; here %(default)s)",
-    )
+    add_image_options(parser)
     add_folder_options(parser, "runs/RECIPE-LOSS-GENERATOR")
     parser.add_argument(
         "--dry-run",

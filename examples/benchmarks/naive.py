@@ -4,9 +4,9 @@ This is the first version that one would write. Each ordered pair of samples is 
 graph is propagated twice per iteration, and autograd does the rest. The parameters are those of a
 `GlobalCorrelationGenerator`, which makes the results comparable, but none of its code runs.
 
-Axis legend: B samples, of which A have a positive; C classes among them; N training classes; D channels; H heads. Edges
-are the B² rows (i, j) in order; `ends` (2, B²) are their two nodes. A batch needs two classes, one of them with two
-samples.
+Axis legend: B samples, A of them with a positive, C classes in the batch, N training classes, D channels, H heads.
+Edges are the B² rows (i, j) in order; `ends` (2, B²) are their two nodes. A batch needs two classes, one of them with
+two samples.
 """
 
 import math

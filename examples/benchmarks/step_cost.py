@@ -155,7 +155,7 @@ def measure_batch_size(args: argparse.Namespace, batch_size: int, say: Callable[
         if args.trunk is not None:
             tasks[args.trunk, precision] = trunk_step(case, args.trunk, args.image_size)
 
-    # Time all propagations, then all steps, so that what is compared runs side by side.
+    # Time all propagations, then all steps: tasks that are compared with each other run side by side.
     order = sorted(tasks, key=lambda task: task[0])
     times = timing.interleaved(
         {task: tasks[task] for task in order}, args.repeats, args.device, lambda task: say(describe(task, rows))

@@ -1,6 +1,7 @@
 """Options that several scripts share."""
 
 import argparse
+import os
 from pathlib import Path
 
 
@@ -29,3 +30,22 @@ def add_folder_options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for results (default: {default})")
     parser.add_argument("--resume", action="store_true", help="continue the runs in --out; the result is the same")
     parser.add_argument("--overwrite", action="store_true", help="delete the runs in --out and start again")
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--unreadable`, `--workers` and `--device`: how images are read, and where they are processed."""
+    parser.add_argument(
+        "--unreadable",
+        choices=("stop", "skip"),
+        default="stop",
+        help="if images cannot be read: stop at the first, or find them all first and leave them out "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, 8),
+        metavar="N",
+        help="processes that load images (default: one for each CPU core, at most 8; here %(default)s)",
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pml_gca.utils.command_line import add_folder_options, check_minimums
+from pml_gca.utils.command_line import add_folder_options, add_image_options, check_minimums
 
 
 def test_the_option_that_is_too_small_is_named(capsys):
@@ -27,3 +27,11 @@ def test_folder_options():
     args = parser.parse_args(["--out", "folder", "--resume"])
     assert (args.out, args.resume, args.overwrite) == (Path("folder"), True, False)
     assert "(default: runs/NAME)" in parser.format_help()
+
+
+def test_image_options():
+    parser = argparse.ArgumentParser()
+    add_image_options(parser)
+    args = parser.parse_args(["--unreadable", "skip", "--workers", "3"])
+    assert (args.unreadable, args.workers, args.device) == ("skip", 3, "auto")
+    assert parser.parse_args([]).unreadable == "stop"
