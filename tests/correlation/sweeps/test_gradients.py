@@ -1,0 +1,139 @@
+"""Each swept function against numerical gradients, on a graph of few nodes and channels."""
+
+import pytest
+import torch
+from helpers.strategies import labels
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch.autograd import grad, gradcheck
+
+from pml_gca.correlation.diversity import diversity_loss
+from pml_gca.correlation.objective import frozen_classification_loss
+from pml_gca.correlation.sweeps.coefficients import EdgeCoefficients, edge_statistics
+from pml_gca.correlation.sweeps.messages import EdgeMessages
+from pml_gca.correlation.sweeps.rows import EdgeState, SweepPlan
+from pml_gca.correlation.sweeps.update import EdgeUpdate
+from pml_gca.correlation.tiles import edge_tiles
+from pml_gca.generators.merging import merging_weights
+from pml_gca.generators.planning import plan_candidates
+from pml_gca.generators.synthesis import Synthesis, synthesize
+
+NODES, EDGES, SIZE, HIDDEN = 4, 10, 3, 5
+
+
+def numbers(*shape, seed=0, grad=True):
+    source = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=source, dtype=torch.float64).requires_grad_(grad)
+
+
+def plan(max_edges=4, keep=False):
+    return SweepPlan(edge_tiles(NODES, max_edges), EDGES, max_edges, torch.float64, torch.float64, keep)
+
+
+def edge_rows(is_first):
+    """What edges are computed from: standardised embeddings, or edges before a post-norm and its scale and shift."""
+    return (numbers(NODES, SIZE), None, None) if is_first else (numbers(EDGES, SIZE), 1 + numbers(SIZE), numbers(SIZE))
+
+
+def leaves(*tensors):
+    return [None if t is None else t.detach().requires_grad_() for t in tensors]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("keep", [True, False])
+def test_gradients_of_edge_messages(keep, is_first):
+    inputs = leaves(*edge_rows(is_first), numbers(SIZE, SIZE), numbers(SIZE, seed=1))
+    assert gradcheck(lambda *x: EdgeMessages.apply(plan(keep=keep), NODES, *x), inputs)
+
+
+@pytest.mark.parametrize(
+    ("keep", "masked", "is_first"),
+    [(True, True, True), (False, True, False), (True, False, False), (False, False, True)],
+)
+def test_gradients_of_the_edge_update(keep, masked, is_first):
+    ends = (numbers(NODES, SIZE), numbers(NODES), numbers(NODES, SIZE, seed=1))
+    norm = (1 + numbers(SIZE, seed=2), numbers(SIZE, seed=3))
+    mlp = (numbers(HIDDEN, SIZE), numbers(HIDDEN), numbers(SIZE, HIDDEN, seed=1), numbers(SIZE, seed=4))
+    inputs = leaves(*edge_rows(is_first), *ends, *norm, *mlp)
+    mask = torch.tensor([[0.0, 1.5, 1, 0, 2] * 2, [1.0, 0, 1.5, 0, 1] * 2], dtype=torch.float64) if masked else None
+    assert gradcheck(lambda *x: EdgeUpdate.apply(plan(keep=keep), *x[:6], mask, *x[6:]), inputs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_edge_coefficients(training):
+    inputs = leaves(*edge_rows(is_first=False), 1 + numbers(SIZE), numbers(SIZE, SIZE), numbers(SIZE, seed=5))
+
+    def coefficients(kept, norm_weight, norm_bias, scale, weight, bias):
+        count, mean, variance = None, torch.full_like(scale, 0.2), torch.full_like(scale, 0.7)
+        if training:
+            count, mean, variance = edge_statistics(plan(), EdgeState(kept, norm_weight, norm_bias))
+        rstd = torch.rsqrt(variance.detach() + 1e-5)
+        return EdgeCoefficients.apply(
+            plan(), kept, norm_weight, norm_bias, count, mean.detach(), rstd, scale, weight, bias
+        )
+
+    assert gradcheck(coefficients, inputs)
+
+
+@settings(max_examples=6)
+@given(labels(min_classes=2, max_classes=3, max_samples=2), st.integers(1, 20), st.floats(0, 1), st.data())
+def test_gradients_of_the_synthesis(y, max_edges, strength, data):
+    num_anchors = data.draw(st.integers(1, len(y)))
+    candidates = plan_candidates(y, num_anchors)
+    assume(len(candidates.synthetic_anchors))
+    weights = merging_weights(numbers(num_anchors, len(y), grad=False).sigmoid(), candidates)
+    nodes, coefficients = leaves(numbers(len(y), SIZE), numbers(len(y) * (len(y) + 1) // 2, SIZE).sigmoid())
+    for output, inputs in ((0, nodes), (1, coefficients)):
+
+        def only(x, output=output):
+            z, c = (x, coefficients.detach()) if output == 0 else (nodes.detach(), x)
+            return synthesize(z, c, candidates, weights, strength, max_edges)[output]
+
+        assert gradcheck(only, [inputs])
+
+
+def test_gradients_of_the_synthesis_by_both_outputs_at_once():
+    """Of distances to positives, too, which here are inputs of their own."""
+    tiles, anchors = edge_tiles(NODES, 3), torch.tensor([0, 1, 1, 3])
+    slots = torch.tensor([[0, 1, 2, 3, 0, 0, 1, 3, 2, 2], [3, 1, 0, 0, 2, 1, 3, 1, 0, 2]])
+    nodes, coefficients, near, weights = (
+        x.detach().requires_grad_() for x in (numbers(4, SIZE), numbers(10, SIZE), numbers(4).abs(), numbers(2, 10))
+    )
+    strength, lengths = torch.tensor(0.6, dtype=torch.float64), torch.ones(4, 1, dtype=torch.float64)
+    arguments = (strength, slots, weights.detach(), anchors, lengths)
+    first, second = Synthesis.apply(tiles, nodes, coefficients, near, *arguments)
+    assert torch.equal(first, second)
+    one, other = numbers(4, SIZE, grad=False), numbers(4, SIZE, seed=9, grad=False)
+    together = grad([first, second], [nodes, coefficients, near], [one, other], retain_graph=True)
+    by_first = grad(first, [nodes, coefficients, near], one, retain_graph=True, allow_unused=True)
+    by_second = grad(second, [nodes, coefficients, near], other, allow_unused=True)
+    assert (by_first[1], by_second[0], by_second[2]) == (None, None, None)
+    for found, expected in zip(together, (by_first[0], by_second[1], by_first[2]), strict=True):
+        torch.testing.assert_close(found, expected)
+    for position, output in ((1, 0), (3, 0), (2, 1)):
+        inputs = [None, nodes, coefficients, near]
+        check = inputs[position]
+
+        def only(x, position=position, output=output):
+            given_ = [tiles, nodes.detach(), coefficients.detach(), near.detach(), *arguments]
+            given_[position] = x
+            return Synthesis.apply(*given_)[output]
+
+        assert gradcheck(only, [check])
+
+
+@pytest.mark.parametrize("max_edges", [1, 4, 100])
+def test_gradients_of_the_diversity(max_edges):
+    (coefficients,) = leaves(numbers(EDGES, SIZE).sigmoid())
+    assert gradcheck(lambda c: diversity_loss(c, NODES, max_edges), [coefficients])
+
+
+@pytest.mark.parametrize("at_a_time", [1, 10, 1000])
+def test_gradients_of_the_frozen_classification(at_a_time, monkeypatch):
+    monkeypatch.setattr("pml_gca.correlation.objective.CLASSIFIED_VALUES", at_a_time)
+    weight, bias, classes = numbers(5, SIZE), numbers(5), torch.tensor([4, 0, 0, 2, 1, 3, 4])
+    rows = numbers(7, SIZE)
+    found = frozen_classification_loss(rows, weight, bias, classes)
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(rows @ weight.t() + bias, classes))
+    assert gradcheck(lambda r: frozen_classification_loss(r, weight, bias, classes), [rows])
+    assert grad(found, [weight, bias], allow_unused=True) == (None, None)
