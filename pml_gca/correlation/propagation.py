@@ -117,7 +117,7 @@ class CorrelationPropagation(nn.Module):
         nodes = self.first_nodes(embeddings)
         for layer in self.layers:
             nodes, edges = layer(nodes, edges, pairs, labels)
-        logits = self.classify(nodes)
+        logits = self.node_classifier(self.node_norm(nodes).to(dtype))
         if self.with_coefficients:
             normalised = self.edge_norm(edges, edge_multiplicity(pairs)).to(dtype)
             coefficients = self.edge_coefficients(normalised).sigmoid()
@@ -130,11 +130,6 @@ class CorrelationPropagation(nn.Module):
         """Return h⁰ = Linear(z), (N, D), in float32 or wider: h⁰ is as long as z, which half precision cannot hold."""
         with torch.autocast(embeddings.device.type, enabled=False):
             return linear(self.input, embeddings.to(torch.promote_types(self.input.weight.dtype, torch.float32)))
-
-    def classify(self, nodes: Tensor) -> Tensor:
-        """Return the (N, num_classes) logits of (N, D) propagated nodes: Linear(BatchNorm(h))."""
-        logits: Tensor = self.node_classifier(self.node_norm(nodes).to(self.input.weight.dtype))
-        return logits
 
     def sizes(self, num_nodes: int, num_negatives: int) -> Sizes:
         """Return the sizes that the cost of a step depends on, with the dtypes that hold now."""

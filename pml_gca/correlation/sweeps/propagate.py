@@ -37,7 +37,7 @@ def propagate(module: "CorrelationPropagation", embeddings: Tensor, labels: Tens
     edges = EdgeState(standardize(embeddings).to(plan.state_dtype))
     for layer in module.layers:
         nodes, edges = sweep_layer(cast("PropagationLayer", layer), plan, nodes, edges, labels)
-    logits = module.classify(nodes)
+    logits = module.node_classifier(module.node_norm(nodes).to(module.input.weight.dtype))
     coefficients = sweep_coefficients(module, plan, edges) if module.with_coefficients else edges.kept[:0]
     return Correlations(logits, coefficients, embeddings, plan.edge_chunk_size, plan.gradient_pass)
 
