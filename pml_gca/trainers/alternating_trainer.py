@@ -78,7 +78,7 @@ class AlternatingTrainer(AutocastTrainer):
         self.step_generator([call for call in calls if call.weight is not None and call.loss.generator.has_objective])
 
     def zero_grad(self) -> None:
-        """Clear gradients as PML does, but set those of generators, without auxiliary classifiers, to 0."""
+        """Clear gradients as PML does, but set those of parameters trained by a generator's objective to 0."""
         optimizer = self.optimizers.get(OPTIMIZER)
         kept: dict[nn.Parameter, Tensor] = {}
         for parameter in self._stepped_twice() if optimizer is not None else ():
