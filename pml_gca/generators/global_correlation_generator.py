@@ -17,14 +17,8 @@ from .interpolation_generator import InterpolationGenerator
 from .planning import CandidatePlan
 from .propagating import Propagating, build_propagation
 
-TERMS = (
-    "node_classification_loss",
-    "generated_classification_loss",
-    "similarity_loss",
-    "diversity_loss",
-    "auxiliary_classification_loss",
-    "generation_loss",
-)
+OBJECTIVES = ("node_classification_loss", "generation_loss", "auxiliary_classification_loss")
+TERMS = (*OBJECTIVES, "generated_classification_loss", "similarity_loss", "diversity_loss")  # recorded
 
 
 class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
@@ -136,19 +130,19 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
     ) -> dict[str, Tensor]:
         """Return J_gce, J_gen and J_aux (section 3.5 of the paper); of these only J_gce reaches the embeddings."""
         assert graph is not None
-        nodes = graph.embeddings.detach()
+        nodes, anchors, labels = graph.embeddings.detach(), batch.anchors, batch.anchor_labels
+        classifies, generates, learns_classes = (batch.wants(name) for name in OBJECTIVES)
         objectives: dict[str, Tensor] = {}
         terms: dict[str, Tensor] = {}
-        if batch.wants("node_classification_loss"):
-            logits = graph.node_logits[: batch.num_anchors]
-            loss = classification_loss(logits, batch.anchor_labels)
-            objectives["node_classification_loss"] = graph.with_gradient_to(batch.anchors, loss)
-        if batch.wants("generation_loss"):
+        if classifies:
+            loss = classification_loss(graph.node_logits[: batch.num_anchors], labels)
+            objectives["node_classification_loss"] = graph.with_gradient_to(anchors, loss)
+        if generates:
             terms |= self.objective(
                 nodes, coefficients, synthetic, plan.synthetic_anchors, plan.synthetic_labels, graph.edge_chunk_size
             )
-        if batch.wants("auxiliary_classification_loss"):
-            terms |= self.objective.classify(nodes[: batch.num_anchors], batch.anchor_labels)
+        if learns_classes:
+            terms |= self.objective.classify(nodes[: batch.num_anchors], labels)
         objectives |= self.objective.weighted(terms)
         if self.collect_stats:
             for name, term in {**objectives, **terms}.items():  # without weights where a term has one

@@ -75,7 +75,7 @@ class InterpolationGenerator(BaseGenerator):
         weights = class_weights(self.merging, nodes, plan, draws)
         if coefficients is None:
             coefficients = self.coefficients_of_edges(len(nodes) * (len(nodes) + 1) // 2, nodes, graph)
-        strength = self.interpolation_strength(metric_level, nodes.dtype)
+        strength = pull_strength(self.alpha, metric_level, nodes.dtype)
         chunk = None if graph is None else graph.edge_chunk_size
         synthetic, learned = synthesize(nodes, coefficients, plan, weights, strength, chunk)
         objectives: dict[str, Tensor] = {}
@@ -130,7 +130,7 @@ class InterpolationGenerator(BaseGenerator):
     ) -> None:
         """Record further statistics; called only where they are collected, as it may wait for the device."""
 
-    def interpolation_strength(self, metric_level: Tensor | float, dtype: torch.dtype | None = None) -> Tensor:
+    def interpolation_strength(self, metric_level: Tensor | float) -> Tensor:
         """Return s = e^{-α/L}, as `pull_strength` does: 1 for an infinite level, 0 for one of 0.
 
         Raises:
@@ -138,4 +138,4 @@ class InterpolationGenerator(BaseGenerator):
         """
         if not isinstance(metric_level, Tensor):
             check_level("metric_level", metric_level)
-        return pull_strength(self.alpha, metric_level, dtype)
+        return pull_strength(self.alpha, metric_level)
