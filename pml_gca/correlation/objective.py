@@ -170,7 +170,7 @@ class GenerationObjective(nn.Module):
         return {"auxiliary_classification_loss": classification_loss(logits, labels)}
 
     def weighted(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what to add to the loss: ``generation_loss`` (J_gen) and 10 J_aux, those whose terms are given."""
+        """Return what to add to the loss: `generation_loss` (J_gen) and 10 J_aux, those whose terms are given."""
         objectives: dict[str, Tensor] = {}
         if "diversity_loss" in terms:
             objectives["generation_loss"] = GENERATION_WEIGHT * (

@@ -33,8 +33,8 @@ class SyntheticNegatives:
         labels: (S,) long, the class each imitates, never its anchor's.
         anchors: (S,) long, row of the batch each belongs to.
         objectives: named scalar terms that train the generator. They are added to the loss as they are, with gradient
-            routing already done; ``generation_loss`` (J_gen), where present, is the one the generator level G follows,
-            and the only one of the second step of an alternating schedule.
+            routing already done. The generator level G follows `generation_loss` (J_gen), if it is there. It is also
+            the only term of the second step of an alternating schedule.
         num_skipped_anchors: anchors for which nothing could be generated, having no positive; None if not counted.
     """
 
@@ -49,7 +49,7 @@ class SyntheticNegatives:
 
 
 class BaseGenerator(ModuleWithRecords):
-    """Embeddings and labels go in, labelled synthetic negatives come out, whatever loss they are for.
+    """Make labelled synthetic negatives of embeddings and labels, for any loss.
 
     A subclass implements `generate`. It takes any label composition and order, steps no optimizer, and returns
     objective terms only if it has parameters.
@@ -60,12 +60,12 @@ class BaseGenerator(ModuleWithRecords):
         collect_stats: record statistics for PML's hooks; PML's global default if None.
 
     Raises:
-        TypeError, ValueError: ``num_classes`` or ``embedding_size`` is no positive integer.
+        TypeError, ValueError: `num_classes` or `embedding_size` is no positive integer.
     """
 
     stat_names: tuple[str, ...] = ("num_negatives", "num_skipped_anchors")
     has_objective: bool = False
-    """Whether it returns ``generation_loss``, whose level decides how much its negatives count.
+    """Whether it returns `generation_loss`, whose level decides how much its negatives count.
 
     The negatives of a generator without one count fully from the first batch, even if it has parameters to train.
     """
@@ -91,7 +91,7 @@ class BaseGenerator(ModuleWithRecords):
     def generate(self, batch: Batch, metric_level: Tensor | float = math.inf) -> SyntheticNegatives:
         """Generate negatives for the anchors of a batch.
 
-        On a GPU the values of the batch are not checked yet: ``batch.labels_on_host()`` waits for the check, and so
+        On a GPU the values of the batch are not checked yet: `batch.labels_on_host()` waits for the check, and so
         does the caller afterwards. Where it raises, the caller restores the buffers.
 
         Args:
@@ -108,7 +108,7 @@ class BaseGenerator(ModuleWithRecords):
         num_anchors: int | None = None,
         metric_level: Tensor | float = math.inf,
     ) -> SyntheticNegatives:
-        """Generate negatives for the first ``num_anchors`` rows.
+        """Generate negatives for the first `num_anchors` rows.
 
         Args:
             embeddings: (B, D), floating, finite.
@@ -118,9 +118,9 @@ class BaseGenerator(ModuleWithRecords):
             metric_level: running mean of the metric loss, L; infinite before any was seen.
 
         Raises:
-            TypeError: embeddings are not floating or labels not integer tensors, or are inside ``torch.vmap``;
-                ``num_anchors`` is no integer or ``metric_level`` no number.
-            ValueError: a wrong shape, a value that is not finite, a label or ``num_anchors`` out of range, a level
+            TypeError: embeddings are not floating or labels not integer tensors, or are inside `torch.vmap`;
+                `num_anchors` is no integer or `metric_level` no number.
+            ValueError: a wrong shape, a value that is not finite, a label or `num_anchors` out of range, a level
                 that is NaN.
         """
         check_level("metric_level", metric_level)
@@ -178,7 +178,7 @@ class BaseGenerator(ModuleWithRecords):
         check_labels(labels, len(embeddings), names[1], of=names[0])
 
     def largest_value(self, dtype: torch.dtype) -> float:
-        """Return the largest value that embeddings of ``dtype`` may have at present; larger ones are refused."""
+        """Return the largest value that embeddings of `dtype` may have at present; larger ones are refused."""
         return largest_value(dtype)
 
     def parameter_groups(self, lr: float, *, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
@@ -188,19 +188,19 @@ class BaseGenerator(ModuleWithRecords):
         return [{"params": parameters, "lr": lr}] if parameters else []
 
     def objective_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that ``generation_loss`` trains: an alternating schedule steps them twice."""
+        """Return the parameters that `generation_loss` trains: an alternating schedule steps them twice."""
         return list(self.parameters()) if self.has_objective else []
 
     @property
     def gradient_norm(self) -> float:
-        """Euclidean norm of the gradient that the parameters hold now; 0 where there is none."""
+        """Euclidean norm of the gradient that the parameters hold now; 0 without one."""
         gradients = (p.grad for p in self.parameters() if p.grad is not None)
         norms = [length(gradient.to(compute_dtype(gradient)).flatten()) for gradient in gradients]
         return length(torch.stack(norms)).item() if norms else 0.0
 
     @torch.no_grad()
     def follow_device(self, device: torch.device) -> None:
-        """Move to ``device`` if not there yet: PML's trainers move models, but not losses and what they hold."""
+        """Move to `device` if not there yet: PML's trainers move models, but not losses and their generators."""
         parameter = next(self.parameters(), None)
         if parameter is not None and parameter.device != device:
             self.to(device)

@@ -21,7 +21,7 @@ class HostValues:
     Args:
         embeddings: (N, D), floating.
         labels: (N,) long, on the same device.
-        num_classes: labels must lie in [0, ``num_classes``).
+        num_classes: labels must lie in [0, `num_classes`).
         largest: the largest value that embeddings may have.
         names: of the two arguments, for messages.
 
@@ -59,11 +59,11 @@ class Batch:
     """A batch as generators take it. `BaseGenerator.batch` makes one, and checks shapes and dtypes.
 
     Attributes:
-        embeddings: (N, D), floating. Rows from ``num_anchors`` on are references.
+        embeddings: (N, D), floating. Rows from `num_anchors` on are references.
         labels: (N,) long, on the device of the embeddings.
         num_anchors: A, how many of the first rows are anchors.
         host: labels on the host, and the check of all values.
-        phase: the half of an alternating schedule that is computed: ``"embedding"``, ``"generation"``, or ``"all"`` for
+        phase: the half of an alternating schedule that is computed: `"embedding"`, `"generation"`, or `"all"` for
             both at once. See `HardNegativeGenerationLoss.phase`.
     """
 
@@ -92,7 +92,7 @@ class Batch:
     def wants(self, objective: str) -> bool:
         """Return whether an objective counts in this `phase`; one that does not need not be computed.
 
-        ``"generation_loss"`` belongs to the phase ``"generation"``, every other objective to ``"embedding"``.
+        `"generation_loss"` belongs to the phase `"generation"`, every other objective to `"embedding"`.
         """
         return self.phase == "all" or (objective == "generation_loss") == (self.phase == "generation")
 

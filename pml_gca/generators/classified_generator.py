@@ -20,9 +20,9 @@ TERM = "node_classification_loss"
 class ClassifiedGenerator(Propagating, BaseGenerator):
     """Any generator, and a classifier of the embeddings that learns beside it.
 
-    The negatives are those of the generator. The classifier adds the objective ``node_classification_loss``: the mean
+    The negatives are those of the generator. The classifier adds the objective `node_classification_loss`: the mean
     cross-entropy of the anchors, J_gce of GCA-HNG. Its gradient trains the classifier and the embeddings. With
-    ``num_layers=0`` the classifier is Linear, BatchNorm, Linear of each embedding. With more it is GCA-HNG's graph
+    `num_layers=0` the classifier is Linear, BatchNorm, Linear of each embedding. With more it is GCA-HNG's graph
     over the whole batch, without coefficients.
 
     Args:
@@ -35,7 +35,7 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
         collect_stats: record statistics for PML's hooks, also of the generator inside; PML's global default if None.
 
     Raises:
-        TypeError, ValueError: ``generator`` is no generator, or classifies nodes already; or an option is of the wrong
+        TypeError, ValueError: `generator` is no generator, or classifies nodes already; or an option is of the wrong
             type or out of range.
 
     Example:
@@ -83,7 +83,7 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
             generator.start_collecting_stats()
 
     def generate(self, batch: Batch, metric_level: Tensor | float = math.inf, **given: Any) -> SyntheticNegatives:
-        """Return the generator's negatives with one more objective; what is ``given`` goes to the generator."""
+        """Return the generator's negatives with one more objective; what is `given` goes to the generator."""
         loss: Tensor | None = None
         if batch.wants(TERM):  # else it is the second step of an iteration
             self.reset_stats()
@@ -107,11 +107,11 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
         return self.generator.largest_value(dtype)
 
     def parameter_groups(self, lr: float, *, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
-        """Return the groups of the generator inside, and the node classifier at ``lr``."""
+        """Return the groups of the generator inside, and the node classifier at `lr`."""
         check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         groups = self.generator.parameter_groups(lr, classifier_lr=classifier_lr)
         return [*groups, {"params": list(self.propagation.parameters()), "lr": lr}]
 
     def objective_parameters(self) -> list[nn.Parameter]:
-        """Return those of the generator inside: the node classifier has nothing to do with ``generation_loss``."""
+        """Return those of the generator inside: the node classifier has nothing to do with `generation_loss`."""
         return self.generator.objective_parameters()

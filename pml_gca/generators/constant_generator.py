@@ -17,10 +17,10 @@ class ConstantGenerator(InterpolationGenerator):
     Args:
         num_classes: training classes N.
         embedding_size: channels D.
-        coefficient: λ in [0, 1]. With 1 and ``alpha=0`` real negatives are merged as they are; with 0 they are pulled
+        coefficient: λ in [0, 1]. With 1 and `alpha=0` real negatives are merged as they are; with 0 they are pulled
             as near to the anchor as its positive.
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
-        merging: how the candidates of a class become one negative: ``"random"``, ``"mean"`` or ``"hardest"``, as for
+        merging: how the candidates of a class become one negative: `"random"`, `"mean"` or `"hardest"`, as for
             `GlobalCorrelationGenerator`.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
 

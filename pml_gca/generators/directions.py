@@ -9,11 +9,11 @@ ROUNDING = 8  # in units of the dtype's resolution: a sum of two unit vectors th
 
 
 def mix(first: Tensor, second: Tensor, share: Tensor, normalize: bool) -> Tensor:
-    r"""Points between two rows, t being the share of the first: :math:`v = t\,a + (1 - t)\,b`.
+    r"""Return points between two rows, with t the share of the first: :math:`v = t\,a + (1 - t)\,b`.
 
-    With ``normalize`` rows are brought to unit length first and the mixture again, which is then scaled to the length
-    :math:`t \lVert a \rVert + (1 - t) \lVert b \rVert`, so that it is about as long as what it is compared with.
-    Opposite directions that cancel give the zero vector.
+    With `normalize`, rows and mixture have unit length; the mixture is then scaled to the length
+    :math:`t \lVert a \rVert + (1 - t) \lVert b \rVert`, about that of what it is compared with. Opposite directions
+    that cancel give the zero vector.
 
     Args:
         first, second: (R, D), in float32 or wider.
@@ -26,16 +26,16 @@ def mix(first: Tensor, second: Tensor, share: Tensor, normalize: bool) -> Tensor
 
 
 def mix_directions(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], share: Tensor) -> Tensor:
-    """`mix` with ``normalize``, of directions (R, D) and lengths (R, 1)."""
+    """Return `mix` with `normalize`, from directions (R, D) and lengths (R, 1)."""
     (a, a_length), (b, b_length) = first, second
     direction, _ = directed(torch.lerp(b, a, share), ROUNDING * torch.finfo(a.dtype).eps)
     return direction * torch.lerp(b_length, a_length, share)
 
 
 def reflect(points: Tensor, axes: Tensor) -> Tensor:
-    r"""Points mirrored about the lines through 0 and other points: :math:`q = 2 (p \cdot u) u - p`, with u = a/‖a‖.
+    r"""Return points mirrored about the lines through 0 and `axes`: :math:`q = 2 (p \cdot u) u - p`, with u = a/‖a‖.
 
-    The length of a point stays, and its angle with the axis. The zero vector is no axis: the point then stays itself.
+    Length and angle with the axis stay the same. About the zero vector, which is no axis, a point does not move.
 
     Args:
         points, axes: (R, D), in float32 or wider: p and a.

@@ -8,23 +8,23 @@ from .hardest_point_generator import HardestPointGenerator
 
 
 class EmbeddingExpansionGenerator(HardestPointGenerator):
-    r"""Embedding expansion: points that divide the segments within a class, and the hardest of them as the negative.
+    r"""Embedding expansion: the hardest of a class's samples and of the points that divide the segments between them.
 
-    Between each two samples x, x' of a class n points are set at equal distances,
+    Between each two samples x, x' of a class lie n points at equal distances,
 
     .. math:: v_k = \frac{k\,x' + (n + 1 - k)\,x}{n + 1}, \quad k = 1, \dots, n
 
-    and for every anchor and other class, the point of the class nearest to the anchor, real or synthetic, is the
-    negative. Anchors without a positive generate nothing, and are counted.
+    For every anchor and other class the negative is the nearest point of the class, real or synthetic. Anchors without
+    a positive generate nothing, and are counted.
 
-    With ``normalize`` the embeddings are brought to unit length first, and the points again, as in the paper. They are
-    then scaled to the length (k ‖x'‖ + (n + 1 − k) ‖x‖) / (n + 1), the mean of the pair's lengths, weighted like their
-    directions. Of unit embeddings this makes the paper's points; a loss on normalised embeddings sees no difference;
-    and one on embeddings as they are, such as N-pairs with dot products, meets negatives of the scale of its anchors.
+    With `normalize`, embeddings and points have unit length, as in the paper. Points are then scaled to the length
+    (k ‖x'‖ + (n + 1 − k) ‖x‖) / (n + 1), the mean of the pair's lengths, weighted like their directions. For unit
+    embeddings these are the paper's points, and a loss on normalised embeddings sees no difference. A loss on
+    embeddings as they are, such as N-pairs with dot products, gets negatives of the scale of its anchors.
 
-    What differs from the paper: there, points of the anchor's own class take part as anchors too, so that the hardest
-    pair of two classes is searched for; here a negative belongs to a real anchor. There, the loss of the hardest pairs
-    replaces that of the real ones; here it is added, with weight 1.
+    What differs from the paper: it also takes points of the anchor's class as anchors, and looks for the hardest pair
+    of two classes. Here a negative belongs to a real anchor. The paper's loss of the hardest pairs replaces that of the
+    real ones; here it is added, with weight 1.
 
     The points of a class grow with the square of its samples in the batch.
 
@@ -32,8 +32,7 @@ class EmbeddingExpansionGenerator(HardestPointGenerator):
         num_classes: training classes N.
         embedding_size: channels D.
         num_points: n, points between two samples.
-        normalize: as above; else points are means of the embeddings as they are, and Euclidean distance says which is
-            nearest.
+        normalize: as above; else points are means of the embeddings as they are, and nearest is by Euclidean distance.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
 
     Raises:
@@ -61,7 +60,7 @@ class EmbeddingExpansionGenerator(HardestPointGenerator):
         self.num_points = num_points
 
     def points_of_pairs(self, first: Tensor, second: Tensor) -> list[Tensor]:
-        """The n points between the two embeddings of each pair, by k."""
+        """Return the n points between the two embeddings of each pair, by k."""
         parts = self.num_points + 1
         shares = (first.new_full((1, 1), k / parts) for k in range(1, parts))
         return [mix(second, first, share, self.normalize) for share in shares]

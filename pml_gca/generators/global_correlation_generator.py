@@ -29,27 +29,27 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
 
     Args:
         num_classes: training classes N.
-        embedding_size: channels D, divisible by ``num_heads``.
+        embedding_size: channels D, divisible by `num_heads`.
         num_layers: K rounds of propagation. The paper takes 2 for CUB and Cars196, 1 for SOP and InShop; with 0 nothing
             is propagated.
         num_heads: H heads of the node attention; 4 and 2 likewise. By default the largest divisor of
-            ``embedding_size`` up to 4.
+            `embedding_size` up to 4.
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
         dropout: of the edge attention, in training.
         classification_weight: w_c of J_soft, which keeps a negative in its class.
         similarity_weight: w_s of J_sim, which makes it hard.
         diversity_weight: w_d of J_div, which makes coefficients differ; in units of 0.01.
-        merging: how the candidates of a class become one negative. ``"random"``: by random weights, as in the paper.
-            ``"mean"``: by equal weights. ``"hardest"``: the candidate of the sample with the largest cosine similarity
+        merging: how the candidates of a class become one negative. `"random"`: by random weights, as in the paper.
+            `"mean"`: by equal weights. `"hardest"`: the candidate of the sample with the largest cosine similarity
             to the anchor is taken.
         edge_chunk_size: edges computed at a time, with their activations recomputed in the backward pass: a training
-            step then takes little memory, and a fifth more arithmetic. ``None`` does so where the activations would
+            step then takes little memory, and a fifth more arithmetic. `None` does so where the activations would
             fill more than half of the free memory, and else keeps them. See `cost`.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong type, out of range, or ``embedding_size`` is not divisible
-            by ``num_heads``.
+        TypeError, ValueError: an argument is of the wrong type, out of range, or `embedding_size` is not divisible
+            by `num_heads`.
 
     Example:
         >>> import torch
@@ -166,7 +166,7 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
         return super().largest_value(dtype)
 
     def parameter_groups(self, lr: float, *, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
-        """Return optimizer groups: the propagation at ``lr``, the auxiliary classifier at ``classifier_lr``."""
+        """Return optimizer groups: the propagation at `lr`, the auxiliary classifier at `classifier_lr`."""
         check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         return [
             {"params": list(self.propagation.parameters()), "lr": lr},

@@ -18,7 +18,7 @@ class HardestNegativeGenerator(BaseGenerator):
     """For every anchor and other class, the sample of the class that is nearest to the anchor.
 
     Nothing is synthetic: in the equation of `pml_gca.generators.interpolation` this is λ = 1 and α = 0, merged by
-    ``"hardest"``. Of equally near samples it takes the first. Anchors without a positive generate nothing, and are
+    `"hardest"`. Of equally near samples it takes the first. Anchors without a positive generate nothing, and are
     counted: no loss that compares a negative with a positive could use it. It learns nothing; with a classifier beside
     it, `ClassifiedGenerator`, it had the largest mean gain with each of three losses in docs/evidence.md, on one small
     network.
@@ -82,7 +82,7 @@ def nearest_of_each_class(
     Args:
         anchors: (A, D), in float32 or wider.
         points: (T, D), likewise.
-        class_of: (T,) long, in [0, ``num_classes``), each of which occurs.
+        class_of: (T,) long, in [0, `num_classes`); each class occurs.
         num_classes: C.
         normalize: compare by cosine similarity, else by Euclidean distance.
 

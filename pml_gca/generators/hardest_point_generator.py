@@ -11,7 +11,7 @@ class HardestPointGenerator(HardestNegativeGenerator):
     """For every anchor and other class, the nearest point: a sample of the class, or one made of two of its samples.
 
     A subclass implements `points_of_pairs`. A class with one sample in the batch has no pairs, and is represented by
-    that sample. Arguments are those of `HardestNegativeGenerator`; with ``normalize`` a subclass works on directions.
+    that sample. Arguments are those of `HardestNegativeGenerator`; with `normalize` a subclass works on directions.
     """
 
     def points_of_classes(self, nodes: Tensor, plan: ClassPlan) -> tuple[Tensor, Tensor]:

@@ -29,24 +29,24 @@ class HardnessAwareGenerator(BaseGenerator):
         \hat{z}_{ij} = z_i + \frac{d^+ + (d^- - d^+)\,e^{-\alpha/L}}{d^-}\,(z_j - z_i) \text{ if } d^+ < d^-,
         \text{ else } z_j
 
-    with d⁺ the distance of the anchor's next positive, d⁻ that of the negative, and L the level of the metric loss:
-    all negatives of a batch are pulled alike, straight, and never nearer than the positive. There is one synthetic
-    negative per anchor and negative sample, B² of them rather than one per class: with proxy and classification losses
-    of many classes they take memory. Anchors without a positive have no d⁺; they generate nothing, and are counted.
+    Here d⁺ is the distance of the anchor's next positive, d⁻ that of the negative, and L the level of the metric loss.
+    All negatives of a batch are pulled alike, straight, and never nearer than the positive. There is one synthetic
+    negative for each anchor and negative sample, up to B²: with proxy and classification losses of many classes they
+    take memory. Anchors without a positive have no d⁺; they generate nothing, and are counted.
 
-    With ``reembed`` a network i, D → 2D → D, maps ẑ to z̃ = i(ẑ), which is to be an embedding of the negative's class
-    again. It is trained by
+    With `reembed` a network i, D → 2D → D, maps ẑ to z̃ = i(ẑ), to make it an embedding of the negative's class again.
+    It is trained by
 
     .. math:: J_{gen} = \frac{1}{B} \sum_b \lVert i(z_b) - z_b \rVert^2 + w\,J_{soft}
 
-    where J_soft is the cross-entropy of z̃ and the negatives' labels under an auxiliary linear classifier, which is held
-    fixed in it and learns from the real embeddings. Both terms see detached embeddings. The wrapped loss sees z̃ with a
-    gradient to the embeddings, through the network, but not to it.
+    J_soft is the cross-entropy of z̃ and the negatives' labels under an auxiliary linear classifier. The classifier is
+    frozen in J_soft, and learns from the real embeddings. Both terms see detached embeddings. The wrapped loss's
+    gradient passes through the network to the embeddings, and does not train the network.
 
-    What differs from the paper: there, i maps to features of the backbone, whose embedding is z̃, so that the embedding
-    layer also learns from the synthetic features; here no more is known than embeddings. The paper has one negative
-    per other class in an N-pair tuple; it reduces the weight of the metric loss as that of J_syn grows, and its β is
-    10⁴ for a J_gen of another scale.
+    What differs from the paper: its i maps to features of the backbone, and z̃ is their embedding: the embedding layer
+    also learns from synthetic features. Here only embeddings are known. The paper has one negative of each other class
+    in an N-pair tuple. It reduces the weight of the metric loss as that of J_syn grows. Its β is 10⁴, for a J_gen of
+    another scale.
 
     Args:
         num_classes: training classes N.
@@ -54,7 +54,7 @@ class HardnessAwareGenerator(BaseGenerator):
         alpha: α: how far the metric loss must have fallen before negatives are pulled in. The paper takes 90 for
             N-pairs.
         reembed: whether to map the pulled negatives through the network.
-        softmax_weight: w of J_soft; only with ``reembed``.
+        softmax_weight: w of J_soft; only with `reembed`.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
 
     Raises:
@@ -124,13 +124,13 @@ class HardnessAwareGenerator(BaseGenerator):
         )
 
     def largest_value(self, dtype: torch.dtype) -> float:
-        """As in the base class; squared errors of the reconstruction overflow earlier."""
+        """Return as the base class does; less with `reembed`, whose squared errors overflow earlier."""
         if not (self.reembed and self.training):
             return super().largest_value(dtype)
         return math.sqrt(torch.finfo(torch.promote_types(dtype, torch.float32)).max / self.embedding_size) / 4
 
     def parameter_groups(self, lr: float, *, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
-        """Optimizer groups: the network at ``lr``, the classifier at ``classifier_lr``; none without ``reembed``."""
+        """Return optimizer groups: the network at `lr`, the classifier at `classifier_lr`; none without `reembed`."""
         check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         if not self.reembed:
             return []
@@ -144,11 +144,11 @@ class HardnessAwareGenerator(BaseGenerator):
         return list(self.network.parameters()) if self.reembed else []
 
     def _reembed_without_learning(self, rows: Tensor) -> Tensor:
-        """i of (S, D) rows; the gradient passes through the network, and leaves its parameters alone."""
+        """Return i of (S, D) rows; gradients pass through the network, and do not train it."""
         return self._mapped(rows, {name: parameter.detach() for name, parameter in self.network.named_parameters()})
 
     def _mapped(self, rows: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """i of (S, D) rows, in a dtype as wide as these."""
+        """Return i of (S, D) rows, computed in a dtype as wide as these."""
         cast = {name: parameter.to(compute_dtype(parameter, rows)) for name, parameter in parameters.items()}
         out: Tensor = functional_call(self.network, cast, (rows.to(next(iter(cast.values())).dtype),))
         return out.to(rows.dtype)
@@ -156,7 +156,7 @@ class HardnessAwareGenerator(BaseGenerator):
     def _objectives(
         self, anchors: Tensor, anchor_labels: Tensor, candidates: Tensor, candidate_labels: Tensor
     ) -> dict[str, Tensor]:
-        """The terms to add to the loss; none reaches the embeddings."""
+        """Return the terms to add to the loss; none reaches the embeddings."""
         classifier = self.auxiliary_classifier
         real, pulled = anchors.detach(), candidates.detach()
         made = self._mapped(torch.cat([real, pulled]), dict(self.network.named_parameters()))

@@ -15,7 +15,7 @@ from .planning import CandidatePlan
 def pull_strength(alpha: float, metric_level: Tensor | float, dtype: torch.dtype | None = None) -> Tensor:
     """Return s = e^{-α/L}, 0-dimensional: 1 for an infinite level L, 0 for a level of 0 or below unless α is 0.
 
-    It is on the device of the level, or on the host if the level is a number. Its dtype is ``dtype``; by default it is
+    It is on the device of the level, or on the host if the level is a number. Its dtype is `dtype`; by default it is
     as wide as the level.
     """
     if isinstance(metric_level, Tensor):
@@ -55,7 +55,7 @@ def interpolate(
     Args:
         anchors: (P, D), z_i.
         negatives: (P, D), z_j.
-        coefficients: (P, D) in [0, 1], λ_ij; 1 keeps a channel at the real negative when ``strength`` is 1.
+        coefficients: (P, D) in [0, 1], λ_ij; 1 keeps a channel at the real negative when `strength` is 1.
         positive_distance: (P,), d⁺ of each anchor.
         strength: s = e^{-α/L} in [0, 1].
 

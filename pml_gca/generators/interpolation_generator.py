@@ -25,7 +25,7 @@ class InterpolationGenerator(BaseGenerator):
         num_classes: training classes N.
         embedding_size: channels D.
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
-        merging: how the candidates of a class become one negative: ``"random"``, ``"mean"`` or ``"hardest"``, as for
+        merging: how the candidates of a class become one negative: `"random"`, `"mean"` or `"hardest"`, as for
             `GlobalCorrelationGenerator`.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
 
@@ -102,7 +102,7 @@ class InterpolationGenerator(BaseGenerator):
         return None
 
     def coefficients_of_edges(self, num_edges: int, nodes: Tensor, graph: Correlations | None) -> Tensor:
-        """Return λ in [0, 1] of the undirected edges: (E, D), of the dtype of ``nodes``, or of bool for 0 and 1.
+        """Return λ in [0, 1] of the undirected edges: (E, D), of the dtype of `nodes`, or of bool for 0 and 1.
 
         Args:
             num_edges: E = N(N + 1)/2.

@@ -14,7 +14,7 @@ MERGINGS = ("random", "mean", "hardest")
 
 
 def merging_weights(draws: Tensor, plan: CandidatePlan) -> Tensor:
-    r"""Weights with which the candidates of one class merge into one negative, for uniform draws u.
+    r"""Return the weights with which the candidates of a class merge into one negative, for uniform draws u.
 
     The candidates of a class, in batch order, merge by t ← ẑ_1, then t ← (1 − u_m) ẑ_m + u_m t. Unrolled, candidate m
     weighs :math:`(1 - u_m) \prod_{l > m} u_l`, with u_1 taken as 0; the weights of a class sum to 1.
@@ -24,7 +24,7 @@ def merging_weights(draws: Tensor, plan: CandidatePlan) -> Tensor:
         plan: as from `plan_candidates`.
 
     Returns:
-        (A, N), same dtype as ``draws``.
+        (A, N), same dtype as `draws`.
     """
     order, position = plan.by_class, torch.arange(draws.shape[1], device=draws.device)
     u = draws[:, order].masked_fill(plan.opens_class, 0.0)
@@ -39,7 +39,7 @@ def merging_weights(draws: Tensor, plan: CandidatePlan) -> Tensor:
 
 
 def mean_weights(plan: CandidatePlan, like: Tensor) -> Tensor:
-    """Weights by which the candidates of one class merge into their mean: (A, N), with shape and dtype of ``like``."""
+    """Return the weights of the candidates' mean in each class: (A, N), with shape and dtype of `like`."""
     position = torch.arange(len(plan.by_class), device=like.device)
     class_start = torch.where(plan.opens_class, position, 0).cummax(0).values
     share = (plan.closes_class - class_start + 1).to(like.dtype).reciprocal()
@@ -48,9 +48,9 @@ def mean_weights(plan: CandidatePlan, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def hardest_weights(nodes: Tensor, plan: CandidatePlan) -> Tensor:
-    """Weights that leave one candidate of each class: that of the sample nearest to the anchor.
+    """Return weights that leave one candidate of each class: that of the sample nearest to the anchor.
 
-    Nearest is what has the largest cosine similarity; equally near ones share the weight. No gradient flows into the
+    The nearest sample has the largest cosine similarity; equally near ones share the weight. No gradient flows into the
     choice.
 
     Args:
@@ -72,10 +72,10 @@ def hardest_weights(nodes: Tensor, plan: CandidatePlan) -> Tensor:
 
 
 def class_weights(merging: str, nodes: Tensor, plan: CandidatePlan, draws: Tensor) -> Tensor:
-    """Weights by which the candidates of one class merge into one negative.
+    """Return the weights with which the candidates of a class merge into one negative.
 
     Args:
-        merging: ``"random"``: `merging_weights` of the draws; ``"mean"``: `mean_weights`; ``"hardest"``:
+        merging: `"random"`: `merging_weights` of the draws; `"mean"`: `mean_weights`; `"hardest"`:
             `hardest_weights`.
         nodes: (N, D).
         plan: as from `plan_candidates`.

@@ -23,13 +23,13 @@ class MixupGenerator(BaseGenerator):
     each counted as a negative with weight 1 − λ and as a positive with weight λ. A synthetic negative here has no
     weight, and is no positive. The draw carries the weight instead: λ ~ Beta(a, a + 1), whose density is that of
     Beta(a, a) times 2 (1 − λ). There is one mixture for every anchor and negative sample, with a positive drawn at
-    random. Where a loss adds up a function of each negative, as those do that Metrix is written for, the sum over these
-    mixtures has the expectation of Metrix's weighted one over negatives, times 2 over the number of positives.
+    random. Metrix is written for losses that add up a function of each negative. For these, the sum over the mixtures
+    has the expectation of Metrix's weighted sum over negatives, times 2 over the number of positives.
 
-    This is the negative half of Metrix on embeddings, and no more. Mixtures are no positives; pairs of other kinds, and
-    inputs or hidden features, are not mixed; none are chosen by hardness; and the term has the weight 1 beside the
-    metric loss. For proxy and classification losses a mixture is one more sample of n's class, although p has the
-    larger share in 5 of 16 draws.
+    This is the negative half of Metrix on embeddings, and no more. Mixtures are no positives. Pairs of other kinds,
+    inputs and hidden features are not mixed. None are chosen by hardness. The term has the weight 1 beside the metric
+    loss. For proxy and classification losses a mixture is one more sample of n's class, although p has the larger
+    share in 5 of 16 draws.
 
     Anchors without a positive generate nothing, and are counted.
 
@@ -37,9 +37,9 @@ class MixupGenerator(BaseGenerator):
         num_classes: training classes N.
         embedding_size: channels D.
         concentration: a > 0. Large values draw λ near ½, small ones near 0 and 1.
-        normalize: mix directions: p and n are normalised to unit length first, and the mixture again, which is then
-            scaled to λ ‖p‖ + (1 − λ) ‖n‖, so that losses on embeddings that are not normalised meet a negative of
-            their scale. Else mix the embeddings as they are.
+        normalize: mix directions: p, n and the mixture have unit length. The mixture is then scaled to
+            λ ‖p‖ + (1 − λ) ‖n‖, the scale that losses on unnormalised embeddings expect. Else mix the embeddings as
+            they are.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
 
     Raises:
@@ -112,14 +112,14 @@ class MixupGenerator(BaseGenerator):
         )
 
     def _draw_shares(self, nodes: Tensor, plan: NegativePairs) -> Tensor:
-        """λ of each pair: (P,)."""
+        """Draw λ of each pair: (P,)."""
         a = nodes.new_full((len(plan.anchors),), self.concentration)
-        # Its own check of arguments would wait for the device.
+        # torch's check of the arguments would wait for the device.
         return torch.distributions.Beta(a, a + 1, validate_args=False).sample()
 
 
 def draw_steps(plan: NegativePairs) -> Tensor:
-    """A positive of each pair's anchor, all being equally likely: (P,) long, as ``positives_after`` takes them."""
+    """Draw a positive of each pair's anchor, all equally likely: (P,) long, as `positives_after` takes them."""
     count = plan.num_positives[plan.anchors]
     draws = torch.rand(len(count), dtype=torch.float32, device=count.device)
     return torch.minimum((draws * count).long(), count - 1)  # rounding may reach the count itself

@@ -16,14 +16,14 @@ Plan = TypeVar("Plan", "CandidatePlan", "NegativePairs", "ClassPlan")
 
 
 def next_positive(labels: Tensor, num_anchors: int | None = None) -> tuple[Tensor, Tensor]:
-    """The next sample of each anchor's class in batch order, cyclically.
+    """Return the next sample of each anchor's class in batch order, cyclically.
 
     Args:
         labels: (N,) long.
         num_anchors: A, how many of the first nodes are anchors; all by default.
 
     Returns:
-        ``(positives, has_positive)``: (A,) long and (A,) bool. An anchor alone in its class points at itself.
+        `(positives, has_positive)`: (A,) long and (A,) bool. An anchor alone in its class points at itself.
     """
     node = torch.arange(len(labels), device=labels.device)
     anchor = node[:num_anchors, None]
@@ -66,8 +66,6 @@ class CandidatePlan:
 def plan_candidates(labels: Tensor, num_anchors: int | None = None) -> CandidatePlan:
     """Pair every anchor that has a positive with all nodes of other classes, by (anchor, class).
 
-    How many there are depends on the labels' values: with labels on the host, no device has to be waited for.
-
     Args:
         labels: (N,) long, any composition and order.
         num_anchors: A, how many of the first nodes are anchors; all by default.
@@ -109,7 +107,7 @@ class NegativePairs:
         labels: (P,) long, of the negatives.
         positives: (A,) long, see `next_positive`.
         by_class: (N,) long, rows sorted by class, in batch order within a class.
-        opens: (A,) long, where in ``by_class`` the anchor's class begins.
+        opens: (A,) long, where in `by_class` the anchor's class begins.
         places: (A,) long, which of its class the anchor is there, from 0 on.
         num_positives: (A,) long, further samples of the anchor's class.
         num_skipped_anchors: anchors without a positive, which are in no pair.
@@ -126,9 +124,9 @@ class NegativePairs:
     num_skipped_anchors: int
 
     def positives_after(self, steps: Tensor) -> Tensor:
-        """The positive of each pair's anchor that follows ``steps`` (P,) samples after its next one, cyclically.
+        """Return the positive that comes `steps` (P,) positives after the next one of each pair's anchor, cyclically.
 
-        Steps from 0 to ``num_positives`` − 1 meet each positive once.
+        Steps from 0 to `num_positives` − 1 reach each positive once.
         """
         opens, places, others = (x[self.anchors] for x in (self.opens, self.places, self.num_positives))
         return self.by_class[opens + (places + 1 + steps) % (others + 1)]
@@ -185,7 +183,7 @@ class ClassPlan:
 
 
 def plan_classes(labels: Tensor, num_anchors: int) -> ClassPlan:
-    """Cells and pairs of a batch; arguments as for `plan_negative_pairs`."""
+    """Return cells and pairs of a batch; arguments as for `plan_negative_pairs`."""
     candidates = plan_candidates(labels, num_anchors)
     names, class_of = labels.unique(return_inverse=True)
     first, second = (class_of[:, None] == class_of).triu(1).nonzero(as_tuple=True)
@@ -202,7 +200,7 @@ def plan_classes(labels: Tensor, num_anchors: int) -> ClassPlan:
 
 
 def on_device(plan: Plan, device: torch.device) -> Plan:
-    """A plan on another device, without waiting for it."""
+    """Return a plan on another device, without waiting for it."""
     moved: dict[str, Any] = {
         f.name: to_device(x, device) for f in fields(plan) if isinstance(x := getattr(plan, f.name), Tensor)
     }

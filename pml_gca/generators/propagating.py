@@ -25,11 +25,11 @@ def build_propagation(
     Args:
         num_classes, embedding_size, num_layers, dropout, edge_chunk_size, with_coefficients: as for
             `CorrelationPropagation`.
-        num_heads: H; the largest divisor of ``embedding_size`` up to 4 if None.
+        num_heads: H; the largest divisor of `embedding_size` up to 4 if None.
 
     Raises:
-        TypeError, ValueError: an option is of the wrong type or out of range, or ``embedding_size`` is not divisible by
-            ``num_heads``.
+        TypeError, ValueError: an option is of the wrong type or out of range, or `embedding_size` is not divisible by
+            `num_heads`.
     """
     check_positive_int("num_layers", num_layers, minimum=0)
     if num_heads is None:
@@ -56,12 +56,12 @@ def build_propagation(
 
 
 class Propagating:
-    """A generator with a graph, ``propagation``."""
+    """A generator with a graph, `propagation`."""
 
     propagation: CorrelationPropagation
 
     def propagate_in(self, dtype: torch.dtype, nodes: Tensor, labels: Tensor) -> Correlations:
-        """Propagate the graph of (N, D) nodes and (N,) labels, in ``dtype`` where parameters are narrower.
+        """Propagate the graph of (N, D) nodes and (N,) labels, in `dtype` where parameters are narrower.
 
         PML casts the parameters of its losses to the dtype of the embeddings in the same way.
         """

@@ -20,7 +20,7 @@ class RandomGenerator(InterpolationGenerator):
         embedding_size: channels D.
         probability: of λ = 1, in [0, 1].
         alpha: α in e^{-α/L}: how far the metric loss L must have fallen before negatives are pulled in.
-        merging: how the candidates of a class become one negative: ``"random"``, ``"mean"`` or ``"hardest"``, as for
+        merging: how the candidates of a class become one negative: `"random"`, `"mean"` or `"hardest"`, as for
             `GlobalCorrelationGenerator`.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
 

@@ -7,20 +7,19 @@ from .hardest_point_generator import HardestPointGenerator
 
 
 class SymmetricalSynthesisGenerator(HardestPointGenerator):
-    r"""Symmetrical synthesis: the samples of a class mirrored about each other, the hardest being the negative.
+    r"""Symmetrical synthesis: the hardest of a class's samples and of its samples mirrored about each other.
 
-    Of each two samples p, a of a class either is mirrored about the line through 0 and the other,
+    Each sample p of a class is mirrored about the line through 0 and each other sample a of it,
 
     .. math:: q = 2\,(p \cdot u)\,u - p, \quad u = a / \lVert a \rVert
 
-    which has the length of p, and the cosine similarity to a that p has. For every anchor and other class, the point
-    of the class nearest to the anchor, real or synthetic, is the negative. Anchors without a positive generate nothing,
-    and are counted.
+    which has the length of p, and its cosine similarity to a. For every anchor and other class the negative is the
+    nearest point of the class, real or synthetic. Anchors without a positive generate nothing, and are counted.
 
-    What differs from the paper: there, a class has two samples in the batch, here each pair of however many; points of
-    the anchor's own class take part as anchors too, so that the hardest pair of two classes is searched for, where here
-    a negative belongs to a real anchor; and the loss of the hardest pairs replaces that of the real ones, to which it
-    is added here with weight 1. The paper's α and β are 2 and 1, for which its points are these.
+    What differs from the paper: its classes have two samples in a batch; here every pair is mirrored. It also takes
+    points of the anchor's class as anchors, and looks for the hardest pair of two classes; here a negative belongs to
+    a real anchor. Its loss of the hardest pairs replaces that of the real ones; here it is added, with weight 1. Its
+    points are these for its α = 2 and β = 1.
 
     Args:
         num_classes: training classes N.
@@ -41,5 +40,5 @@ class SymmetricalSynthesisGenerator(HardestPointGenerator):
     """
 
     def points_of_pairs(self, first: Tensor, second: Tensor) -> list[Tensor]:
-        """Each pair's first embedding about the second, then the second about the first."""
+        """Return each pair's first embedding mirrored about the second, and the second about the first."""
         return [reflect(first, second), reflect(second, first)]
