@@ -41,7 +41,7 @@ def step(root):
     done = subprocess.run(
         [sys.executable, "-c", STEP],
         cwd=root,  # from here it imports
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -37,6 +37,11 @@ class GraphClassifier(nn.Module):
         """Return the (B, num_classes) logits of the propagated nodes."""
         return self.propagation(embeddings, labels).node_logits
 
+    def classify(self, nodes: Tensor) -> Tensor:
+        """Return the (B, num_classes) logits of (B, D) propagated nodes."""
+        logits: Tensor = self.propagation.node_classifier(self.propagation.node_norm(nodes))
+        return logits
+
 
 class MaskedGraphClassifier(GraphClassifier):
     """The graph without messages of edges between samples of one class, self pairs included."""
@@ -52,7 +57,7 @@ class MaskedGraphClassifier(GraphClassifier):
             nodes = layer.node.update(layer.node.attend(nodes, labels), messages)
             if layer.edge is not None:
                 edges = layer.edge(nodes, edges, pairs)
-        return self.propagation.classify(nodes)
+        return self.classify(nodes)
 
 
 class OwnGradientGraphClassifier(GraphClassifier):
@@ -75,7 +80,7 @@ class OwnGradientGraphClassifier(GraphClassifier):
             nodes = layer.node.update(layer.node.attend(nodes, labels, attend_to_constants), messages)
             if layer.edge is not None:
                 edges = layer.edge(nodes.detach(), edges, pairs)
-        return self.propagation.classify(nodes)
+        return self.classify(nodes)
 
 
 def attend_to_constants(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> Tensor:
