@@ -8,7 +8,7 @@ from comparison.beside_the_loss import LOSSES
 from comparison.contenders import ABLATIONS, CONTENDERS
 from comparison.inputs import Inputs
 from comparison.pictures import PICTURES
-from comparison.registry import ALL
+from comparison.registry import ALL, WITH_BACKBONE, WITH_SMALL_NETWORK
 from comparison.study import Study
 from pml_gca.utils.command_line import check_minimums
 
@@ -82,7 +82,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if (args.data is None) != (args.backbone is None) or (args.weights and args.backbone is None):
         parser.error("--data needs --backbone and the other way round; --weights needs both")
     args.inputs = Inputs(args.data, args.weights, args.device)
-    args.generators = args.generators or list(ALL if args.report else PICTURES if args.backbone else CONTENDERS)
+    everyone, usual = (WITH_BACKBONE, PICTURES) if args.backbone else (WITH_SMALL_NETWORK, CONTENDERS)
+    args.generators = args.generators or list(everyone if args.report else usual)
     if args.trials_from and args.time:
         parser.error("--time needs the trials of --out: leave out --trials-from")
     args.trials_from = args.trials_from or args.out

@@ -7,7 +7,7 @@ from typing import Any
 from comparison.beside_the_loss import LOSSES
 from comparison.cells import Cell, trial_options
 from comparison.contenders import LEARNING_RATES
-from comparison.registry import ALL
+from comparison.registry import ALL, WITH_BACKBONE, WITH_SMALL_NETWORK
 from comparison.training import FIXED
 
 HEAD_LEARNING_RATES = (1e-3, 2e-3, 4e-3)
@@ -83,5 +83,6 @@ def seeds(args: argparse.Namespace, loss: str, name: str, options: dict[str, Any
 
 def one_of_each(args: argparse.Namespace, loss: str) -> dict[str, Cell]:
     """Return a run of each contender whose hyperparameters are chosen, whether it was asked for or not."""
-    best = {name: best_options(args, loss, name) for name in ALL}
+    names = WITH_SMALL_NETWORK if args.backbone is None else WITH_BACKBONE
+    best = {name: best_options(args, loss, name) for name in names}
     return {name: seeds(args, loss, name, found[0])[0] for name, found in best.items() if found is not None}

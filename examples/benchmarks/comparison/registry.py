@@ -3,5 +3,7 @@
 from comparison.contenders import ABLATIONS, CONTENDERS
 from comparison.pictures import PICTURES, TAKEN_APART
 
-ALL = {**CONTENDERS, **ABLATIONS, **PICTURES, **TAKEN_APART}
+WITH_SMALL_NETWORK = {**CONTENDERS, **ABLATIONS}
+WITH_BACKBONE = {**PICTURES, **TAKEN_APART}
+ALL = {**WITH_SMALL_NETWORK, **WITH_BACKBONE}
 TITLES = {name: contender.title for name, contender in ALL.items()}
