@@ -54,8 +54,8 @@ def read_design(folder: Path, design: str) -> Design:
     """Read one package.
 
     Args:
-        folder: holds the package in ``node_modules/@iconify-json/<design>``, ``@iconify-json/<design>`` or
-            ``<design>``.
+        folder: holds the package in `node_modules/@iconify-json/<design>`, `@iconify-json/<design>` or
+            `<design>`.
         design: one of `DESIGNS`.
 
     Raises:

@@ -125,7 +125,7 @@ def test_a_loss_with_a_compiled_propagation(way):
 
 @pytest.fixture
 def meta(monkeypatch):
-    """Let a step run on the meta device: ``host`` is what the copies of tensors to the host contain."""
+    """Let a step run on the meta device: `host` is what the copies of tensors to the host contain."""
     autocast, is_enabled = torch.autocast, torch.is_autocast_enabled
 
     def no_autocast(device, *args, **kwargs):

@@ -83,7 +83,7 @@ def linear(module: nn.Linear, x: Tensor) -> Tensor:
 def negative_attention(
     query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int, scale: Tensor | None = None
 ) -> Tensor:
-    r"""Return what every node attends to among the nodes of other classes, with H heads and a zero-score sink.
+    r"""Return the attention of every node to the nodes of other classes, with H heads and a sink of score 0.
 
     .. math:: w_{ij} = \exp(s_{ij}) / (1 + \sum_{j: y_j \ne y_i} \exp(s_{ij})), \quad s_{ij} = q_i k_j / \sqrt{D/H}
 
@@ -123,7 +123,7 @@ class NodeBlock(nn.Module):
     Args:
         embedding_size: D.
         num_heads: H.
-        any_length: whether nodes may be as long as embeddings are; those from another block are normalised.
+        any_length: whether nodes may be as long as embeddings are; nodes from another block are normalised.
     """
 
     def __init__(self, embedding_size: int, num_heads: int, any_length: bool = True) -> None:
@@ -156,7 +156,7 @@ class NodeBlock(nn.Module):
             q, k, v = (linear(module, x) for module in (self.query, self.key, self.value))
             heard = F.gelu(x + linear(self.out, attention(q, k, v, labels, self.num_heads, scale)))
             if self.any_length:
-                heard = heard / excess_of(heard)  # eps is negligible beside so large a variance
+                heard = heard / excess_of(heard)  # eps is negligible beside a variance this large
             weight, bias = (parameter.to(x.dtype) for parameter in (self.norm.weight, self.norm.bias))
             return F.layer_norm(heard, x.shape[1:], weight, bias, self.norm.eps).to(self.norm.weight.dtype)
 
@@ -170,8 +170,8 @@ class EdgeBlock(nn.Module):
     """Every edge attends, with one head, to its two end nodes, then passes an MLP; post-norm throughout.
 
     t = norm(attended + e), e ← norm(MLP(t) + t). Section 3.3 of the paper. Keys and values are computed per node, not
-    per edge. The softmax over two ends is a sigmoid of the difference of their scores, into which the query projection
-    folds. So the MLP is the only product with a D x D matrix per edge here.
+    per edge. The softmax over two ends is a sigmoid of the difference of their scores. The query projection is folded
+    into that difference. The MLP is therefore the only product with a D x D matrix per edge.
     """
 
     def __init__(self, embedding_size: int, dropout: float) -> None:
@@ -202,7 +202,7 @@ class EdgeBlock(nn.Module):
         r"""Return the attention of each undirected edge to its end nodes: (E, D).
 
         With u and c of `fold`, the score difference of the two ends is
-        :math:`(e_{ij} \cdot (u_i - u_j) + c_i - c_j)/\sqrt{D}`, and the softmax over two is its sigmoid.
+        :math:`(e_{ij} \cdot (u_i - u_j) + c_i - c_j)/\sqrt{D}`. The softmax over two ends is its sigmoid.
         """
         folded, offset, values = self.fold(nodes)
         folded_i, folded_j = at_ends(folded, pairs)

@@ -1,9 +1,9 @@
 """What the graph says about a batch, and the gradient that it passes to the embeddings.
 
 All objectives share one propagated graph. Only node classification may train the embeddings; the other terms train
-the generator alone. The graph is therefore propagated from a detached copy of the embeddings, and two gradient passes
-go through it: one from node classification to that copy, taken early, and one from all terms to the parameters, when
-the user calls `backward`. Each pass skips what only the other one needs.
+the generator alone. The graph is therefore propagated from a detached copy of the embeddings. Two gradient passes go
+through it. The first is taken early, from node classification to that copy. The second runs when the user calls
+`backward`, from all terms to the parameters. Each pass skips what only the other one needs.
 """
 
 from collections.abc import Callable
@@ -36,10 +36,10 @@ class Correlations:
 
     Attributes:
         node_logits: (N, num_classes), class scores of the propagated nodes.
-        coefficients: (E, D) in (0, 1), channel-wise λ of each edge, in the order of `pairs`; 1 keeps a channel of a
-            synthetic negative at the real negative, 0 pulls it to the distance of the positive. (0, D) from a
+        coefficients: (E, D) in (0, 1), channel-wise λ of each edge, in the order of `pairs`. 1 keeps a channel of a
+            synthetic negative at the real negative; 0 pulls it to the distance of the positive. (0, D) from a
             propagation without coefficients.
-        embeddings: (N, D), which the graph was propagated from.
+        embeddings: (N, D), the input of the propagation.
         edge_chunk_size: how many edges later steps should compute at a time.
         gradient_pass: for use in this package; None if autograd differentiates everything.
     """
@@ -105,7 +105,7 @@ def embedding_gradient(
 
     Args:
         value: computed from the graph.
-        leaf: (N, D), which the graph was propagated from.
+        leaf: (N, D), the input of the propagation.
         gradient_pass: of the graph.
         grad: gradient of `value`; None for a scalar.
         create_graph: as for `torch.autograd.grad`.
@@ -125,7 +125,7 @@ def embedding_gradient(
 class CarriedGradient(torch.autograd.Function):
     """Return zero; in backward, pass `gradient` to `embeddings`.
 
-    `again` retakes the gradient where it is to be differentiated itself.
+    `again` recomputes the gradient, in a form that can be differentiated itself.
     """
 
     @staticmethod

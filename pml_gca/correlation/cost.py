@@ -87,9 +87,9 @@ def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
     """Return the multiply-adds of a training step's matrix products.
 
     In units of D² per edge and layer, the edge-to-node projection takes 1 and the edge MLP 8 in the forward pass. A
-    backward pass takes as many for the inputs, and as many for the parameters. With coefficients there are two: one for
-    the parameters, and one for the embeddings, through what the node logits depend on. The last layer's edge update is
-    not part of it. Without coefficients, one pass serves both.
+    backward pass takes as many for the inputs, and as many for the parameters. With coefficients there are two backward
+    passes. One is for the parameters. The other is for the embeddings, through what the node logits depend on, and
+    skips the last layer's edge update. Without coefficients, one pass serves both.
     """
     d, k, n, e = sizes.embedding_size, sizes.num_layers, sizes.num_nodes, sizes.num_edges
     u, below = sizes.edge_updates, sizes.updates_below
@@ -150,7 +150,7 @@ def choose_memory(sizes: Sizes, edge_chunk_size: int | None, device: torch.devic
         chunk = min(chunk, max(sizes.num_edges, 1))
         while chunk > SMALLEST_CHUNK and step_bytes(sizes, False, chunk) > 0.9 * free:
             if step_bytes(sizes, False, chunk // 2) > 0.95 * step_bytes(sizes, False, chunk):
-                break  # the chunk is not what fills the memory
+                break  # smaller chunks would save little
             chunk //= 2
     needed = step_bytes(sizes, False, chunk)
     if free is not None and needed > free:

@@ -30,7 +30,7 @@ def diversity_loss(coefficients: Tensor, num_nodes: int, edge_chunk_size: int | 
 
 
 def plain_diversity_loss(coefficients: Tensor, num_nodes: int) -> Tensor:
-    """Compute `diversity_loss`, as autograd can differentiate it."""
+    """Compute `diversity_loss` in a form that autograd can differentiate."""
     pairs = edge_pairs(num_nodes, coefficients.device)
     values = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
     means = sum_over_neighbours(values, pairs, num_nodes) / max(num_nodes, 1)
@@ -41,7 +41,7 @@ def plain_diversity_loss(coefficients: Tensor, num_nodes: int) -> Tensor:
 
 
 class Diversity(torch.autograd.Function):
-    """Compute `diversity_loss`, tile by tile: no tensor of the coefficients' size is kept but themselves."""
+    """Compute `diversity_loss` tile by tile, without another tensor of the coefficients' size."""
 
     @staticmethod
     def forward(ctx: Any, coefficients: Tensor, num_nodes: int, chunk: int) -> Tensor:
@@ -72,7 +72,7 @@ class Diversity(torch.autograd.Function):
         if torch.is_grad_enabled():
             return differentiate_plain(ctx, lambda c: plain_diversity_loss(c, len(mean)), {0: coefficients}, [grad])
         turned_mean, out = turned(mean), torch.empty_like(coefficients)
-        # d root = Σ (2 λ_ij - mean_i - mean_j) dλ_ij / (N² root) per ordered pair; nothing where nothing differs.
+        # d root = Σ (2 λ_ij - mean_i - mean_j) dλ_ij / (N² root) per ordered pair; zero where nothing differs.
         scale = -grad / (root * max(len(mean), 1) ** 2)
         scale = scale.masked_fill(root.square() <= 2 * torch.finfo(root.dtype).tiny, 0.0)
         for tile in ctx.tiles:

@@ -54,7 +54,7 @@ def edge_index(num_nodes: int, device: torch.device | None = None) -> Tensor:
     node = torch.arange(num_nodes, device=device)
     there = (node - node[:, None]) % max(num_nodes, 1)
     forth, back = there * num_nodes + node[:, None], there.t() * num_nodes + node
-    return torch.minimum(forth, back)  # the shorter way round; half way round, the way that is listed
+    return torch.minimum(forth, back)  # the shorter way round; half way round, only one way is listed
 
 
 def edge_multiplicity(pairs: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

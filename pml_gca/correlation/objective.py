@@ -34,19 +34,19 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class FrozenClassification(torch.autograd.Function):
-    """Compute `frozen_classification_loss` in portions, its gradient beside it."""
+    """Compute `frozen_classification_loss` and its gradient together, in portions."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
         dtype, product = compute_dtype(rows, weight), matmul_dtype(weight)
-        # Errors of well classified rows are too small for float16, and no scaler sees them here.
+        # Errors of well classified rows are too small for float16, and no gradient scaler lifts them here.
         gradient_product = dtype if product == torch.float16 else product
         total, gradient = rows.new_zeros((), dtype=dtype), torch.empty_like(rows)
         device = rows.device.type
         parts = (x.split(max(CLASSIFIED_VALUES // len(weight), 1)) for x in (rows, labels[:, None], gradient))
         for part, target, part_gradient in zip(*parts, strict=True):
             with torch.autocast(device, enabled=False):
-                # Long rows leave float16, and so would their products.
+                # Long rows overflow float16, and so would their products.
                 scale = scale_into_half(part) if product == torch.float16 else 1.0
                 logits = F.linear((part / scale).to(product), weight.to(product)).to(dtype) * scale + bias.to(dtype)
                 log_probability = logits.log_softmax(dim=1)
@@ -78,8 +78,8 @@ def scale_into_half(rows: Tensor) -> Tensor:
 def frozen_classification_loss(rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
     """Return J_soft, the `classification_loss` of a linear classifier that does not learn from it.
 
-    The gradient is taken in the forward pass, in portions. There may be thousands of negatives and of training classes:
-    their logits are not kept.
+    The gradient is taken in the forward pass, in portions, and logits are not kept: there may be thousands of negatives
+    and of training classes.
 
     Args:
         rows: (S, D).
@@ -170,7 +170,7 @@ class GenerationObjective(nn.Module):
         return {"auxiliary_classification_loss": classification_loss(logits, labels)}
 
     def weighted(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what to add to the loss: `generation_loss` (J_gen) and 10 J_aux, those whose terms are given."""
+        """Return `generation_loss` (J_gen) and 10 J_aux, to add to the loss; each only if its terms are given."""
         objectives: dict[str, Tensor] = {}
         if "diversity_loss" in terms:
             objectives["generation_loss"] = GENERATION_WEIGHT * (

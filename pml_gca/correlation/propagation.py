@@ -1,7 +1,7 @@
 """Propagation of nodes and edges through K layers, to node logits and channel-wise coefficients.
 
-Sections 3.2 and 3.3 of https://arxiv.org/abs/2411.13145, with edges that are undirected: e_ij = e_ji holds at every
-layer, because the first edges are symmetric and the edge update sees its two end nodes as a set.
+Sections 3.2 and 3.3 of https://arxiv.org/abs/2411.13145. Edges are undirected: e_ij = e_ji holds at every layer. The
+first edges are symmetric, and the edge update sees its two end nodes as a set.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from .edges import correlation_edges, edge_multiplicity, edge_pairs
 from .tiles import default_chunk_size
 
 propagate_in_sweeps: "Callable[[CorrelationPropagation, Tensor, Tensor], Correlations] | None"
-try:  # the same in less time and memory
+try:  # computes the same in less time and memory
     from .sweeps import propagate as propagate_in_sweeps
-except ImportError:  # the folder is gone: what is written here runs
+except ImportError:  # the folder was deleted: `forward_plain` runs
     propagate_in_sweeps = None
 
 
@@ -31,8 +31,8 @@ class PropagationLayer(nn.Module):
         embedding_size: D.
         num_heads: H.
         dropout: of the edge attention.
-        is_first: whether nodes may be as long as embeddings are.
-        updates_edges: False leaves edges as they are; there is no edge block then.
+        is_first: whether this is the first layer: its nodes may be as long as embeddings are.
+        updates_edges: whether there is an edge block; if not, edges stay as they are.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class CorrelationPropagation(nn.Module):
         num_heads: H, heads of the node attention.
         dropout: probability with which an edge ignores one of its end nodes, in training.
         edge_chunk_size: edges computed at a time, see `GlobalCorrelationGenerator`. May be changed later.
-        with_coefficients: False: nodes are classified, and what only λ needs does not exist: the last layer's edge
-            block, `edge_norm` and `edge_coefficients`.
+        with_coefficients: whether to compute λ. If not, nodes are only classified, and the modules that λ alone needs
+            do not exist: the last layer's edge block, `edge_norm` and `edge_coefficients`.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class Tile:
     shape: tuple[int, int]
 
     def multiplicity(self, like: Tensor) -> Tensor:
-        """How many of the N² ordered pairs each edge stands for, 1 for self pairs, else 2: (offsets, first ends)."""
+        """Return how many ordered pairs each edge stands for: (offsets, first ends), 1 for self pairs, else 2."""
         count = like.new_full(self.shape, 2.0)
         if self.offsets.start == 0:
             count[0] = 1.0
@@ -43,7 +43,7 @@ class Tile:
 
 
 def default_chunk_size(embedding_size: int, device: torch.device) -> int:
-    """Return how many edges to compute at a time where nothing else asks for fewer."""
+    """Return how many edges to compute at a time by default."""
     values = CPU_TILE_VALUES if device.type == "cpu" else GPU_TILE_VALUES
     return max(values // embedding_size, 1)
 
@@ -51,7 +51,7 @@ def default_chunk_size(embedding_size: int, device: torch.device) -> int:
 @functools.lru_cache(maxsize=8)
 def edge_tiles(num_nodes: int, max_edges: int) -> tuple[Tile, ...]:
     """Return the edges of a graph of `num_nodes` nodes in tiles of at most `max_edges` and similar size."""
-    # Half way round an even circle every edge is met from both ends, and listed from the first half of them alone.
+    # Half way round an even circle, every edge is met from both ends. Only the first half of the nodes lists it.
     bands = [(0, (num_nodes + 1) // 2, num_nodes), (num_nodes // 2, 1, num_nodes // 2)][: 2 - num_nodes % 2]
     tiles = []
     for first_offset, num_offsets, width in bands:
@@ -75,8 +75,8 @@ def _ranges(start: int, length: int, parts: int) -> Iterator[slice]:
 def turned(values: Tensor) -> Tensor:
     """Return (N, ...) values of nodes, turned by each offset d: (N + 1, N, ...), where [d, i] is of node i + d.
 
-    `turned(values)[tile.offsets, tile.nodes]` are those of the second ends of a tile. A view whose rows overlap: do
-    not write to it.
+    `turned(values)[tile.offsets, tile.nodes]` are the values of a tile's second ends. The result is a view whose rows
+    overlap: do not write to it.
     """
     return torch.cat([values, values]).unfold(0, len(values), 1).movedim(-1, 1)
 
@@ -95,11 +95,11 @@ def add_to_second(sums: Tensor, tile: Tile, values: Tensor, skip_self: bool = Fa
     count, width = values.shape[:2]
     if count == 0:
         return
-    # Row d belongs d nodes further on. Padded by one row less than its pitch, a box shears when it is refolded.
+    # Row d belongs d nodes further on. Pad the rows, and refold them one value shorter: row d then moves by d.
     pitch = width + count - 1
     padded = F.pad(values, (0, 0) * (values.ndim - 2) + (0, count))
     sheared = padded.flatten(0, 1)[: count * pitch].view(count, pitch, *values.shape[2:]).sum(dim=0)
-    # The last ones are beyond the last node: around the circle, they are the first ones again.
+    # Sums beyond the last node belong to the first nodes, around the circle.
     start = (tile.nodes.start + tile.offsets.start + skip) % len(sums)
     before_end = min(pitch, len(sums) - start)
     sums[start : start + before_end] += sheared[:before_end]

@@ -35,7 +35,7 @@ class SyntheticNegatives:
         objectives: named scalar terms that train the generator. They are added to the loss as they are, with gradient
             routing already done. The generator level G follows `generation_loss` (J_gen), if it is there. It is also
             the only term of the second step of an alternating schedule.
-        num_skipped_anchors: anchors for which nothing could be generated, having no positive; None if not counted.
+        num_skipped_anchors: anchors without a positive, for which nothing was generated; None if not counted.
     """
 
     embeddings: Tensor
@@ -81,18 +81,18 @@ class BaseGenerator(ModuleWithRecords):
             self.start_collecting_stats()
 
     def start_collecting_stats(self) -> None:
-        """Record statistics from now on, also of generators inside this one. A loss that collects its own calls it."""
+        """Record statistics from now on, also of generators inside this one. Losses that collect them call it."""
         for generator in (module for module in self.modules() if isinstance(module, BaseGenerator)):
             generator.collect_stats = True
             generator.add_to_recordable_attributes(list_of_names=list(generator.stat_names), is_stat=True)
-            # No stat in PML's sense, which is reset when a batch begins: this one is known after backward.
+            # Not a stat: PML resets those when a batch begins, and this one is known only after backward.
             generator.add_to_recordable_attributes(name="gradient_norm")
 
     def generate(self, batch: Batch, metric_level: Tensor | float = math.inf) -> SyntheticNegatives:
         """Generate negatives for the anchors of a batch.
 
         On a GPU the values of the batch are not checked yet: `batch.labels_on_host()` waits for the check, and so
-        does the caller afterwards. Where it raises, the caller restores the buffers.
+        does the caller afterwards. If it raises, the caller restores the buffers.
 
         Args:
             batch: as from `batch`.
@@ -182,7 +182,7 @@ class BaseGenerator(ModuleWithRecords):
         return largest_value(dtype)
 
     def parameter_groups(self, lr: float, *, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
-        """Return optimizer groups of the parameters that may learn; none where there are none."""
+        """Return optimizer groups of the parameters that may learn; an empty list if there are none."""
         check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         parameters = [p for p in self.parameters() if p.requires_grad]
         return [{"params": parameters, "lr": lr}] if parameters else []

@@ -90,7 +90,7 @@ class Batch:
         return nodes.to(compute_dtype(nodes))
 
     def wants(self, objective: str) -> bool:
-        """Return whether an objective counts in this `phase`; one that does not need not be computed.
+        """Return whether an objective counts in this `phase`. Others need not be computed.
 
         `"generation_loss"` belongs to the phase `"generation"`, every other objective to `"embedding"`.
         """

@@ -26,8 +26,8 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
     over the whole batch, without coefficients.
 
     Args:
-        generator: whose negatives these are; its classes and channels are the classifier's. It has no node
-            classification of its own, as `GlobalCorrelationGenerator` has.
+        generator: makes the negatives; the classifier takes its classes and channels. It must have no node
+            classification of its own: `GlobalCorrelationGenerator` has one.
         num_layers: K rounds of propagation through the graph; 0 for no graph.
         num_heads: H heads of the node attention, which divide the channels; by default the largest divisor up to 4.
         dropout: of the edge attention, in training.
@@ -83,7 +83,7 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
             generator.start_collecting_stats()
 
     def generate(self, batch: Batch, metric_level: Tensor | float = math.inf, **given: Any) -> SyntheticNegatives:
-        """Return the generator's negatives with one more objective; what is `given` goes to the generator."""
+        """Return the generator's negatives with one more objective; `given` arguments are passed to the generator."""
         loss: Tensor | None = None
         if batch.wants(TERM):  # else it is the second step of an iteration
             self.reset_stats()

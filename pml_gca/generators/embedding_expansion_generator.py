@@ -26,7 +26,7 @@ class EmbeddingExpansionGenerator(HardestPointGenerator):
     of two classes. Here a negative belongs to a real anchor. The paper's loss of the hardest pairs replaces that of the
     real ones; here it is added, with weight 1.
 
-    The points of a class grow with the square of its samples in the batch.
+    The number of points of a class grows with the square of its samples in the batch.
 
     Args:
         num_classes: training classes N.

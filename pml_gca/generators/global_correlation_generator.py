@@ -24,8 +24,8 @@ TERMS = (*OBJECTIVES, "generated_classification_loss", "similarity_loss", "diver
 class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
     r"""Hard negatives steered by channel-wise correlations that a graph over the whole batch has learned.
 
-    For every anchor and every other class of the batch, the class's samples are pulled toward the anchor by
-    coefficients λ ∈ (0, 1)^D (`pml_gca.generators.interpolation`), and merged into one synthetic negative.
+    For every anchor, the samples of all other classes in the batch are pulled toward it by coefficients λ ∈ (0, 1)^D
+    (`pml_gca.generators.interpolation`). The pulled samples of a class are merged into one synthetic negative.
 
     Args:
         num_classes: training classes N.
@@ -48,7 +48,7 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
         collect_stats: record statistics for PML's hooks; PML's global default if None.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong type, out of range, or `embedding_size` is not divisible
+        TypeError, ValueError: an argument is of the wrong type or out of range, or `embedding_size` is not divisible
             by `num_heads`.
 
     Example:
@@ -128,7 +128,7 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
     def objectives(
         self, batch: Batch, graph: Correlations | None, coefficients: Tensor, synthetic: Tensor, plan: CandidatePlan
     ) -> dict[str, Tensor]:
-        """Return J_gce, J_gen and J_aux (section 3.5 of the paper); of these only J_gce reaches the embeddings."""
+        """Return J_gce, J_gen and J_aux (section 3.5 of the paper). Only J_gce reaches the embeddings."""
         assert graph is not None
         nodes, anchors, labels = graph.embeddings.detach(), batch.anchors, batch.anchor_labels
         classifies, generates, learns_classes = (batch.wants(name) for name in OBJECTIVES)
@@ -145,7 +145,7 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
             terms |= self.objective.classify(nodes[: batch.num_anchors], labels)
         objectives |= self.objective.weighted(terms)
         if self.collect_stats:
-            for name, term in {**objectives, **terms}.items():  # without weights where a term has one
+            for name, term in {**objectives, **terms}.items():  # the unweighted term where both have one
                 setattr(self, name, term.item())
         return objectives
 
@@ -160,7 +160,7 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
             self.hardness = hardness(nodes, synthetic, weights, plan)
 
     def largest_value(self, dtype: torch.dtype) -> float:
-        """Return as the base class does; less in float16, where the gradients of coefficients overflow earlier."""
+        """Return the base class's value; less in float16, where the gradients of coefficients overflow earlier."""
         if self.training and matmul_dtype(self.objective.classifier.weight) == torch.float16:
             return torch.finfo(torch.float16).max
         return super().largest_value(dtype)

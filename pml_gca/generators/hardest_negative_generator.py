@@ -15,19 +15,19 @@ COMPARED_VALUES = 2**24  # distances computed at a time
 
 
 class HardestNegativeGenerator(BaseGenerator):
-    """For every anchor and other class, the sample of the class that is nearest to the anchor.
+    """The sample of each other class that is nearest to the anchor, for every anchor.
 
     Nothing is synthetic: in the equation of `pml_gca.generators.interpolation` this is λ = 1 and α = 0, merged by
     `"hardest"`. Of equally near samples it takes the first. Anchors without a positive generate nothing, and are
-    counted: no loss that compares a negative with a positive could use it. It learns nothing; with a classifier beside
-    it, `ClassifiedGenerator`, it had the largest mean gain with each of three losses in docs/evidence.md, on one small
+    counted: no loss that compares a negative with a positive could use it. It learns nothing. With a classifier beside
+    it (`ClassifiedGenerator`) it had the largest mean gain with each of three losses in docs/evidence.md, on one small
     network.
 
     Args:
         num_classes: training classes N.
         embedding_size: channels D.
-        normalize: nearest is the sample of the largest cosine similarity, as for losses on normalised embeddings; else
-            that of the smallest Euclidean distance.
+        normalize: take the sample of the largest cosine similarity as nearest, as for losses on normalised embeddings;
+            else the one of the smallest Euclidean distance.
         collect_stats: record statistics for PML's hooks; PML's global default if None.
 
     Raises:
@@ -103,7 +103,7 @@ def nearest_of_each_class(
             apart = torch.cdist(part, points, compute_mode="donot_use_mm_for_euclid_dist")
         column = class_of.expand_as(apart)
         least = apart.new_full((len(part), num_classes), math.inf).scatter_reduce(1, column, apart, "amin")
-        # A GPU reports values that are not finite later: until then they must not index out of range.
+        # A GPU reports non-finite values later. Until then, they must not index out of range.
         last = len(points) - 1
         where = torch.where(apart == least.gather(1, column), position, last)
         found.append(where.new_full(least.shape, last).scatter_reduce(1, column, where, "amin"))

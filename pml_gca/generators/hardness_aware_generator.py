@@ -43,7 +43,7 @@ class HardnessAwareGenerator(BaseGenerator):
     frozen in J_soft, and learns from the real embeddings. Both terms see detached embeddings. The wrapped loss's
     gradient passes through the network to the embeddings, and does not train the network.
 
-    What differs from the paper: its i maps to features of the backbone, and z̃ is their embedding: the embedding layer
+    What differs from the paper: its i maps to features of the backbone, and z̃ is their embedding. The embedding layer
     also learns from synthetic features. Here only embeddings are known. The paper has one negative of each other class
     in an N-pair tuple. It reduces the weight of the metric loss as that of J_syn grows. Its β is 10⁴, for a J_gen of
     another scale.
@@ -124,7 +124,7 @@ class HardnessAwareGenerator(BaseGenerator):
         )
 
     def largest_value(self, dtype: torch.dtype) -> float:
-        """Return as the base class does; less with `reembed`, whose squared errors overflow earlier."""
+        """Return the base class's value; less with `reembed`, whose squared errors overflow earlier."""
         if not (self.reembed and self.training):
             return super().largest_value(dtype)
         return math.sqrt(torch.finfo(torch.promote_types(dtype, torch.float32)).max / self.embedding_size) / 4

@@ -1,4 +1,4 @@
-"""What GCA-HNG and its controls share: interpolation and merging. https://arxiv.org/abs/2411.13145"""
+"""Interpolation and merging, shared by GCA-HNG and its controls. https://arxiv.org/abs/2411.13145"""
 
 import math
 
@@ -114,7 +114,7 @@ class InterpolationGenerator(BaseGenerator):
     def objectives(
         self, batch: Batch, graph: Correlations | None, coefficients: Tensor, synthetic: Tensor, plan: CandidatePlan
     ) -> dict[str, Tensor]:
-        """Return the terms to add to the loss, those that the batch wants; in training only.
+        """Return the terms that the batch wants, to add to the loss; called in training only.
 
         Args:
             batch: N nodes.

@@ -1,6 +1,6 @@
 """Plans: which rows of a batch make up each synthetic negative.
 
-How many there are depends on the labels. Make plans with labels on the host, where no device has to be waited for.
+How many there are depends on the labels. Make plans with labels on the host, to avoid waiting for a device.
 Axis legend: N rows of a batch, of which the first A are anchors; S synthetic negatives.
 """
 
@@ -38,15 +38,15 @@ class CandidatePlan:
     """Which real samples each synthetic negative is made of; depends on labels alone.
 
     Attributes:
-        slots: (A, N) long, the synthetic negative that the candidate of an anchor and a node is merged into, and S
-            where the two have none: of one class, or of an anchor without a positive.
+        slots: (A, N) long, the synthetic negative that the candidate of an anchor and a node is merged into. It is S
+            if there is no candidate: the two are of one class, or the anchor has no positive.
         synthetic_anchors: (S,) long, ascending.
         synthetic_labels: (S,) long, ascending within an anchor.
         positives: (A,) long, see `next_positive`.
         has_positive: (A,) bool; anchors without a positive generate nothing.
         by_class: (N,) long, nodes sorted by class, in batch order within a class.
-        opens_class: (N,) bool, of the nodes so sorted: the first of its class.
-        closes_class: (N,) long, of the nodes so sorted: position of the last one of the same class.
+        opens_class: (N,) bool, for the sorted nodes: whether a node is the first of its class.
+        closes_class: (N,) long, for the sorted nodes: position of the last node of the same class.
         largest_class: how many nodes the largest class has.
         num_skipped_anchors: anchors without a positive.
     """
@@ -108,7 +108,7 @@ class NegativePairs:
         positives: (A,) long, see `next_positive`.
         by_class: (N,) long, rows sorted by class, in batch order within a class.
         opens: (A,) long, where in `by_class` the anchor's class begins.
-        places: (A,) long, which of its class the anchor is there, from 0 on.
+        places: (A,) long, rank of the anchor in its class there, from 0.
         num_positives: (A,) long, further samples of the anchor's class.
         num_skipped_anchors: anchors without a positive, which are in no pair.
     """

@@ -1,4 +1,4 @@
-"""What generators with a graph share: building it, its dtype, its chunks and its cost."""
+"""Shared by generators with a graph: building it, its dtype, its chunks and its cost."""
 
 import torch
 from torch import Tensor
@@ -91,8 +91,8 @@ class Propagating:
 
         Args:
             batch_size: B, references included.
-            samples_per_class: of the batch. More of them give fewer synthetic negatives, each of which is classified:
-                a small part of the cost, unless there are thousands of training classes.
+            samples_per_class: of the batch. More of them give fewer synthetic negatives to classify: a small part of
+                the cost, unless there are thousands of training classes.
 
         Raises:
             TypeError, ValueError: an argument is no positive integer.

@@ -17,7 +17,7 @@ class SymmetricalSynthesisGenerator(HardestPointGenerator):
     nearest point of the class, real or synthetic. Anchors without a positive generate nothing, and are counted.
 
     What differs from the paper: its classes have two samples in a batch; here every pair is mirrored. It also takes
-    points of the anchor's class as anchors, and looks for the hardest pair of two classes; here a negative belongs to
+    points of the anchor's class as anchors, and looks for the hardest pair of two classes. Here a negative belongs to
     a real anchor. Its loss of the hardest pairs replaces that of the real ones; here it is added, with weight 1. Its
     points are these for its α = 2 and β = 1.
 

@@ -45,7 +45,7 @@ def synthesize(
     if len(plan.synthetic_anchors) == 0:
         return z[:0], coefficients[:0].to(z.dtype)
     first, second = edge_pairs(num_nodes, z.device)
-    rest = (num_nodes - num_anchors, num_nodes)  # references: no anchors, but they have edges
+    rest = (num_nodes - num_anchors, num_nodes)  # references are no anchors, but have edges
     slots = torch.cat([plan.slots, plan.slots.new_full(rest, len(plan.synthetic_anchors))])
     weights = torch.cat([weights.to(z.dtype), weights.new_zeros(rest, dtype=z.dtype)])
     # Spread zero-weight pairs over all slots to avoid contention of atomics.
@@ -128,7 +128,7 @@ class Synthesis(torch.autograd.Function):
 
     @staticmethod
     def plain(ctx: Any) -> Any:
-        """Return the function as autograd can differentiate it, and its inputs; see `differentiate_plain`."""
+        """Return a form of `forward` that autograd can differentiate, and its inputs; see `differentiate_plain`."""
         nodes, coefficients, near, strength, slots, weights, synthetic_anchors, _ = ctx.saved_tensors
         first, second = edge_pairs(len(nodes), nodes.device)
 

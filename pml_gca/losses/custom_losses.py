@@ -23,7 +23,7 @@ def check_uses_negatives(loss: nn.Module, batch: SyntheticBatch) -> None:
     raise them.
 
     Raises:
-        ValueError: The value does not depend on the synthetic rows, or the loss looks up rows that it was not given.
+        ValueError: the value does not depend on the synthetic rows, or the loss looks up rows that it was not given.
     """
     for member in custom_losses(loss):
         try:

@@ -83,7 +83,7 @@ def synthetic_loss(loss: nn.Module, batch: SyntheticBatch) -> Tensor:
         A scalar.
 
     Raises:
-        TypeError: No function is registered for losses of this type.
+        TypeError: no function is registered for losses of this type.
     """
     raise TypeError(unknown_loss_message(loss))
 

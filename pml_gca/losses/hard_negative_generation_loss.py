@@ -48,17 +48,17 @@ class HardNegativeGenerationLoss(LossWrapper):
     `loss.proxies`, `loss.get_logits(...)`, and `loss.beta` if it has one. β is always `loss.synthetic_beta`.
 
     Args:
-        loss: A loss of `pytorch_metric_learning.losses`, or one registered with `synthetic_loss`.
-        generator: For example a `GlobalCorrelationGenerator`.
+        loss: a loss of `pytorch_metric_learning.losses`, or one registered with `synthetic_loss`.
+        generator: for example a `GlobalCorrelationGenerator`.
         beta: β: how far the generator's loss must have fallen before synthetic negatives count. Unused if the
             generator has no objective.
-        level_momentum: Momentum of the running means L and G, in [0, 1). `None` for the published schedule, the mean
+        level_momentum: momentum of the running means L and G, in [0, 1). `None` for the published schedule, the mean
             of the previous epoch: then call `end_epoch` after every epoch.
         **kwargs: `embedding_regularizer` and others, as for any PML loss, except `distance`. `collect_stats` defaults
             to the wrapped loss's.
 
     Raises:
-        TypeError, ValueError: The loss cannot take synthetic negatives, for the reason given; `generator` is not a
+        TypeError, ValueError: the loss cannot take synthetic negatives, for the reason given; `generator` is not a
             generator; `beta` or `level_momentum` is out of range.
 
     Example:
@@ -142,9 +142,9 @@ class HardNegativeGenerationLoss(LossWrapper):
         """Return groups for the optimizer that PML's trainers call `metric_loss_optimizer`.
 
         Args:
-            lr: Learning rate of the generator.
-            classifier_lr: Learning rate of its auxiliary classifier.
-            loss_lr: Learning rate of the wrapped loss's own parameters, such as proxies; `lr` if None.
+            lr: learning rate of the generator.
+            classifier_lr: learning rate of its auxiliary classifier.
+            loss_lr: learning rate of the wrapped loss's own parameters, such as proxies; `lr` if None.
 
         Returns:
             An empty list if neither the generator nor the wrapped loss has parameters: no optimizer is needed.
@@ -168,13 +168,13 @@ class HardNegativeGenerationLoss(LossWrapper):
         Args:
             embeddings: (B, D), floating, finite.
             labels: (B,), integers in [0, num_classes).
-            indices_tuple: Pairs or triplets of a miner, for the wrapped loss.
+            indices_tuple: pairs or triplets of a miner, for the wrapped loss.
             ref_emb, ref_labels: (R, D) and (R,), further embeddings, such as those of other processes or a memory.
 
         Raises:
-            TypeError, ValueError: In training, an argument is not as above, or a loss of your own ignores synthetic
+            TypeError, ValueError: in training, an argument is not as above, or a loss of your own ignores synthetic
                 negatives. Nothing has changed then.
-            RuntimeError: In training, the loss is called inside `torch.utils.checkpoint`.
+            RuntimeError: in training, the loss is called inside `torch.utils.checkpoint`.
         """
         if self.training:
             check_not_recomputed(type(self).__name__)

@@ -19,7 +19,7 @@ class RunningMean(WideBuffers):
     It is kept in buffers, which makes a resumed run equal an unbroken one.
 
     Args:
-        momentum: Weight of the past in the bias-corrected exponential mean, in [0, 1). `None` for the published
+        momentum: weight of the past in the bias-corrected exponential mean, in [0, 1). `None` for the published
             schedule: the mean of the previous epoch, set by `end_epoch`.
     """
 
@@ -83,7 +83,7 @@ class LossLevels(nn.Module):
     """The running means of a loss: `metric`, L of the metric loss, and `generator`, G of the generator's loss.
 
     Args:
-        momentum: As for `RunningMean`.
+        momentum: as for `RunningMean`.
 
     Raises:
         TypeError, ValueError: `momentum` is neither None nor in [0, 1).

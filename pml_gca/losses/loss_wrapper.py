@@ -143,10 +143,10 @@ def metric_loss_of(
     Some PML losses fail for an empty batch. Without positives most are 0, some NaN, and only regularizers remain.
 
     Args:
-        loss: The wrapped loss.
-        args: Its arguments: embeddings (B, D), labels (B,), and others.
+        loss: the wrapped loss.
+        args: its arguments: embeddings (B, D), labels (B,), and others.
         node_labels: (N,) long, of the batch and its references.
-        has_negatives: Whether there are synthetic negatives; the batch then also has positives.
+        has_negatives: whether there are synthetic negatives; the batch then also has positives.
 
     Returns:
         The loss, 0 if it has no value; and whether the metric level should follow it.
@@ -193,7 +193,7 @@ def as_scalar(value: object, loss: nn.Module) -> Tensor:
     """Return the value of a loss as a 0-dimensional tensor.
 
     Raises:
-        TypeError, ValueError: It is not a tensor of one floating-point number.
+        TypeError, ValueError: it is not a tensor of one floating-point number.
     """
     expected = f"loss {type(loss).__name__}, and the function registered for it, must return a scalar tensor"
     if not isinstance(value, Tensor):

@@ -42,7 +42,7 @@ class SelfSupervisedLoss(TakesGenerationLoss, losses.SelfSupervisedLoss):
         """Compute PML's loss of (B, D) embeddings and their (B, D) views.
 
         Raises:
-            ValueError: In training, the batch is larger than the generator's `num_classes`.
+            ValueError: in training, the batch is larger than the generator's `num_classes`.
         """
         if isinstance(self.loss, HardNegativeGenerationLoss) and self.loss.training and torch.is_grad_enabled():
             most = self.loss.generator.num_classes

@@ -26,15 +26,15 @@ def make_batch(
     """Check a batch and its references, and join them.
 
     Args:
-        loss: The wrapped loss.
-        generator: The generator that the batch is for.
+        loss: the wrapped loss.
+        generator: the generator that the batch is for.
         embeddings, labels: (B, D) and (B,), the anchors.
         ref_emb, ref_labels: (R, D) and (R,), or None. PML also marks "no references" by passing the batch twice.
-        phase: As for `BaseGenerator.batch`.
+        phase: as for `BaseGenerator.batch`.
 
     Returns:
-        The batch of anchors and references; and what the wrapped loss is called with: labels, long on the device of
-        the embeddings, and references if any. Without `ref_labels` they are for the wrapped loss alone.
+        The batch of anchors and references; and the further arguments of the wrapped loss. These are labels, long on
+        the device of the embeddings, and references if any. Without `ref_labels` only the wrapped loss gets them.
 
     Raises:
         TypeError, ValueError: PML's implementation of the loss takes no `ref_emb`; or batch or references are not as

@@ -118,8 +118,8 @@ def check_supported_loss(loss: object) -> None:
     """Raise if `loss` cannot be trained with synthetic negatives; messages say what to do instead.
 
     Raises:
-        TypeError: The type of the loss is not registered.
-        ValueError: The type is known, but refused; the message gives the reason.
+        TypeError: the type of the loss is not registered.
+        ValueError: the type is known, but refused; the message gives the reason.
     """
     function = synthetic_loss.dispatch(type(loss))
     if function is synthetic_loss.dispatch(object):

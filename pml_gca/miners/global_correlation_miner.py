@@ -34,14 +34,14 @@ class GlobalCorrelationMiner(BaseMiner):
     in evaluation mode and without gradient; the generator keeps its mode and statistics.
 
     Args:
-        generator: Its correlations decide; best the one that the loss trains. The miner does not own, train or save
+        generator: its correlations decide; best the one that the loss trains. The miner does not own, train or save
             it.
-        negatives_per_anchor: Number of negatives to mine for each anchor.
+        negatives_per_anchor: number of negatives to mine for each anchor.
         output: `"triplets"`, each positive with each mined negative, or `"pairs"`.
         **kwargs: `collect_stats` and others, as for any PML miner.
 
     Raises:
-        TypeError, ValueError: An argument is not as above.
+        TypeError, ValueError: an argument is not as above.
 
     Shapes:
         `miner(embeddings (B, D), labels (B,))` returns PML's indices, long: (a, p, n) or (a1, p, a2, n). With

@@ -34,15 +34,15 @@ class AlternatingTrainer(AutocastTrainer):
     means of the previous epoch.
 
     Args:
-        *args, **kwargs: As for PML's `TrainWithClassifier`; its classifier is optional and unrelated to the
+        *args, **kwargs: as for PML's `TrainWithClassifier`; its classifier is optional and unrelated to the
             generator's. `loss_funcs["metric_loss"]` is a `HardNegativeGenerationLoss`, or a module that contains
             some: PML's `MultipleLosses` or `DistributedLossWrapper`, or `DistributedDataParallel` with
             `find_unused_parameters=True`. `optimizers["metric_loss_optimizer"]` holds their `parameter_groups`.
         autocast_dtype: `torch.bfloat16`, or None for full precision.
 
     Raises:
-        TypeError: The metric loss neither is nor contains a `HardNegativeGenerationLoss`.
-        ValueError: The optimizer of a generator with an objective, or `find_unused_parameters`, is missing; or as for
+        TypeError: the metric loss neither is nor contains a `HardNegativeGenerationLoss`.
+        ValueError: the optimizer of a generator with an objective, or `find_unused_parameters`, is missing; or as for
             `AutocastTrainer`.
     """
 

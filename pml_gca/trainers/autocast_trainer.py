@@ -16,7 +16,7 @@ class AutocastTrainer(TrainWithClassifier):
     metric loss is or contains.
 
     Args:
-        *args, **kwargs: As for PML's trainers.
+        *args, **kwargs: as for PML's trainers.
         autocast_dtype: `torch.bfloat16`, or None for full precision.
 
     Raises:

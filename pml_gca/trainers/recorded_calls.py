@@ -16,8 +16,8 @@ class RecordedCall:
     """One call of a loss in the first step.
 
     Attributes:
-        loss: The loss that was called.
-        args, kwargs: Its arguments; tensors are detached.
+        loss: the loss that was called.
+        args, kwargs: its arguments; tensors are detached.
         weight: d total / d loss, the product of all weights of the loss in the total that was trained. None if the
             value was not part of it.
     """

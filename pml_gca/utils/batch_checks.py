@@ -35,11 +35,11 @@ def check_counts(counts: Sequence[int], name: str, total: int, dtype: torch.dtyp
     """Raise ValueError if some of `total` values cannot be used.
 
     Args:
-        counts: From `count_unusable`, on the host.
-        name: Name of the argument, for the message.
-        total: Number of values.
-        dtype: Their dtype.
-        largest: As for `count_unusable`.
+        counts: from `count_unusable`, on the host.
+        name: name of the argument, for the message.
+        total: number of values.
+        dtype: their dtype.
+        largest: as for `count_unusable`.
     """
     nans, infinite, too_long = counts
     if nans or infinite:
@@ -55,9 +55,9 @@ def check_finite(values: Tensor, name: str, largest: float | None = None) -> Non
     """Raise ValueError if a value is NaN, infinite or too large; wait for the device of the values.
 
     Args:
-        values: Floating, of any shape.
-        name: Name of the argument, for the message.
-        largest: Largest allowed absolute value; `largest_value` of their dtype if None.
+        values: floating, of any shape.
+        name: name of the argument, for the message.
+        largest: largest allowed absolute value; `largest_value` of their dtype if None.
     """
     largest = largest_value(values.dtype) if largest is None else largest
     counts = count_unusable(values, largest).tolist()

@@ -56,19 +56,19 @@ class RecallCalculator(pml.AccuracyCalculator):
     on. Labels of several columns are equal if all columns are.
 
     Args:
-        include: Names of the metrics to compute, PML's or `recall_at_K`; empty for all.
-        exclude: Names of metrics to leave out.
-        avg_of_avgs: Average within each class first, then over the classes.
-        return_per_class: Return a list with one value per class instead of a float, in ascending order of label.
+        include: names of the metrics to compute, PML's or `recall_at_K`; empty for all.
+        exclude: names of metrics to leave out.
+        avg_of_avgs: average within each class first, then over the classes.
+        return_per_class: return a list with one value per class instead of a float, in ascending order of label.
             Classes without any query that has a match have no entry.
-        k: Number of neighbours for PML's own metrics: an int, None (all references) or "max_bin_count".
-        label_comparison_fn: As in PML: takes labels of shape (Q, 1, ...) and (Q, K, ...), or two equally long
+        k: number of neighbours for PML's own metrics: an int, None (all references) or "max_bin_count".
+        label_comparison_fn: as in PML: takes labels of shape (Q, 1, ...) and (Q, K, ...), or two equally long
             lists of labels, and returns which belong to one class. It gets float32; float64 if float32 would change a
             label; int64 if float64 would.
-        device: Where to compute; None for a GPU if there is one.
+        device: where to compute; None for a GPU if there is one.
         knn_func: Nearest-neighbour search; None for PML's `FaissKNN` (exact, L2), which needs faiss.
-        kmeans_func: Clustering for NMI and AMI; None for PML's `FaissKMeans`.
-        recall_at: Values of K; the metric's name is `recall_at_4` for K = 4.
+        kmeans_func: clustering for NMI and AMI; None for PML's `FaissKMeans`.
+        recall_at: values of K; the metric's name is `recall_at_4` for K = 4.
 
     Raises:
         TypeError: `recall_at`, `include` or `exclude` is not a tuple or list, or holds something other than ints
@@ -144,16 +144,16 @@ class RecallCalculator(pml.AccuracyCalculator):
             query_labels: (Q,) or (Q, columns), integers or floats: anything that PML takes, and unsigned integers.
             reference: (R, D); None for the queries themselves: each query then searches all others.
             reference_labels: (R, ...), as `query_labels`.
-            ref_includes_query: Whether the references begin with the queries.
-            include, exclude: Names of the calculator's metrics to compute, and to leave out.
+            ref_includes_query: whether the references begin with the queries.
+            include, exclude: names of the calculator's metrics to compute, and to leave out.
 
         Returns:
             Value of each metric by name.
 
         Raises:
-            TypeError: An argument is not a tensor or array of real numbers; `include` or `exclude` holds other
+            TypeError: an argument is not a tensor or array of real numbers; `include` or `exclude` holds other
                 things than names.
-            ValueError: An embedding is NaN or infinite in float32, or too large for a distance in float32; a label is
+            ValueError: an embedding is NaN or infinite in float32, or too large for a distance in float32; a label is
                 NaN or beyond int64; sizes do not match; `include` names an unknown metric; the references do not
                 begin with the queries although `ref_includes_query` is True.
         """
@@ -197,8 +197,8 @@ class RecallCalculator(pml.AccuracyCalculator):
 
         Args:
             bin_counts: (classes,), number of references of each query label.
-            num_reference_embeddings: Size of the reference set.
-            ref_includes_query: Whether the references begin with the queries.
+            num_reference_embeddings: size of the reference set.
+            ref_includes_query: whether the references begin with the queries.
         """
         current = self.get_curr_metrics()
         available = num_reference_embeddings - int(ref_includes_query)

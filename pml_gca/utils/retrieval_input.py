@@ -51,8 +51,8 @@ def embeddings_to_search(query: object, reference: object, device: torch.device)
         (Q, D) and (R, D), float32, on `device`; one tensor twice if `reference` is `query`.
 
     Raises:
-        TypeError: An argument is not a tensor or array of real numbers.
-        ValueError: One is not 2-D or is empty, their channels differ, or a value is NaN or infinite.
+        TypeError: an argument is not a tensor or array of real numbers.
+        ValueError: one is not 2-D or is empty, their channels differ, or a value is NaN or infinite.
     """
     given = {"query": query} if reference is query else {"query": query, "reference": reference}
     found, unusable = [], []
@@ -84,7 +84,7 @@ def exact_labels(name: str, value: object, count: int, of: str) -> Tensor:
 
     Raises:
         TypeError: `value` is not a tensor or array of real numbers.
-        ValueError: There are not `count` labels, one is NaN, or one is beyond int64.
+        ValueError: there are not `count` labels, one is NaN, or one is beyond int64.
     """
     labels = to_tensor(name, value).cpu()
     if labels.ndim == 0 or len(labels) != count:
@@ -110,14 +110,14 @@ def retrieval_labels(
         query_labels: (Q, ...), real numbers.
         reference_labels: (R, ...), real numbers.
         counts: Q and R.
-        keep_columns: Keep labels of several columns as they are; otherwise equal rows become one class.
+        keep_columns: keep labels of several columns as they are; otherwise equal rows become one class.
 
     Returns:
         Labels of queries and references on the host, and None if they are exact in float32. Otherwise class numbers
         in the order of the labels, and the (V,) label of each number.
 
     Raises:
-        TypeError, ValueError: See `exact_labels`; or the labels of queries and references do not match.
+        TypeError, ValueError: see `exact_labels`; or the labels of queries and references do not match.
     """
     query = exact_labels("query_labels", query_labels, counts[0], "query")
     reference = query
@@ -186,10 +186,10 @@ class ComparedValues:
     """Apply a comparison of labels to their class numbers.
 
     Args:
-        comparison: Compares labels. It gets float64, or int64 if float64 would change one; on an Apple GPU, which has
+        comparison: compares labels. It gets float64, or int64 if float64 would change one; on an Apple GPU, which has
             no float64, int64 or float32.
         values: (V,) on the host, the label of each number.
-        device: Device of the labels to compare.
+        device: device of the labels to compare.
     """
 
     def __init__(self, comparison: Comparison, values: Tensor, device: torch.device) -> None:

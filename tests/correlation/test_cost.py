@@ -1,4 +1,4 @@
-"""What ``cost`` says before a step, against what is counted during one; and what is chosen for lack of memory."""
+"""What `cost` says before a step, against what is counted during one; and what is chosen for lack of memory."""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""Tiles against what they mean edge by edge, as the end nodes in ``edge_pairs`` say."""
+"""Tiles against what they mean edge by edge, as the end nodes in `edge_pairs` say."""
 
 import torch
 from hypothesis import given, settings

@@ -37,7 +37,7 @@ TESTING = {
 
 
 def raw_label(name: str, path: str) -> int | str:
-    """The class of a file of ``layouts``, from its path."""
+    """The class of a file of `layouts`, from its path."""
     folder, file = Path(path).parent.name, Path(path).name
     if name == "cub":
         return int(folder[:3])

@@ -14,7 +14,7 @@ Image.init()
 
 
 def picture(mode: str) -> Image.Image:
-    """One picture in any mode: ``GREY`` if the mode has more than 8 bits, else ``COLOUR``."""
+    """One picture in any mode: `GREY` if the mode has more than 8 bits, else `COLOUR`."""
     if mode == "F":
         return Image.fromarray(GREY.astype(np.float32) / 255)
     if mode == "I":

@@ -57,7 +57,7 @@ def inside(generator):
 
 
 def generate(generator, z, y, num_anchors=None, level=math.inf, **given):
-    """Negatives of a batch, of values of any size, by ``given`` draws instead of random ones."""
+    """Negatives of a batch, of values of any size, by `given` draws instead of random ones."""
     y = y.long().to(z.device)
     host = HostValues(z, y, num_classes=generator.num_classes, largest=math.inf, names=("embeddings", "labels"))
     return generator.generate(Batch(z, y, len(z) if num_anchors is None else num_anchors, host), level, **given)

@@ -1,7 +1,7 @@
 """GCA-HNG written out from its equations: directed edges, Python loops, one vector at a time. Slow on purpose.
 
 Everything works on tensors, so that autograd gives the oracle's gradients too. Parameters are read from a
-``GlobalCorrelationGenerator`` by name; none of its code runs.
+`GlobalCorrelationGenerator` by name; none of its code runs.
 """
 
 import math

@@ -22,7 +22,7 @@ ALPHA[0, :2] = 0, 255
 
 
 def png(pixels: np.ndarray, depth: int, transparent: bytes | None = None) -> bytes:
-    """(H, W) grey, or (H, W, 2, 3 or 4) grey + alpha, RGB or RGBA, of 2, 4, 8 or 16 bits; ``transparent`` is tRNS."""
+    """(H, W) grey, or (H, W, 2, 3 or 4) grey + alpha, RGB or RGBA, of 2, 4, 8 or 16 bits; `transparent` is tRNS."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -43,7 +43,7 @@ def png(pixels: np.ndarray, depth: int, transparent: bytes | None = None) -> byt
 def tiff(
     size: tuple[int, int], data: bytes, bits: int, *, white_is_zero: bool = False, kind: int = 1, order: str = "<"
 ) -> bytes:
-    """A grey picture of one strip; ``kind`` is 1 for unsigned, 2 for signed, 3 for floats."""
+    """A grey picture of one strip; `kind` is 1 for unsigned, 2 for signed, 3 for floats."""
     tags: Mapping[int, tuple[int, int]] = {
         256: (4, size[0]),
         257: (4, size[1]),

@@ -1,4 +1,4 @@
-"""Nothing else in the package imports the folder ``paper``."""
+"""Nothing else in the package imports the folder `paper`."""
 
 import ast
 from pathlib import Path

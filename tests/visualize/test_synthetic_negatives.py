@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 
 def panel(seed=0, classes=(3, 5, 9), per_class=6, dim=4, made=5, dtype=torch.float32):
-    """Classes in clusters, and ``made`` synthetic negatives of each class but the first."""
+    """Classes in clusters, and `made` synthetic negatives of each class but the first."""
     g = torch.Generator().manual_seed(seed)
     centres = 4 * torch.eye(dim)[torch.arange(len(classes)) % dim]
     which = torch.arange(len(classes)).repeat_interleave(per_class)

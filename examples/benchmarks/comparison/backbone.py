@@ -67,7 +67,7 @@ class FineTuned(nn.Module):
         torch.cuda.make_graphed_callables(self.trunk, (images,))
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Return optimizer groups: the head at ``lr``, the backbone at `TRUNK_LR_FACTOR` of it."""
+        """Return optimizer groups: the head at `lr`, the backbone at `TRUNK_LR_FACTOR` of it."""
         trunk = [p for p in self.trunk.parameters() if p.requires_grad]
         return [{"params": trunk, "lr": lr * TRUNK_LR_FACTOR}, {"params": list(self.head.parameters()), "lr": lr}]
 
@@ -77,7 +77,7 @@ def load_weights(trunk: nn.Module, file: Path, whole: nn.Module) -> None:
 
     Args:
         trunk: without classification layer.
-        file: of ``torch.save``: a state dict of the same architecture, its classification layer at the end or absent.
+        file: of `torch.save`: a state dict of the same architecture, its classification layer at the end or absent.
         whole: the same architecture with its classification layer, whose tensors the file may hold, too.
 
     Raises:

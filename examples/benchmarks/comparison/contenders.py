@@ -60,7 +60,7 @@ def control(
     probability: float = 0.5,
     merging: str = "random",
 ) -> BaseGenerator:
-    """Make a control of GCA-HNG: λ is ``coefficient``, or 1 or 0 at random if that is None."""
+    """Make a control of GCA-HNG: λ is `coefficient`, or 1 or 0 at random if that is None."""
     if (coefficient, alpha, merging) == (1.0, 0.0, "hardest"):
         return HardestNegativeGenerator(num_classes, embedding_size)
     if coefficient is None:

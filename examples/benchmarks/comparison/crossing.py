@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def cross_classes(features: Tensor, labels: Tensor, num_partners: int, first_label: int) -> tuple[Tensor, Tensor]:
-    """Cross each class of a batch with ``num_partners`` others into new classes.
+    """Cross each class of a batch with `num_partners` others into new classes.
 
     A pair of classes draws one coin per channel. The m-th samples of both, channel by channel, give the m-th sample of
     the new class: from the one where the coin shows heads, else from the other.
@@ -17,7 +17,7 @@ def cross_classes(features: Tensor, labels: Tensor, num_partners: int, first_lab
         first_label: label of the first new class; the others follow.
 
     Returns:
-        ``(rows, row_labels)``: (S, F) with gradient, and (S,) long. Both are empty for a batch of one class.
+        `(rows, row_labels)`: (S, F) with gradient, and (S,) long. Both are empty for a batch of one class.
     """
     classes, class_of, sizes = labels.unique(return_inverse=True, return_counts=True)
     count, sizes = len(classes), sizes.tolist()

@@ -104,7 +104,7 @@ class EdgeCoefficients(torch.autograd.Function):
 
     @staticmethod
     def plain(ctx: Any) -> tuple[Callable[..., Tensor], dict[int, Tensor | None]]:
-        """Return `forward` as autograd can differentiate it, and its inputs; see `differentiate_plain`."""
+        """Return a form of `forward` that autograd can differentiate, and its inputs; see `differentiate_plain`."""
         kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, bias, _ = ctx.saved_tensors
         dtype = ctx.plan.matmul_dtype
         multiplicity = torch.cat([tile.multiplicity(kept).flatten() for tile in ctx.plan.tiles])[:, None]

@@ -1,7 +1,7 @@
 """From edges to nodes, tile by tile.
 
-What it buys: no message is kept; of what is before GELU, one (E, D) tensor with `keep_hidden`, else none. A gradient
-pass for the embeddings computes no gradient of parameters.
+What it buys: no message is kept. The input of GELU, one (E, D) tensor, is kept with `keep_hidden` only. A gradient pass
+for the embeddings computes no gradient of parameters.
 """
 
 from collections.abc import Callable
@@ -83,7 +83,7 @@ class EdgeMessages(torch.autograd.Function):
 
     @staticmethod
     def plain(ctx: Any) -> tuple[Callable[..., Tensor], dict[int, Tensor | None]]:
-        """Return `forward` as autograd can differentiate it, and its inputs; see `differentiate_plain`."""
+        """Return a form of `forward` that autograd can differentiate, and its inputs; see `differentiate_plain`."""
         kept, norm_weight, norm_bias, weight, bias, _ = ctx.saved_tensors
         dtype, num_nodes, pairs = ctx.plan.matmul_dtype, ctx.num_nodes, edge_pairs(ctx.num_nodes, kept.device)
 

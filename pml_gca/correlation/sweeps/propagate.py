@@ -1,7 +1,7 @@
 """The propagation, edges swept tile by tile.
 
-What it buys: the package's docstring says what was measured. Here the free memory decides, once per number of nodes,
-whether hidden activations are kept.
+What it buys: see the package's docstring. The free memory decides, once per number of nodes, whether hidden
+activations are kept.
 """
 
 from typing import TYPE_CHECKING, cast
@@ -48,7 +48,7 @@ def sweep_layer(
     """Compute what `layer.forward` does, tile by tile."""
     node, block = layer.node, layer.edge
     nodes = node.attend(nodes, labels, negative_attention if plan.keep_hidden else RecomputedAttention.apply)
-    with torch.autocast(nodes.device.type, enabled=False):  # swept functions cast by themselves
+    with torch.autocast(nodes.device.type, enabled=False):  # swept functions cast their inputs
         messages = EdgeMessages.apply(plan, len(nodes), *edges, node.edge_to_node.weight, node.edge_to_node.bias)
     nodes = node.update(nodes, messages)
     if block is None:

@@ -1,7 +1,6 @@
-"""What all sweeps share: the plan, and what happens to the edges of one tile.
+"""Shared by all sweeps: the plan, and the computations on the edges of one tile.
 
 What it buys: edges are recomputed from one kept (E, D) tensor a layer. Autograd would keep each intermediate value.
-The package's docstring says what was measured.
 """
 
 import math
@@ -56,7 +55,7 @@ class EdgeState(NamedTuple):
     norm_bias: Tensor | None = None
 
     def plain(self) -> Tensor:
-        """Return all edges at once, as autograd can differentiate them: (E, D)."""
+        """Return all edges at once, in a form that autograd can differentiate: (E, D)."""
         if self.norm_weight is None or self.norm_bias is None:
             first, second = at_ends(self.kept, edge_pairs(len(self.kept), self.kept.device))
             return first * second
@@ -179,7 +178,7 @@ class PostNorm:
 
 
 def plain_post_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return LayerNorm(GELU(x)), as autograd can differentiate it."""
+    """Return LayerNorm(GELU(x)) in a form that autograd can differentiate."""
     return F.layer_norm(F.gelu(x), x.shape[1:], weight, bias, NORM_EPS)
 
 

@@ -124,7 +124,7 @@ class EdgeUpdate(torch.autograd.Function):
 
     @staticmethod
     def plain(ctx: Any) -> tuple[Callable[..., Tensor], dict[int, Tensor | None]]:
-        """Return `forward` as autograd can differentiate it, and its inputs; see `differentiate_plain`."""
+        """Return a form of `forward` that autograd can differentiate, and its inputs; see `differentiate_plain`."""
         *inputs, _, _, _ = ctx.saved_tensors
         mask = inputs.pop(6)
         dtype, num_nodes = ctx.plan.matmul_dtype, len(inputs[3])
