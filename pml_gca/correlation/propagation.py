@@ -113,6 +113,8 @@ class CorrelationPropagation(nn.Module):
         """Propagate as the equations stand: all edges at once, autograd keeps every intermediate value."""
         dtype = self.input.weight.dtype
         pairs = edge_pairs(len(embeddings), embeddings.device)
+        if not self.layers and not self.with_coefficients:
+            pairs = pairs[:, :0]  # nothing reads the edges
         edges = correlation_edges(embeddings, pairs).to(dtype)
         nodes = self.first_nodes(embeddings)
         for layer in self.layers:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..correlation.correlations import Correlations
 from ..correlation.objective import classification_loss
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_learning_rates
@@ -84,23 +85,21 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
 
     def generate(self, batch: Batch, metric_level: Tensor | float = math.inf, **given: Any) -> SyntheticNegatives:
         """Return the generator's negatives with one more objective; `given` arguments are passed to the generator."""
-        loss: Tensor | None = None
+        graph: Correlations | None = None
         if batch.wants(TERM):  # else it is the second step of an iteration
             self.reset_stats()
             if self.training and torch.is_grad_enabled():
-                loss = self.classify(batch)  # before the host waits for the labels
+                self.follow_device(batch.embeddings.device)
+                # Before the host waits for the labels.
+                graph = self.propagate_in(batch.embeddings.dtype, batch.nodes, batch.labels)
         negatives = self.generator.generate(batch, metric_level, **given)
-        if loss is None:
+        if graph is None:
             return negatives
+        batch.finish()  # labels out of range must not reach a cross-entropy: on a GPU it would abort the process
+        loss = classification_loss(graph.node_logits[: batch.num_anchors], batch.anchor_labels)
         if self.collect_stats:
             setattr(self, TERM, loss.item())
         return replace(negatives, objectives={TERM: loss, **negatives.objectives})
-
-    def classify(self, batch: Batch) -> Tensor:
-        """Return J_gce, the mean cross-entropy of the anchors: a scalar, 0 without anchors."""
-        self.follow_device(batch.embeddings.device)
-        graph = self.propagate_in(batch.embeddings.dtype, batch.nodes, batch.labels)
-        return classification_loss(graph.node_logits[: batch.num_anchors], batch.anchor_labels)
 
     def largest_value(self, dtype: torch.dtype) -> float:
         """Return what the generator inside allows."""

@@ -25,6 +25,7 @@ from pytorch_metric_learning import losses
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.generators import ClassifiedGenerator, ConstantGenerator, HardestNegativeGenerator, MixupGenerator
+from pml_gca.utils.host import HostCopy
 
 TERM = "node_classification_loss"
 LABELS = torch.tensor([3, 7, 3, 0, 11, 3, 7, 0, 3, 7])
@@ -121,6 +122,24 @@ def test_a_classifier_of_each_embedding_by_itself():
     z = random_rows(10).detach()
     logits = generator.propagation(z, LABELS).node_logits
     torch.testing.assert_close(generator.propagation(z[3:5], LABELS[3:5]).node_logits, logits[3:5])
+
+
+def test_without_layers_no_edge_is_computed():
+    coefficients = classified("hardest").propagation(random_rows(10, dtype=torch.float32), LABELS).coefficients
+    assert coefficients.shape == (0, SIZE)
+    assert coefficients.untyped_storage().nbytes() == 0  # no view of 55 edges
+
+
+@pytest.mark.parametrize("label", [-1, NUM_CLASSES])
+@every
+def test_labels_out_of_range_that_a_device_reports_late(name, label, monkeypatch):
+    monkeypatch.setattr(HostCopy, "ready", False)
+    generator, wrong = CLASSIFIED[name](), LABELS.clone()
+    wrong[3] = label
+    before = copy.deepcopy(generator.state_dict())
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, num_classes\)"):  # no index error of a cross-entropy
+        generator(random_rows(10, dtype=torch.float32), wrong)
+    assert all(torch.equal(value, before[key]) for key, value in generator.state_dict().items())
 
 
 @every
