@@ -1,5 +1,6 @@
 """Pages name what exists, show commands that the scripts accept, and agree with the result files."""
 
+import csv
 import importlib
 import pkgutil
 import re
@@ -233,3 +234,17 @@ def test_summary_of_evidence_is_that_of_the_result_files(titles: set[str], capsy
     assert checked > 70
     everywhere = [line for line in summary.read_text().splitlines() if "±" in line and cells(line)[0] in titles]
     assert set(everywhere) <= set((results + conditions).splitlines())
+
+
+def test_the_first_look_shows_the_kept_runs() -> None:
+    table = (ROOT / "docs" / "evidence_log.md").read_text().partition("<!-- first look -->\n")[2].partition("\n\n")[0]
+    with (ROOT / "docs" / "evidence_pictures" / "runs.csv").open(newline="") as file:
+        runs = [row for row in csv.DictReader(file) if row["stage"] == "run"]
+    shown = 0
+    for row in table.splitlines()[2:]:
+        name, _, *by_loss = cells(row)
+        for loss, text in zip(("multi_similarity", "proxy_anchor"), by_loss, strict=True):
+            kept = sorted((r for r in runs if (r["loss"], r["contender"]) == (loss, name)), key=lambda r: r["number"])
+            assert text == ", ".join(f"{100 * float(r['recall_at_1']):.1f}" for r in kept), (name, loss)
+            shown += len(kept)
+    assert shown == len(runs) > 15

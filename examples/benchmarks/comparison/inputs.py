@@ -41,7 +41,7 @@ class Inputs:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """Return the name of a folder of class folders, with a digest of its images' names and sizes.
+    """Return how many images a folder of class folders holds, with a digest of their names and sizes.
 
     Raises:
         ValueError: it is missing, or holds no file in a folder.
@@ -50,7 +50,7 @@ def folder_fingerprint(folder: Path) -> str:
     if not files:
         raise ValueError(f"--data must be a folder of class folders with images, got {folder}")
     lines = (f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n" for file in files)
-    return f"{folder.name}-{hashlib.sha256(''.join(lines).encode()).hexdigest()[:12]}"
+    return f"{len(files)} images, {hashlib.sha256(''.join(lines).encode()).hexdigest()[:12]}"
 
 
 @lru_cache(maxsize=8)

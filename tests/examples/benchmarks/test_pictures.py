@@ -1,6 +1,7 @@
 """The comparison with a pretrained backbone, on a made folder and random weights."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -78,11 +79,11 @@ def test_a_run_is_repeated_on_its_data_and_on_no_other(made, tmp_path, capsys):
     again = ["--repeat", "run", "multi_similarity", "none", "0"]
     compare_generators.main([*options, *again])
     assert "DIFFERENT" not in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"was trained on other data \(data is None, was folders-.*give its --data"):
+    with pytest.raises(SystemExit, match=r"was trained on other data \(data is None, was 80 images.*give its --data"):
         compare_generators.main(["--out", str(tmp_path), *again])
     (made / "folders" / "class00" / "more.png").write_bytes((made / "folders" / "class00" / "0.png").read_bytes())
     try:
-        with pytest.raises(SystemExit, match=r"tune multi_similarity none 0 has other settings \(data is folders-"):
+        with pytest.raises(SystemExit, match=r"tune multi_similarity none 0 has other settings \(data is 81 images"):
             compare_generators.main(options)
     finally:
         (made / "folders" / "class00" / "more.png").unlink()
@@ -90,8 +91,11 @@ def test_a_run_is_repeated_on_its_data_and_on_no_other(made, tmp_path, capsys):
 
 def test_fingerprints_tell_folders_apart(made, tmp_path):
     first = folder_fingerprint(made / "folders")
-    assert first.startswith("folders-")
-    assert folder_fingerprint(made / "folders") == first
+    assert first.startswith("80 images, ")
+    copy = shutil.copytree(made / "folders", tmp_path / "renamed")
+    assert folder_fingerprint(copy) == first
+    (copy / "class03" / "1.png").write_bytes(b"")
+    assert folder_fingerprint(copy) != first
     with pytest.raises(ValueError, match=r"--data must be a folder of class folders with images, got .*nothing"):
         folder_fingerprint(tmp_path / "nothing")
     assert Inputs(made / "folders", None).settings("resnet18")["weights"] == "timm"
