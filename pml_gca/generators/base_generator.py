@@ -140,6 +140,7 @@ class BaseGenerator(ModuleWithRecords):
         phase: str = "all",
         *,
         names: tuple[str, str] = ("embeddings", "labels"),
+        references_checked: bool = False,
     ) -> Batch:
         """Check a batch, and start the one copy to the host that it needs.
 
@@ -149,6 +150,7 @@ class BaseGenerator(ModuleWithRecords):
             embeddings, labels, num_anchors: as for `forward`.
             phase: see `Batch`.
             names: of the first two arguments, for messages.
+            references_checked: whether the values of references were checked before; only those of anchors are now.
 
         Raises:
             TypeError, ValueError: as `forward`; on a GPU not yet for values.
@@ -166,6 +168,7 @@ class BaseGenerator(ModuleWithRecords):
             num_classes=self.num_classes,
             largest=self.largest_value(embeddings.dtype),
             names=names,
+            num_checked=num_anchors if references_checked else None,
         )
         return Batch(embeddings, labels, num_anchors, host, phase)
 

@@ -24,17 +24,26 @@ class HostValues:
         num_classes: labels must lie in [0, `num_classes`).
         largest: the largest value that embeddings may have.
         names: of the two arguments, for messages.
+        num_checked: how many of the first rows are checked; all by default.
 
     Raises:
         ValueError: as `wait`, for a batch on the host.
     """
 
     def __init__(
-        self, embeddings: Tensor, labels: Tensor, *, num_classes: int, largest: float, names: tuple[str, str]
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        num_classes: int,
+        largest: float,
+        names: tuple[str, str],
+        num_checked: int | None = None,
     ) -> None:
-        self._num_classes, self._largest, self._names = num_classes, largest, names
-        self._count, self._dtype = embeddings.numel(), embeddings.dtype
-        self._copy = HostCopy(torch.cat([labels, count_unusable(embeddings, largest)]))
+        self._num_classes, self._largest, self._names, self._num_checked = num_classes, largest, names, num_checked
+        checked = embeddings[:num_checked]
+        self._count, self._dtype = checked.numel(), checked.dtype
+        self._copy = HostCopy(torch.cat([labels, count_unusable(checked, largest)]))
         self._labels: Tensor | None = None
         if self._copy.ready:
             self.wait()
@@ -48,7 +57,7 @@ class HostValues:
         if self._labels is None:
             values = self._copy.wait()
             labels, counts = values[:-3], values[-3:]
-            check_label_range(labels, self._num_classes, self._names[1])
+            check_label_range(labels[: self._num_checked], self._num_classes, self._names[1])
             check_counts(counts.tolist(), self._names[0], self._count, self._dtype, self._largest)
             self._labels = labels
         return self._labels

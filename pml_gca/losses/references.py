@@ -59,7 +59,8 @@ def make_batch(
     labels, ref_labels = to_device(labels.long(), embeddings.device), ref_labels.long()
     nodes, node_labels, _ = join_references(embeddings, labels, ref_emb, ref_labels)
     # PML compares labels by identity: the same object stays the same object.
-    return generator.batch(nodes, node_labels, len(embeddings), phase), (labels, ref_emb, ref_labels)
+    batch = generator.batch(nodes, node_labels, len(embeddings), phase, references_checked=True)
+    return batch, (labels, ref_emb, ref_labels)
 
 
 def join_references(

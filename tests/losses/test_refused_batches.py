@@ -9,6 +9,7 @@ from losses.test_every_pml_loss import WORKS
 from pytorch_metric_learning import losses, miners
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca.utils.host import HostCopy
 
 NUM_CLASSES, SIZE = 9, 8
 LABELS = torch.tensor([3, 7, 3, 0, 5, 3, 7, 0])
@@ -51,6 +52,19 @@ def test_validation_without_gradients_equals_the_wrapped_loss_and_changes_nothin
 def test_labels_out_of_range_in_training_mention_eval(z):
     with pytest.raises(ValueError, match=r"loss\.eval\(\)"):
         make_loss()(z, LABELS + NUM_CLASSES)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_messages_speak_of_the_batch_without_its_references(z, late, monkeypatch):
+    if late:
+        monkeypatch.setattr(HostCopy, "ready", False)
+    references = {"ref_emb": torch.randn(5, SIZE), "ref_labels": torch.tensor([0, 1, 2, 3, 4])}
+    broken = z.detach().clone()
+    broken[3, 2] = math.nan
+    with pytest.raises(ValueError, match="embeddings must be finite, got 1 NaN and 0 infinite of 64 values"):
+        make_loss()(broken, LABELS, **references)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, num_classes\) = \[0, 9\), got values from 4 to 11"):
+        make_loss()(z, LABELS + 4, **references)
 
 
 PAIRS = (torch.tensor([0, 1]), torch.tensor([2, 6]), torch.tensor([0, 1]), torch.tensor([1, 0]))
