@@ -16,6 +16,7 @@ from .batch import Batch
 from .propagating import Propagating, build_propagation
 
 TERM = "node_classification_loss"
+CLASSIFIED_ALREADY = "generator must have no node classification of its own; {} has one: use it as it is"
 
 
 class ClassifiedGenerator(Propagating, BaseGenerator):
@@ -63,10 +64,7 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
         if not isinstance(generator, BaseGenerator):
             raise TypeError(f"generator must be a pml_gca generator, got {type(generator).__name__}")
         if TERM in generator.stat_names:
-            raise ValueError(
-                f"generator must have no node classification of its own; {type(generator).__name__} has one: use it as "
-                "it is"
-            )
+            raise ValueError(CLASSIFIED_ALREADY.format(type(generator).__name__))
         super().__init__(generator.num_classes, generator.embedding_size, collect_stats=collect_stats)
         self.has_objective = generator.has_objective
         self.propagation = build_propagation(
@@ -95,6 +93,8 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
         negatives = self.generator.generate(batch, metric_level, **given)
         if graph is None:
             return negatives
+        if TERM in negatives.objectives:
+            raise ValueError(CLASSIFIED_ALREADY.format(type(self.generator).__name__))
         batch.finish()  # labels out of range must not reach a cross-entropy: on a GPU it would abort the process
         loss = classification_loss(graph.node_logits[: batch.num_anchors], batch.anchor_labels)
         if self.collect_stats:

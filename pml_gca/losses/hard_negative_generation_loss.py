@@ -220,8 +220,8 @@ class HardNegativeGenerationLoss(LossWrapper):
                 levels.metric.observe(metric)
         objectives = {name: term for name, term in negatives.objectives.items() if batch.wants(name)}
         objective = sum(objectives.values(), start=torch.zeros_like(weight))
-        if len(negatives) and batch.phase != "embedding":
-            levels.observe_generator(generator, objectives)
+        if len(negatives):
+            levels.observe_generator(generator, negatives.objectives, batch.phase)
         values = dict(zip(SUB_LOSSES, (metric, weight * synthetic, objective), strict=True))
         if self.collect_stats:
             self._record(values, weight, batch.phase)

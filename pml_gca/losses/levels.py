@@ -8,9 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
+from ..generators.classified_generator import ClassifiedGenerator
 from ..utils.records import hide_modules_from_records
 from ..utils.running_statistics import WideBuffers, widened
 from ..utils.validation import check_number
+
+MISSING = (
+    "{name}.has_objective is True, but it returns no objective 'generation_loss'. The level of that loss decides how "
+    "much the negatives count, so they never count. Return it; or set {name}.has_objective = False: negatives then "
+    "count fully, and parameters are trained all the same."
+)
+UNDECLARED = (
+    "{name}.has_objective is False, but it returns the objective 'generation_loss'. Its negatives count fully from the "
+    "first batch, and AlternatingTrainer does not train that objective. Set {name}.has_objective = True; or give the "
+    "objective another name."
+)
 
 
 class RunningMean(WideBuffers):
@@ -107,20 +119,21 @@ class LossLevels(nn.Module):
         self.metric.end_epoch()
         self.generator.end_epoch()
 
-    def observe_generator(self, generator: BaseGenerator, objectives: Mapping[str, Tensor]) -> None:
-        """Add the generator's loss to its mean; warn once if it is missing, as the negatives then never count."""
-        if "generation_loss" in objectives:
+    def observe_generator(self, generator: BaseGenerator, objectives: Mapping[str, Tensor], phase: str) -> None:
+        """Add the generator's loss to its mean, but not in the phase `"embedding"`.
+
+        Warn once if `has_objective` is not what the generator returns.
+        """
+        declared, returned = generator.has_objective, "generation_loss" in objectives
+        if returned and phase != "embedding":
             self.generator.observe(objectives["generation_loss"])
-        elif generator.has_objective and generator.training and not self._warned:
-            self._warned = True
-            name = type(generator).__name__
-            warnings.warn(
-                f"{name}.has_objective is True, but it returns no objective 'generation_loss'. The level of that loss "
-                "decides how much the negatives count, so they never count. Return it; or set "
-                f"{name}.has_objective = False: negatives then count fully, and parameters are trained all the same.",
-                UserWarning,
-                stacklevel=5,
-            )
+        missing = declared and not returned and phase != "embedding" and generator.training
+        if self._warned or not (missing or (returned and not declared)):
+            return
+        self._warned = True
+        inside = generator.generator if isinstance(generator, ClassifiedGenerator) else generator
+        name = type(inside).__name__
+        warnings.warn((MISSING if missing else UNDECLARED).format(name=name), UserWarning, stacklevel=5)
 
 
 def synthetic_weight(generator_level: Tensor, beta: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Any generator with a node classification beside it."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -24,7 +25,13 @@ from hypothesis import strategies as st
 from pytorch_metric_learning import losses
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-from pml_gca.generators import ClassifiedGenerator, ConstantGenerator, HardestNegativeGenerator, MixupGenerator
+from pml_gca.generators import (
+    BaseGenerator,
+    ClassifiedGenerator,
+    ConstantGenerator,
+    HardestNegativeGenerator,
+    MixupGenerator,
+)
 from pml_gca.utils.host import HostCopy
 
 TERM = "node_classification_loss"
@@ -244,6 +251,23 @@ def test_a_classification_costs_less_than_the_whole():
 def test_what_classifies_already_is_refused(make):
     with pytest.raises(ValueError, match=r"generator must have no node classification of its own; .* has one"):
         ClassifiedGenerator(make())
+
+
+class Around(BaseGenerator):
+    """A user's generator around another one."""
+
+    def __init__(self, generator):
+        super().__init__(generator.num_classes, generator.embedding_size)
+        self.inside = generator
+
+    def generate(self, batch, metric_level=math.inf):
+        return self.inside.generate(batch, metric_level)
+
+
+def test_a_classification_further_inside_is_refused_where_it_shows():
+    generator = ClassifiedGenerator(Around(classified("hardest")))
+    with pytest.raises(ValueError, match="no node classification of its own; Around has one: use it as it is"):
+        generator(random_rows(10, dtype=torch.float32), LABELS)
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,27 @@ def test_who_has_an_objective():
     with pytest.warns(UserWarning, match="Learns.has_objective is True, but it returns no objective 'generation_loss'"):
         loss(random_rows(6), torch.arange(6) % 3)
     assert loss.synthetic_weight == 0
+    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), ClassifiedGenerator(Learns(3, SIZE)))
+    with pytest.warns(UserWarning, match=r"^Learns.has_objective is True.* set Learns.has_objective = False"):
+        loss(random_rows(6), torch.arange(6) % 3)
+
+
+@pytest.mark.parametrize("phase", ["all", "embedding"])
+def test_a_generation_loss_that_is_not_declared_warns_once(phase):
+    class Undeclared(BaseGenerator):
+        def generate(self, batch, metric_level):
+            labels, anchors = (batch.labels + 1) % 3, torch.arange(batch.num_anchors)
+            return SyntheticNegatives(batch.embeddings + 1, labels, anchors, {"generation_loss": torch.ones(())})
+
+    loss = HardNegativeGenerationLoss(losses.ContrastiveLoss(), Undeclared(3, SIZE), collect_stats=True)
+    message = "^Undeclared.has_objective is False, but it returns the objective 'generation_loss'"
+    with loss.phase(phase):
+        with pytest.warns(UserWarning, match=message):
+            loss(random_rows(6), torch.arange(6) % 3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loss(random_rows(6), torch.arange(6) % 3)
+    assert loss.synthetic_weight == 1
 
 
 def train_without_an_optimizer_for(generator):
