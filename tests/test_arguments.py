@@ -12,7 +12,6 @@ from pytorch_metric_learning import losses
 
 from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
 from pml_gca.datasets import AffineRange, ClassFolder, Glyphs, load_benchmark, small_classes
-from pml_gca.datasets.splits import check_int
 from pml_gca.generators import (
     ClassifiedGenerator,
     ConstantGenerator,
@@ -29,6 +28,7 @@ from pml_gca.paper.checkpoints import load_published_checkpoint
 from pml_gca.paper.recipes import find_recipe
 from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
 from pml_gca.utils import RecallCalculator
+from pml_gca.utils.validation import check_int
 
 CLASSES, SIZE = 9, 8
 Z, LABELS = torch.randn(6, SIZE, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 7, 3, 0, 0, 7])

@@ -1,4 +1,4 @@
-"""Check that pml-gca works on a device, what makes the host wait for it, and how exact the results are."""
+"""Check pml-gca on a device: whether it works, what makes the host wait, and how exact the results are."""
 
 import argparse
 import sys
@@ -65,7 +65,7 @@ def generators() -> dict[str, Callable[[], Any]]:
 
 
 def classified(num_layers: int) -> ClassifiedGenerator:
-    """The hardest real negatives with a node classification beside them."""
+    """Return the hardest real negatives with a node classification beside them."""
     return ClassifiedGenerator(HardestNegativeGenerator(CLASSES, SIZE), num_layers=num_layers)
 
 

@@ -62,7 +62,7 @@ def tables(args: argparse.Namespace) -> str:
     """Return the report.
 
     Raises:
-        ValueError: there are runs, but no trials to say which of them are meant.
+        ValueError: there are runs, but no trials that choose among them.
     """
     found = report(args)
     if not found and args.out.has_runs():

@@ -138,7 +138,7 @@ def measure_batch_size(args: argparse.Namespace, batch_size: int, say: Callable[
             row.peak_bytes, row.note = found.get("peak_bytes"), found.get("error", "")
             captured = found.get("captured", [] if row.note else captured)
         if not captured:
-            continue  # it would fail here, too, and might break this process
+            continue  # a capture would fail here, too, and might break this process
         say(f"setting up {case.name}, {case.precision}")
         work = Workload(case)
         if not case.is_naive:

@@ -49,6 +49,13 @@ def check_range(name: str, value: AffineRange | None, default: AffineRange) -> A
     return default if value is None else value
 
 
+def check_augment(augment: bool | None, split: str) -> bool:
+    """Return `augment`, or for None whether `split` is train. Raise TypeError for anything else."""
+    if not (augment is None or isinstance(augment, bool)):
+        raise TypeError(f"augment must be True, False or None, found {type(augment).__name__}: {augment!r}")
+    return split == "train" if augment is None else augment
+
+
 def draw_affines(count: int, limits: AffineRange, generator: torch.Generator | None = None) -> Tensor:
     """Draw `count` affine maps, shape (count, 2, 3), float32, in `affine_grid`'s coordinates.
 

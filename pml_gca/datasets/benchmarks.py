@@ -13,14 +13,14 @@ from typing import Any
 from tqdm import tqdm
 
 from ..utils.optional_imports import import_pillow
-from ..utils.validation import check_flag, first_of
+from ..utils.validation import check_flag, check_int, first_of
 from . import transforms
 from .class_subset import ClassSubset, ImageSource, Label, UnreadableImageError, raw_labels, read_image
 from .data_root import check_root
 from .image_files import warn_left_out
 from .rgb import UnknownRangeError, to_rgb
 from .sources import BENCHMARKS, MIN_CLASSES, find_source, open_splits, splits_to_check
-from .splits import check_int, split_classes
+from .splits import split_classes
 
 __all__ = ["BENCHMARKS", "Benchmark", "load_benchmark"]
 
@@ -116,7 +116,7 @@ def load_benchmark(
     to_test = transforms.test_transform(image_size) if test_transform is None else test_transform
 
     splits = open_splits(name, folder, download=download, check_train=check_train)
-    if hasattr(splits["train"], "left_out"):  # a folder of one's own may hold other files, too
+    if hasattr(splits["train"], "left_out"):  # the user's own folder may hold other files, too
         warn_left_out(folder, splits["train"].left_out)
     looked_at = splits_to_check(splits, check_train)
     as_rgb = train_transform is None or test_transform is None
@@ -197,9 +197,9 @@ def _classes_left(dataset: ImageSource, left_out: dict[str, str]) -> set[Label]:
 def hold_out_classes(
     dataset: ImageSource, fraction: float, seed: int, left_out: dict[str, str], what: str
 ) -> tuple[list[Label], list[Label]]:
-    """Return the raw labels of the classes to train on, and of those to hold out.
+    """Return the raw labels of the classes to train on, and those of the classes to hold out.
 
-    The choice does not depend on which images can be read.
+    Unreadable images do not change the choice.
     """
     classes: list[Any] = sorted(set(raw_labels(dataset)))
     left = _classes_left(dataset, left_out)

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..utils.validation import check_flag, first_of
-from .affine import AffineRange, check_range, draw_affines, to_unit, warp
+from ..utils.validation import check_flag, check_int, first_of
+from .affine import AffineRange, check_augment, check_range, draw_affines, to_unit, warp
 from .image_files import LAYOUT, find_images, warn_left_out
 from .image_reading import check_images, load_images
 from .splits import (
     DEFAULT_FRACTIONS,
-    check_augment,
     check_fractions,
-    check_int,
     check_split,
     split_classes,
     split_sizes,
@@ -36,8 +34,8 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
     """Images in `root/<class>/<image>`, whose classes are split into train, val and test.
 
     Images may also lie in subfolders of a class folder. All formats that Pillow reads are taken. `to_rgb` makes images
-    upright, with white where they are transparent. A warning counts and names the files that are left out. Making the
-    first data set of a folder decodes all its images, those of other splits too; later ones do not.
+    upright, with white where they are transparent. A warning counts and names the files that are left out. The first
+    data set of a folder decodes all its images, those of other splits too. Later ones do not.
 
     The split depends only on the folder names, `fractions` and `seed`. Classes are sorted by the SHA-256 of
     `"<seed>:<name>"`, and go to train, val and test in that order.
@@ -68,8 +66,8 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
     Raises:
         ImportError: pillow is missing (`pip install 'pml-gca[images]'`).
         TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range; the folder does not exist, has too few classes to split, a
-            class without images, or images that cannot be read.
+        ValueError: an argument is out of range; or the folder does not exist, has too few classes to split, a
+            class without images, or unreadable images.
     """
 
     def __init__(

@@ -111,7 +111,7 @@ def read_partition(path: Path) -> list[tuple[str, int, str]]:
     """Return image name, item number and status of each image in a partition file.
 
     Raises:
-        ValueError: a line is malformed, repeats an image, or names one outside the data set's folder; or the number
+        ValueError: a line is malformed, repeats an image, or names one outside the data set's folder. Or the number
             of images is not that of the first line.
     """
     content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""The data set class and files of each benchmark, and checks that all images are there."""
+"""The data set class and files of each benchmark, and checks for missing images."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def open_splits(name: str, root: Path, *, download: bool, check_train: bool = Tr
     Training images are looked for only with `check_train`.
 
     Raises:
-        ValueError: something is missing in `root`, its label files contradict each other or name files outside it,
-            or the data set cannot be downloaded and `download` is true.
+        ValueError: something is missing in `root`. Its label files contradict each other, or name files outside it. Or
+            `download` is true, and the data set cannot be downloaded.
     """
     source = find_source(name)
     module, _, attribute = source.dataset.rpartition(".")

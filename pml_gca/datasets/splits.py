@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import operator
 from collections.abc import Sequence
 
 SPLITS = ("train", "val", "test")
@@ -16,26 +15,6 @@ def check_split(split: object) -> str:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, found {split!r}")
     return str(split)
-
-
-def check_augment(augment: bool | None, split: str) -> bool:
-    """Return `augment`, or for None whether `split` is train. Raise TypeError for anything else."""
-    if not (augment is None or isinstance(augment, bool)):
-        raise TypeError(f"augment must be True, False or None, found {type(augment).__name__}: {augment!r}")
-    return split == "train" if augment is None else augment
-
-
-def check_int(name: str, value: object, low: int, high: int) -> int:
-    """Return `value` as an int in [low, high]. Raise TypeError for another type, ValueError outside the range."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError for anything but an integer
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, found {type(value).__name__}: {value!r}")
-    if not low <= number <= high:
-        raise ValueError(f"{name} must lie in [{low}, {high}], found {number}")
-    return number
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..utils.optional_imports import import_torchvision
+from ..utils.validation import check_int
 from .rgb import to_rgb
-from .splits import check_int
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

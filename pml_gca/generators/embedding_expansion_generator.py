@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..utils.validation import check_positive_int
 from .directions import mix
-from .hardest_point_generator import HardestPointGenerator
+from .hardest_negative_generator import HardestPointGenerator
 
 
 class EmbeddingExpansionGenerator(HardestPointGenerator):

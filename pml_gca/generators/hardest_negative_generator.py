@@ -73,6 +73,31 @@ class HardestNegativeGenerator(BaseGenerator):
         return nodes, plan.class_of
 
 
+class HardestPointGenerator(HardestNegativeGenerator):
+    """The nearest point of each other class, for every anchor: a sample, or a point made of two samples of the class.
+
+    A subclass implements `points_of_pairs`. A class with one sample in the batch has no pairs, and is represented by
+    that sample. Arguments are those of `HardestNegativeGenerator`; with `normalize` a subclass works on directions.
+    """
+
+    def points_of_classes(self, nodes: Tensor, plan: ClassPlan) -> tuple[Tensor, Tensor]:
+        """Return the samples, followed by the points made of their pairs."""
+        made = self.points_of_pairs(nodes.index_select(0, plan.first), nodes.index_select(0, plan.second))
+        class_of = plan.class_of[plan.first].repeat(len(made))
+        return torch.cat([nodes, *made]), torch.cat([plan.class_of, class_of])
+
+    def points_of_pairs(self, first: Tensor, second: Tensor) -> list[Tensor]:
+        """Return points made of the two embeddings of each pair.
+
+        Args:
+            first, second: (Q, D), in float32 or wider; a pair's order has no meaning.
+
+        Returns:
+            Tensors of the same shape, the points of the same pairs.
+        """
+        raise NotImplementedError
+
+
 @torch.no_grad()
 def nearest_of_each_class(
     anchors: Tensor, points: Tensor, class_of: Tensor, num_classes: int, normalize: bool

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .directions import reflect
-from .hardest_point_generator import HardestPointGenerator
+from .hardest_negative_generator import HardestPointGenerator
 
 
 class SymmetricalSynthesisGenerator(HardestPointGenerator):

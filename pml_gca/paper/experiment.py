@@ -12,7 +12,6 @@ from torch import nn
 from ..datasets import Benchmark
 from ..utils import runs
 from ..utils.records import build_hooks
-from ..utils.training_run import TrainingRun
 from .backbones import set_warm_up
 from .evaluation import build_tester, quiet, run_tester
 from .options import Options
@@ -39,8 +38,8 @@ class Experiment:
         backbone: an image model of your own instead of the recipe's, with an attribute `num_features`.
 
     Raises:
-        ValueError: the training set has fewer classes than a batch; the epoch is chosen on validation classes, but
-            there are none; or no evaluated image has another image of its class to find.
+        ValueError: the training set has fewer classes than a batch. The epoch is chosen on validation classes, but
+            there are none. Or no evaluated image has another image of its class to find.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class Experiment:
         self.name = f"{recipe.name} seed {options.seed}"
         self.iterations = max(len(benchmark.train) // recipe.batch_size, 1)
         settings = {**identity(recipe, benchmark, options), "seed": options.seed}
-        self.run = TrainingRun(self.folder, self.name, seed=options.seed, identity=settings)
+        self.run = runs.TrainingRun(self.folder, self.name, seed=options.seed, identity=settings)
         self.history: dict[str, list[float]] = {"epochs": [], "iterations": [], "seconds": [], "recall_at_1": []}
         self.seconds = 0.0
         self.best_epoch, self.best_recall = 0, math.nan
@@ -186,7 +185,7 @@ class Experiment:
 
 
 def identity(recipe: Recipe, benchmark: Benchmark, options: Options) -> dict[str, Any]:
-    """Return what must agree for runs to share a table: settings, and the images by folder and file name."""
+    """Return what runs of one table must share: settings, and the images by folder and file name."""
     parts = {"train": benchmark.train, "val": benchmark.val, **benchmark.test}
     names = ["/".join(Path(file).parts[-2:]) for part in parts.values() if part is not None for file in part.files]
     counts = {name: len(part) for name, part in parts.items() if part is not None}

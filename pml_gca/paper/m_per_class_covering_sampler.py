@@ -127,6 +127,6 @@ class MPerClassCoveringSampler(Sampler[int]):
         if len(waiting) != len(self.members) or any(
             not set(rows) <= set(own) for rows, own in zip(waiting, self.members, strict=True)
         ):
-            raise ValueError("the state belongs to a sampler of other labels; pass the labels that one was made with")
+            raise ValueError("the state belongs to a sampler of other labels; pass the labels of that sampler")
         self.generator.set_state(state["generator"])
         self.waiting = waiting

@@ -17,7 +17,7 @@ GENERATORS = {"gca": " + GCA-HNG", "hardest": " + hardest real negatives, classi
 SCHEDULES = ("alternating", "one_backward")
 SELECTIONS = ("val", "test", "last")
 SAMPLERS = ("covering", "random")
-OF_THE_MACHINE = ("seed", "device", "workers", "eval_batch_size")  # or of one run; the rest identifies an experiment
+OF_THE_MACHINE = ("seed", "device", "workers", "eval_batch_size")  # or of one run; others identify an experiment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ PENALTY = 0.25 * 3e-3  # weight of squared lengths, per sample of a class
 class PublishedNPairsLoss(losses.NPairsLoss):
     """N-pairs that compares the first sample of each class, the anchor, with every other sample of it in turn.
 
-    The m-th term is a cross-entropy for each anchor: its similarity to the m-th sample of its class, against those to
-    the m-th samples of the other classes. All terms are averaged. Similarities are dot products of embeddings of any
-    length. A penalty on squared lengths keeps embeddings short.
+    The m-th term is a cross-entropy for each anchor. It compares the similarity to the m-th sample of its class with
+    those to the m-th samples of the other classes. All terms are averaged. Similarities are dot products of embeddings
+    of any length. A penalty on squared lengths keeps embeddings short.
 
     Args:
         samples_per_class: M, which scales the published penalty. A batch may hold other numbers of a class.

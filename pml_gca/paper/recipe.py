@@ -1,4 +1,4 @@
-"""The settings of one experiment of the paper, and how to change them by words such as those of a command line."""
+"""The settings of one experiment of the paper, and changes of them in words, as on a command line."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class Recipe:
         generator_lr: learning rate of the generator's propagation. It falls to 0 along a cosine.
         classes_per_batch, samples_per_class: the composition of a training batch.
         epochs: passes over as many images as the training set has.
-        lr_decay_epochs: `embedder_lr` is multiplied by `lr_decay` every so many epochs.
+        lr_decay_epochs: number of epochs after which `embedder_lr` is multiplied by `lr_decay`, again and again.
         warmup_epochs: first epochs, in which only the head of the image model learns.
         frozen: the part of the backbone that never learns: `"batch_norm"`, `"patch_embedding"` or None.
         lr_decay: see `lr_decay_epochs`.

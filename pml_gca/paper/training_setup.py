@@ -159,7 +159,7 @@ def build_generator(recipe: Recipe, options: Options, num_classes: int) -> BaseG
 
 
 def check_feasible(recipe: Recipe, benchmark: Benchmark, options: Options) -> None:
-    """Raise ValueError if no batch can be filled, no epoch be chosen as asked, or nothing be found in evaluation."""
+    """Raise ValueError if no batch can be filled, no epoch can be chosen, or evaluation has nothing to find."""
     if benchmark.train.num_classes < recipe.classes_per_batch:
         raise ValueError(
             f"classes_per_batch is {recipe.classes_per_batch}, but there are {benchmark.train.num_classes} training "

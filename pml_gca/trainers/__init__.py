@@ -1,4 +1,4 @@
-"""PML trainers extended for the protocol of the paper."""
+"""PML trainers with the paper's schedule and mixed precision."""
 
 from .alternating_trainer import AlternatingTrainer
 from .autocast_trainer import AutocastTrainer

@@ -2,6 +2,6 @@
 
 from . import command_line, records, runs, tables
 from .recall_calculator import RecallCalculator
-from .training_run import TrainingRun
+from .runs import TrainingRun
 
 __all__ = ["RecallCalculator", "TrainingRun", "command_line", "records", "runs", "tables"]

@@ -67,7 +67,7 @@ def length(rows: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
 
 
 def directed(rows: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Return what `unit` does, for rows of usual size; those no longer than `floor` have no direction."""
+    """Return what `unit` does, for rows of usual size. Rows of length `floor` or less have no direction."""
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     none = norm <= floor
     if are_usual(norm) and not none.any():

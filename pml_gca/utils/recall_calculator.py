@@ -48,9 +48,9 @@ class RecallCalculator(pml.AccuracyCalculator):
     left out, and the result is nan if no query is left. If K exceeds the reference set, recall uses all references.
 
     PML's own metrics are those of `AccuracyCalculator` with the same `k`: if recall needs more neighbours, they get
-    the first `k` only. (Among references at exactly equal distance, a search for more neighbours may order them
-    differently.) If only recall is requested, no more than the largest K neighbours are searched, whatever `k` is.
-    Unlike in PML, a `k` larger than the reference set means all of it: PML then counts neighbours that do not exist.
+    the first `k` only. (A search for more neighbours may order references at exactly equal distance differently.) If
+    only recall is requested, only the largest K neighbours are searched, and `k` has no influence. Unlike in PML, a `k`
+    larger than the reference set means all of it: PML then counts neighbours that do not exist.
 
     Metrics depend only on which labels are equal, not on their values: PML's float32 merges distinct ids from 2**24
     on. Labels of several columns are equal if all columns are.

@@ -1,4 +1,4 @@
-"""Use PML's record keeping, and keep it fast."""
+"""Set up PML's record keeping, and keep it fast."""
 
 from collections import UserDict
 from importlib import import_module
@@ -11,8 +11,8 @@ from torch import nn
 class UnrecordedModules(UserDict[str, Any]):
     """Child modules that record-keeper does not visit.
 
-    PML's `HookContainer` passes every loss to record-keeper, which visits all attributes that are modules or dicts,
-    turns each tensor into a Python list, and each child's name into a table name. For a network this is slow and
+    PML's `HookContainer` passes every loss to record-keeper. That visits all attributes that are modules or dicts, and
+    turns each tensor into a Python list and each child's name into a table name. For a network this is slow and
     large, and SQLite refuses a child named "0". Record-keeper ignores mappings that are not dicts, like this one.
     """
 

@@ -52,7 +52,7 @@ def parts(rows: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def row_dots(shared: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     """Return the dot product of each row with the shared row it belongs to.
 
-    Nothing as large as the rows is allocated but their gradient.
+    The gradient of the rows is the only allocation of their size.
 
     Args:
         shared: (B, D), floating.

@@ -12,7 +12,7 @@ CHECKPOINT = "torch.utils.checkpoint"  # both forms of checkpointing call functi
 
 
 class WideBuffers(nn.Module):
-    """A module whose floating buffers are float32 or wider, whatever the default dtype and the dtype of the model.
+    """A module whose floating buffers are float32 or wider, with any default dtype and any dtype of the model.
 
     In half precision a running mean stalls, because its steps are rounded away, or it overflows.
     """

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
@@ -26,6 +27,19 @@ def check_positive_int(name: str, value: object, *, minimum: int = 1) -> None:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_int(name: str, value: object, low: int, high: int) -> int:
+    """Return `value` as an int in [low, high]. Raise TypeError for another type, ValueError outside the range."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError for anything but an integer
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, found {type(value).__name__}: {value!r}")
+    if not low <= number <= high:
+        raise ValueError(f"{name} must lie in [{low}, {high}], found {number}")
+    return number
 
 
 def check_share(name: str, value: object) -> None:
@@ -73,7 +87,7 @@ def check_functions(**functions: object) -> None:
 
 
 def check_device(device: object) -> torch.device | None:
-    """Return a device, given as such or by name, or None.
+    """Return a device, given as an object or by name, or None.
 
     Raises:
         TypeError, ValueError: `device` is neither, or torch does not know the name.

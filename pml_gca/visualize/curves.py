@@ -118,7 +118,7 @@ def plot_curves(
 
     Args:
         runs: for each run's name, a mapping with sequences of one length under the keys `iterations`,
-            `seconds` and `metric`; or a sequence of such mappings, one per seed, evaluated at the same
+            `seconds` and `metric`. Several seeds are a sequence of such mappings, evaluated at the same
             iterations. Iterations and seconds count from the start of training and must not be negative.
         metric: the key of the metric.
         metric_label: its name on the axis.

@@ -105,7 +105,7 @@ def plot_gains(
 
     Args:
         rows: for each row's name, the mean gain and half the width of its interval (a 95 % interval, say), drawn as
-            an error bar; or the mean alone. Finite, in the unit of `xlabel`.
+            an error bar. Or the mean alone. Finite, in the unit of `xlabel`.
         reference: position of a dashed vertical line, in the unit of the gains; None for no line.
         reference_label: text above the line; None writes its value.
         xlabel: quantity and unit of the bars.
@@ -119,8 +119,8 @@ def plot_gains(
     Raises:
         ImportError: matplotlib is missing.
         TypeError: an argument, or a value in it, has the wrong type.
-        ValueError: `rows` is empty, a value is not finite or a half width negative, `groups` and `rows`
-            have different names, or `reference_label` is given without a `reference`.
+        ValueError: `rows` is empty, a value is not finite or a half width negative. `groups` and `rows`
+            have different names. Or `reference_label` is given without a `reference`.
     """
     matplotlib = import_matplotlib()
     if not isinstance(rows, Mapping):

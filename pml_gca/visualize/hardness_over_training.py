@@ -82,7 +82,7 @@ def _check_levels(levels: object) -> tuple[float, ...]:
 
 
 def _table(name: str, history: object, keys: tuple[str, str], num_levels: int) -> tuple[Tensor, Tensor]:
-    """Iterations (T,) and quantiles (T, Q) of a history, checked."""
+    """Check a history, and return its iterations (T,) and quantiles (T, Q)."""
     argument = f"histories[{name!r}]"
     if not isinstance(history, Mapping):
         raise TypeError(f"{argument} is of type {type(history).__name__}; expected a mapping with the keys {keys}")

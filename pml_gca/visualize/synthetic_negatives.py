@@ -31,8 +31,8 @@ class EmbeddingPanel:
         embeddings: finite floats of shape (n, D), n >= 4 and D >= 2, none of length 0.
         labels: integers of shape (n,).
         synthetic: synthetic negatives, finite floats of shape (m, D), none of length 0; None for none.
-        synthetic_labels: integers of shape (m,), all among `labels`, as the generators return them: the class of
-            the real samples that a synthetic negative is made of, not that of its anchor. None for none.
+        synthetic_labels: integers of shape (m,), all among `labels`, as the generators return them. They name the
+            class of the real samples that a synthetic negative is made of, not that of its anchor. None for none.
     """
 
     embeddings: Tensor

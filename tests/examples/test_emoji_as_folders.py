@@ -5,13 +5,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import emoji_as_folders as emoji
 import pytest
 from PIL import Image
 
 from pml_gca.datasets import ClassFolder
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import emoji_as_folders as emoji
 
 NAMES = ("anchor", "cat-face", "dog", "hedgehog", "light-bulb", "owl")
 LEFT_OUT = (

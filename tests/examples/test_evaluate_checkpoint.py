@@ -1,10 +1,9 @@
 import json
 import os
 import shutil
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import evaluate_checkpoint
 import pytest
 import torch
 from helpers.layouts import write_cub, write_inshop
@@ -15,9 +14,6 @@ from pml_gca.datasets import load_benchmark
 from pml_gca.paper import recipes
 from pml_gca.paper.backbones import build_backbone, build_head
 from pml_gca.paper.checkpoints import published_state_dict
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import evaluate_checkpoint
 
 TINY = replace(
     recipes.RESNET50_CUB, name="tiny", backbone="test_resnet", embedding_size=2, num_layers=1, num_heads=2, frozen=None

@@ -1,16 +1,13 @@
-import sys
 from collections import Counter
 from pathlib import Path
 
+import glyphs_as_cub
 import numpy as np
 import pytest
 from PIL import Image
 
 from pml_gca.datasets import Glyphs, load_benchmark
 from pml_gca.datasets.glyphs import render as glyph_render
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import glyphs_as_cub
 
 CLASSES, FACES, SIZE = 4, 3, 32
 

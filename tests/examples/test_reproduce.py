@@ -1,5 +1,4 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from pml_gca.paper import Experiment
 from pml_gca.paper.recipes import RECIPES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
 import reproduce  # noqa: E402
 
 WRITERS = {

@@ -13,7 +13,6 @@ from pml_gca import HardNegativeGenerationLoss
 from pml_gca.generators import BaseGenerator
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
 import train_with_classifier  # noqa: E402
 
 SETTINGS = ["--epochs", "3", "--iterations", "3", "--classes-per-batch", "4", "--image-size", "16"]

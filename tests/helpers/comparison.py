@@ -1,15 +1,14 @@
-"""Small cells and results for the tests of the comparison, whose scripts this puts on the path."""
+"""Small cells and results for the tests of the comparison."""
 
 import csv
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+from comparison.cells import Cell
+from comparison.registry import ALL
+from comparison.study import METRICS
+
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-from comparison.cells import Cell  # noqa: E402
-from comparison.registry import ALL  # noqa: E402
-from comparison.study import METRICS  # noqa: E402
 
 SMALL = ["--losses", "n_pairs", "--generators", "none", "constant", "--processes", "1", "--embedding-size", "8"]
 SMALL += ["--image-size", "16"]

@@ -29,14 +29,14 @@ class DetachedClassificationGenerator(GlobalCorrelationGenerator):
 
 
 def silence(propagation: CorrelationPropagation) -> None:
-    """Let nodes hear each other, but not their edges: GELU(0) = 0 is every message."""
+    """Silence the edges: every message becomes GELU(0) = 0. Nodes still attend to each other."""
     for layer in propagation.layers:
         for parameter in layer.get_submodule("node.edge_to_node").parameters():
             nn.init.zeros_(parameter).requires_grad_(False)
 
 
 class SilentCorrelationGenerator(GlobalCorrelationGenerator):
-    """GCA-HNG whose nodes hear each other, but not their edges. Arguments are those of GCA-HNG."""
+    """GCA-HNG whose nodes attend to each other, but get no messages of edges. Arguments are those of GCA-HNG."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -44,7 +44,7 @@ class SilentCorrelationGenerator(GlobalCorrelationGenerator):
 
 
 class SilentClassifiedGenerator(ClassifiedGenerator):
-    """A node classification whose nodes hear each other, but not their edges."""
+    """A node classification whose nodes attend to each other, but get no messages of edges."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

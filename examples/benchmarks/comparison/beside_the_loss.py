@@ -1,4 +1,4 @@
-"""What a user of PML can put beside a loss without a generator: a classifier, a miner, a memory, synthetic classes."""
+"""Additions to a loss that need no generator: a classifier, a miner, a memory, synthetic classes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,11 +18,11 @@ LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 class Extras:
-    """The loss of a run, with what its settings put beside it.
+    """The loss of a run, with the additions of its settings.
 
     Args:
         settings: `classifier`, one of `CLASSIFIERS`, adds `classifier_weight` (1 by default) times its cross-entropy;
-            `crossed` adds so many synthetic classes for each class; `miner` is a miner of PML by name; `memory`, the
+            `crossed` adds this many synthetic classes for each class; `miner` is a miner of PML by name; `memory`, the
             size of a `CrossBatchMemory`. All may be absent.
         num_classes: training classes N.
         loss: of PML or ours.

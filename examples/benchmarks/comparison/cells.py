@@ -31,7 +31,7 @@ class Cell:
 
     @property
     def key(self) -> tuple[str, str, str, int]:
-        """What the cell is filed under."""
+        """The key that the result is filed under."""
         return self.stage, self.loss, self.contender, self.number
 
     @property
@@ -43,8 +43,8 @@ class Cell:
 def trial_options(contender: str, loss: str, tuned: Mapping[str, tuple[Any, ...]], count: int) -> list[dict[str, Any]]:
     """Return `count` different choices of hyperparameters, or all if there are fewer; the names alone decide which.
 
-    Values of a hyperparameter are dealt in turns: few trials are not all spent on one learning rate. Choices that come
-    up twice are left out, which may disturb the balance a little.
+    Values of a hyperparameter take turns, which spreads few trials over all learning rates. Repeated choices are left
+    out, which may disturb the balance a little.
     """
     names = sorted(tuned)
     count = min(count, math.prod(len(values) for values in tuned.values()))

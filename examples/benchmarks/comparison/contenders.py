@@ -1,4 +1,4 @@
-"""What is compared: generators, parts of ours taken away, and the loss alone; with what may be tuned of each."""
+"""The contenders: generators, GCA-HNG with parts taken away, and the loss alone; each with its choices to tune."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,7 +34,7 @@ class Contender:
 
     Attributes:
         title: its name there.
-        make: from `num_classes`, `embedding_size`, what is tuned and `settings`, to a generator; None for the loss
+        make: makes a generator of `num_classes`, `embedding_size`, tuned choices and `settings`; None for the loss
             alone. Results are filed under the contender's name and settings: another `make` leaves them valid.
         tuned: values to choose from, beside the learning rate.
         settings: what is not chosen: arguments of `make`, or a default of training that it replaces (`schedule`,
@@ -87,7 +87,7 @@ def ours(
     also_tuned: Mapping[str, tuple[Any, ...]] | None = None,
     **settings: Any,
 ) -> Contender:
-    """GCA-HNG, or what is left of it; tuned as the whole is."""
+    """Return GCA-HNG, or a part of it, tuned as the whole is."""
     settings = {"num_layers": 1, "num_heads": 2, **settings}
     tuned = {"alpha": ALPHAS, "generator_lr": (1.5e-4, 1e-3), **(also_tuned or {})}
     return Contender(
@@ -98,13 +98,13 @@ def ours(
 def tuned_as(
     other: str, title: str, make: Callable[..., BaseGenerator] = GlobalCorrelationGenerator, **settings: Any
 ) -> Contender:
-    """GCA-HNG, or what is left of it, with the hyperparameters that were chosen for another contender."""
+    """Return GCA-HNG, or a part of it, with the hyperparameters that were chosen for another contender."""
     return replace(ours(title, make, **settings), tuned={}, tuned_as=other)
 
 
 ablation = partial(tuned_as, "gca")  # GCA-HNG with one thing changed
 
-# Hyperparameters and graph of the hardest real negatives, but λ is learned in the place of 1, and counts in full.
+# Hyperparameters and graph of the hardest real negatives, but λ is learned instead of 1, and J_syn counts in full.
 HARDEST_LEARNED: dict[str, Any] = {"beta": 1e6, "alpha": 0.0, "merging": "hardest"}
 
 CONTENDERS = {

@@ -1,4 +1,4 @@
-"""What a cell trains on: characters and a small network, or a folder of images and a pretrained backbone."""
+"""Data and network of a cell: characters and a small network, or a folder of images and a pretrained backbone."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load_split(data: Path | None, split: str, image_size: int, augment: bool) ->
         data: see `Inputs`.
         split: `"train"`, `"val"` or `"test"`, with classes of their own.
         image_size: side, in pixels.
-        augment: distort training images afresh.
+        augment: distort training images differently each time.
     """
     options: dict[str, Any] = {"augment": augment} if split == "train" else {}
     if data is None:

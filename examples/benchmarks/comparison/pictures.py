@@ -1,16 +1,17 @@
-"""Contenders with a pretrained backbone: what a user of PML has already, the published generator, and its parts.
+"""Contenders with a pretrained backbone: PML's own means, the published generator, and its parts.
 
 Decided before the first run, on 64-pixel emoji, 128 channels, 27 classes x 3 samples, 600 iterations:
 
 - Every row has three trials of 200 iterations on validation classes, one for each learning rate of the head. The row of
   GCA-HNG tunes nothing else: its other settings are the paper's for CUB (2 layers, 4 heads, generator at 1.5e-4).
-- Synthetic classes are dropped if they gain less than 1 point of Recall@1 and less than 0.5 points of MAP@R over the
-  loss alone with two of N-pairs, multi-similarity and Proxy Anchor.
-- Classification through the graph is taken apart with multi-similarity, at a learning rate of 1e-3 of the head: its
-  weight, messages within a class, and gradients through other nodes. A variant replaces the published form if it is
-  above the linear classifier of equal weight, clear of zero; if none is, no graph is recommended for strong losses.
-- A generator is recommended here only if its gain over the better of the loss alone and the loss with a linear
-  classifier is clear of zero with two of the three losses.
+- The losses are N-pairs, multi-similarity and Proxy Anchor. Synthetic classes are dropped if, with two of
+  them, they gain less than 1 point of Recall@1 and less than 0.5 points of MAP@R over the loss alone.
+- Classification through the graph is taken apart with multi-similarity, at a learning rate of 1e-3 of the head. Its
+  parts are its weight, messages within a class, and gradients through other nodes. A variant replaces the published
+  form if it is above the linear classifier of equal weight, clear of zero. If none is, no graph is recommended for
+  strong losses.
+- A generator is recommended here only if its gain is clear of zero with two of the three losses. The gain is over the
+  loss alone or the loss with a linear classifier, whichever is better.
 """
 
 from comparison.contenders import CONTENDERS, Contender, classified

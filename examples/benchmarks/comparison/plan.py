@@ -1,4 +1,4 @@
-"""Which cells the comparison consists of, and what its trials chose."""
+"""The cells of the comparison, and the choices of its trials."""
 
 import argparse
 import math
@@ -69,7 +69,7 @@ def best_options(args: argparse.Namespace, loss: str, name: str) -> tuple[dict[s
 
 
 def tried(args: argparse.Namespace, loss: str, name: str) -> str:
-    """Return how many of how many choices were tried."""
+    """Return the number of choices tried, such as "6 of 72"."""
     there_are = math.prod(len(values) for values in (learning_rates(args), *ALL[name].tuned.values()))
     return f"{len(trials(args, loss, name))} of {there_are}"
 

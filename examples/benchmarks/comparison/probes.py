@@ -125,7 +125,7 @@ def coefficients_of(generator: BaseGenerator, embeddings: Tensor, labels: Tensor
 
 
 def rounded(values: Tensor) -> list[list[float]]:
-    """Return rows with 4 digits, which take less room in a file."""
+    """Return rows rounded to 4 digits, to keep files small."""
     return [[round(value, 4) for value in row] for row in values.tolist()]
 
 
@@ -140,12 +140,12 @@ def as_history(row: Row) -> dict[str, Any]:
 
 
 def watch(cell: Cell, study: Study, classes: list[int] | None, tick: Callable[[], None] = lambda: None) -> Row:
-    """Train a cell again, watched; or read what the study kept of that.
+    """Train a cell again and watch it; or read what the study kept of that.
 
     Args:
         cell: which.
-        study: keeps what was seen.
-        classes: of the panel; None: those that this run finds nearest to one another.
+        study: keeps the observations.
+        classes: of the panel; None for those that this run finds nearest to one another.
         tick: called after every iteration.
 
     Returns:

@@ -54,7 +54,7 @@ class Study:
 
     @cached_property
     def watched(self) -> Table:
-        """What was seen inside of some runs, see `comparison.probes`."""
+        """Observations inside some runs, see `comparison.probes`."""
         return Table(self.folder / "watched.csv", (*SEEN, "classes", "names", *PANEL))
 
     def file(self, cell: Cell) -> Path:
@@ -74,7 +74,7 @@ class Study:
         return result_of(kept)
 
     def load(self, stage: str, loss: str, contender: str, number: int) -> tuple[Cell, Row, dict[str, Any]]:
-        """Return a cell that is done, what made it, and its result.
+        """Return a cell that is done, its origin, and its result.
 
         Raises:
             ValueError: there is none, or it is incomplete.
@@ -98,7 +98,7 @@ class Study:
             self.__dict__.pop(name, None)
 
     def has_runs(self) -> bool:
-        """Say whether any run is done, of whatever settings."""
+        """Return whether any run is done, with any settings."""
         return any(key[0] == "run" for key in self.runs.rows) or any(self.folder.glob("cells/run/*/*/*.json"))
 
     def write(self, cell: Cell, result: Mapping[str, Any]) -> None:

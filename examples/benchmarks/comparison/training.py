@@ -138,7 +138,7 @@ def train(cell: Cell, tick: Callable[[], None] = lambda: None) -> dict[str, Any]
         tick: called after every iteration.
 
     Returns:
-        `val_recall_at_1`, `seconds` of the iterations, `history` (the two over iterations), `metrics` of a run, and
+        `val_recall_at_1`, `seconds` of the iterations, `history` (both over the iterations), `metrics` of a run, and
         `diverged` if it did: the iteration.
     """
     run = Run(cell)

@@ -88,7 +88,7 @@ def peak_bytes(case: Case) -> int:
 def resident_bytes(field: str) -> int:
     """Return the resident memory of this process, now (`VmRSS`) or at its peak (`VmHWM`).
 
-    Systems other than Linux tell the peak only, whatever the field.
+    Systems other than Linux report only the peak.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -56,7 +56,7 @@ def captured(work: Callable[[], None]) -> Callable[[], None]:
         work()
 
     def replay(keep_alive: Callable[[], None] = work) -> None:
-        """The graph holds addresses, not tensors: `work`, which owns the tensors, must live as long."""
+        """Replay the graph. It holds addresses, not tensors: `work`, which owns the tensors, must live as long."""
         graph.replay()
 
     return replay

@@ -1,4 +1,4 @@
-"""What is timed: a step of training with the generator, a step of a trunk, and bare matrix products."""
+"""The timed work: a step of training with the generator, a step of a trunk, and bare matrix products."""
 
 import importlib
 from collections.abc import Callable
@@ -66,7 +66,7 @@ class Workload:
         self.channel_weights = draw(case.embedding_size)
 
     def propagation(self) -> None:
-        """Propagate the graph once, forward and backward. What else a step needs is small, and the same for both."""
+        """Propagate the graph once, forward and backward. The rest of a step is small, and the same for both."""
         leaf = self.embeddings.detach().requires_grad_()
         w = self.node_weights
         with self.case.arithmetic():

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ...utils.validation import check_flag
-from ..affine import AffineRange, check_range, draw_affines, to_unit, warp, warp_fixed
-from ..splits import check_augment, check_int, check_split, split_classes
+from ...utils.validation import check_flag, check_int
+from ..affine import AffineRange, check_augment, check_range, draw_affines, to_unit, warp, warp_fixed
+from ..splits import check_split, split_classes
 from .cache import cache_path, load_rendering, store_rendering
 from .render import EM, FACES, Rendering, render_glyphs
 

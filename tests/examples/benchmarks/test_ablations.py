@@ -1,10 +1,14 @@
 """GCA-HNG with a part taken away by a subclass, each against what is then left, written out."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from comparison.ablations import (
+    DetachedClassificationGenerator,
+    ScalarCorrelationGenerator,
+    SilentClassifiedGenerator,
+    SilentCorrelationGenerator,
+)
+from comparison.registry import ALL
 from helpers import oracle
 from helpers.compared import generate
 from helpers.strategies import NUM_CLASSES, labels
@@ -18,15 +22,6 @@ from pml_gca.generators import (
     HardestNegativeGenerator,
     RandomGenerator,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "benchmarks"))
-from comparison.ablations import (
-    DetachedClassificationGenerator,
-    ScalarCorrelationGenerator,
-    SilentClassifiedGenerator,
-    SilentCorrelationGenerator,
-)
-from comparison.registry import ALL
 
 LABELS = [0, 1, 2, 0, 1, 2, 2]
 

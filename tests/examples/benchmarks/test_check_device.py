@@ -1,11 +1,6 @@
-import sys
-from pathlib import Path
-
+import check_device
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "benchmarks"))
-import check_device
 
 from pml_gca import GlobalCorrelationGenerator
 from pml_gca.generators import MixupGenerator

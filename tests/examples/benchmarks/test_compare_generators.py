@@ -3,15 +3,13 @@ import math
 import multiprocessing
 from concurrent.futures.process import BrokenProcessPool
 
+# The scripts, which helpers.comparison puts on the path.
+import compare_generators
 import pytest
 import torch
-from helpers.comparison import COMMON, SMALL, cell, result
-
-# The scripts, which helpers.comparison puts on the path.
-# isort: split
-import compare_generators
 from comparison import inputs, running, training
 from comparison.study import Study
+from helpers.comparison import COMMON, SMALL, cell, result
 
 
 def spy(method, before):

@@ -2,17 +2,15 @@ import json
 import math
 from dataclasses import replace
 
-import pytest
-from helpers.comparison import SMALL, cell, result, rows
-
 # The scripts, which helpers.comparison puts on the path.
-# isort: split
 import compare_generators
+import pytest
 from comparison import cells, inputs, timing, training
 from comparison.arguments import parse_arguments
 from comparison.contenders import ABLATIONS, CONTENDERS
 from comparison.plan import best_options, one_of_each, seeds, trials
 from comparison.registry import ALL
+from helpers.comparison import SMALL, cell, result, rows
 
 WITHOUT_ALPHA = ("no_strength", "gca_counting")
 

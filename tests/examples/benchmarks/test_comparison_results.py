@@ -2,17 +2,15 @@ import json
 import re
 from dataclasses import replace
 
-import pytest
-from helpers.comparison import BENCHMARKS, SMALL, cell, result, rows
-
 # The scripts, which helpers.comparison puts on the path.
-# isort: split
 import compare_generators
+import pytest
 from comparison import registry, running
 from comparison.arguments import parse_arguments
 from comparison.plan import trials
 from comparison.study import Study
 from comparison.table import KEY
+from helpers.comparison import BENCHMARKS, SMALL, cell, result, rows
 
 import pml_gca
 

@@ -1,16 +1,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-import torch
-from helpers.comparison import cell
-
 # The scripts, which helpers.comparison puts on the path.
-# isort: split
 import compare_generators
 import draw_evidence
+import pytest
+import torch
 from comparison import probes, training
 from comparison.study import Study
+from helpers.comparison import cell
 
 SMALL = ["--processes", "1", "--embedding-size", "8", "--image-size", "16", "--trials", "1", "--trial-iterations", "1"]
 SMALL += ["--iterations", "2", "--evaluate-every", "1", "--seeds", "1"]

@@ -2,19 +2,15 @@
 
 import copy
 import math
-import sys
-from pathlib import Path
 
+import naive
 import pytest
 import torch
+from helpers.compared import generate
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import DotProductSimilarity
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "benchmarks"))
-import naive
-from helpers.compared import generate
 
 NUM_CLASSES, SIZE = 7, 12
 BATCHES = {

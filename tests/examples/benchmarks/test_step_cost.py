@@ -1,15 +1,11 @@
 import contextlib
 import csv
 import gc
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "benchmarks"))
 import step_cost
+import torch
 from cost import timing
 
 SMALL = ["--embedding-size", "16", "--num-layers", "1", "--num-heads", "2", "--repeats", "1"]
