@@ -83,11 +83,16 @@ def repeat_calls(metric_loss: nn.Module, calls: list[RecordedCall]) -> Tensor:
 def _repeat_within(parallel: DistributedDataParallel, calls: list[RecordedCall]) -> Tensor:
     """Repeat the calls as the forward pass of `parallel`."""
     inner: nn.Module = parallel.module
-    inner.forward = lambda: _total([call.repeat() for call in calls])  # on this instance, not its class
+
+    def repeated() -> Tensor:
+        del inner.forward  # a recorded loss may be `inner` itself
+        return _total([call.repeat() for call in calls])
+
+    inner.forward = repeated  # on this instance, not its class
     try:
         value: Tensor = parallel()
     finally:
-        del inner.forward
+        vars(inner).pop("forward", None)
     return value
 
 

@@ -77,6 +77,7 @@ def in_parallel(loss):
 
 ALTERNATING = {
     "one": in_parallel,
+    "itself": lambda loss: DistributedDataParallel(loss, find_unused_parameters=True),
     "within": lambda loss: losses.MultipleLosses([in_parallel(loss), in_parallel(losses.ProxyAnchorLoss(CLASSES, D))]),
 }
 
