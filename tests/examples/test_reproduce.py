@@ -2,15 +2,13 @@ import json
 from pathlib import Path
 
 import pytest
+import reproduce
 import torch
 from helpers import layouts
 from helpers.states import assert_bitwise_equal
 
 from pml_gca.paper import Experiment
 from pml_gca.paper.recipes import RECIPES
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-import reproduce  # noqa: E402
 
 WRITERS = {
     "cub": layouts.write_cub,

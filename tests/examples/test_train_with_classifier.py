@@ -2,18 +2,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+import train_with_classifier
 from helpers.states import assert_bitwise_equal
 from PIL import Image
 
 from pml_gca import HardNegativeGenerationLoss
 from pml_gca.generators import BaseGenerator
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-import train_with_classifier  # noqa: E402
 
 SETTINGS = ["--epochs", "3", "--iterations", "3", "--classes-per-batch", "4", "--image-size", "16"]
 SETTINGS += ["--embedding-size", "8"]
@@ -51,7 +48,7 @@ def test_a_killed_run_resumes_to_the_same_result(pictures, tmp_path, capsys, mon
     assert "| n-pairs + GCA-HNG |" in printed
     assert "| difference" in printed
 
-    command = [sys.executable, "-u", str(EXAMPLES / "train_with_classifier.py"), *common]
+    command = [sys.executable, "-u", train_with_classifier.__file__, *common]
     command += ["--out", str(tmp_path / "broken")]
     process = subprocess.Popen(
         command,

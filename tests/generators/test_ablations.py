@@ -75,8 +75,15 @@ def test_without_layers_embeddings_are_read_off_as_they_are():
         "generation_loss",
         "auxiliary_classification_loss",
     }
-    sum(found.objectives.values()).backward()
-    assert all(p.grad is not None for p in generator.parameters())
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 2])
+def test_every_parameter_is_trained(num_layers):
+    generator, z, y, draws = make(num_layers=num_layers)
+    sum(negatives_of(generator, z, y, draws).objectives.values()).backward()
+    for name, parameter in generator.named_parameters():  # distributed training waits for all that may learn
+        assert parameter.requires_grad, name
+        assert parameter.grad is not None, name
 
 
 @settings(max_examples=15)

@@ -96,6 +96,19 @@ def test_a_classification_without_edge_messages():
     torch.testing.assert_close(generator(z, y).objectives["node_classification_loss"], first)
 
 
+@pytest.mark.parametrize("num_layers", [0, 1, 2])
+@pytest.mark.parametrize(
+    "kind", [ScalarCorrelationGenerator, SilentCorrelationGenerator, DetachedClassificationGenerator]
+)
+def test_every_parameter_that_may_learn_is_trained(kind, num_layers):
+    generator, z, y, draws = make(kind, num_layers=num_layers)
+    sum(negatives_of(generator, z, y, draws).objectives.values()).backward()
+    silent = ".node.edge_to_node." if kind is SilentCorrelationGenerator else "none"
+    for name, parameter in generator.named_parameters():  # distributed training waits for all that may learn
+        assert parameter.requires_grad == (silent not in name), name
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
 @settings(max_examples=15)
 @given(y=labels(max_classes=4, max_samples=3))
 @pytest.mark.parametrize(
