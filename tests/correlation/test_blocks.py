@@ -1,4 +1,4 @@
-"""How the generator's linear layers start."""
+"""Edges, blocks and the objective by themselves."""
 
 import re
 from pathlib import Path
@@ -6,10 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from helpers import oracle
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from pml_gca import GlobalCorrelationGenerator
 from pml_gca.correlation.blocks import initialize_attention
+from pml_gca.correlation.edges import (
+    correlation_edges,
+    edge_index,
+    edge_multiplicity,
+    edge_pairs,
+    standardize,
+    sum_over_neighbours,
+    to_dense,
+)
+from pml_gca.correlation.objective import classification_loss, frozen_classification_loss
 from pml_gca.paper.published_names import published_names
 
 SIZE = 512
@@ -59,3 +73,68 @@ def test_these_are_the_layers_that_the_published_code_starts_so():
     for name, layer in linear_layers(generator).items():  # noise alone, and a bias of PyTorch's with noise
         bias = theirs[names[f"{name}.bias"]].std()
         assert (bias < 0.09) == (name in wide) or layer.in_features > 16, name
+
+
+@given(st.integers(0, 12))
+def test_pairs_index_and_multiplicity_agree(n):
+    pairs = edge_pairs(n)
+    assert pairs.shape == (2, n * (n + 1) // 2)
+    assert sorted(sorted(pair) for pair in pairs.T.tolist()) == [[i, j] for i in range(n) for j in range(i, n)]
+    assert pairs.T.tolist() == [[e % n, (e % n + e // n) % n] for e in range(pairs.shape[1])]
+    index = edge_index(n)
+    assert torch.equal(index, index.T)
+    assert torch.equal(index[pairs[0], pairs[1]], torch.arange(pairs.shape[1]))
+    assert edge_multiplicity(pairs).sum() == n * n
+
+
+@given(st.integers(1, 8), st.integers(2, 20), st.integers(0, 99))
+def test_edges_are_channel_wise_correlations(n, channels, seed):
+    z = torch.randn(n, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    edges = to_dense(correlation_edges(z, edge_pairs(n)), n)
+    for i in range(n):
+        for j in range(n):
+            torch.testing.assert_close(edges[i, j], oracle.initial_edge(z[i], z[j]))
+    if n > 1 and channels > 2:
+        torch.testing.assert_close(edges.sum(dim=2), torch.corrcoef(z))
+
+
+@given(st.integers(1, 7), st.integers(1, 5), st.integers(0, 99))
+def test_sum_over_neighbours(n, channels, seed):
+    pairs = edge_pairs(n)
+    values = torch.randn(pairs.shape[1], channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    torch.testing.assert_close(sum_over_neighbours(values, pairs, n), to_dense(values, n).sum(dim=1))
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e30, 1e-30, -3.7])
+def test_constant_embeddings_correlate_with_nothing(constant):
+    z = torch.full((2, 7), constant)
+    z[1] = torch.arange(7.0)
+    z.requires_grad_()
+    standardized = standardize(z)
+    assert not standardized[0].any()
+    standardized.pow(2).sum().backward()
+    assert torch.isfinite(z.grad).all()
+    assert not z.grad[0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_standardized_in_float32(dtype):
+    z = torch.randn(4, 64).to(dtype)
+    assert standardize(z).dtype == torch.float32
+    torch.testing.assert_close(standardize(z), standardize(z.float()))
+
+
+@pytest.mark.parametrize("margin", [0.5, 17.0])
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_classification_by_a_frozen_classifier_is_that_of_autograd(dtype, margin):
+    """In float16, too, where the small errors of well classified rows would vanish."""
+    torch.manual_seed(0)
+    weight, bias, labels = 4 * torch.eye(20, 32), 0.01 * torch.randn(20), torch.arange(400) % 20
+    rows = (weight[labels] * margin / 16 + 0.01 * torch.randn(400, 32)).requires_grad_()
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        loss = frozen_classification_loss(rows, weight.requires_grad_(), bias, labels)
+    expected = classification_loss(F.linear(rows, weight.detach(), bias), labels)
+    tolerance = {None: 1e-5, torch.float16: 0.05, torch.bfloat16: 0.1}[dtype]
+    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=1e-6)
+    actual, wanted = (torch.autograd.grad(value, rows)[0] for value in (loss, expected))
+    assert (actual - wanted).norm() <= tolerance * wanted.norm()

@@ -1,8 +1,7 @@
 from pathlib import Path
 
 import pytest
-from helpers.layouts import WRITERS
-from helpers.loading import CLASSES, PER_CLASS
+from helpers.layouts import CLASSES, PER_CLASS, WRITERS
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.layouts import WRITERS, write_folder
-from helpers.loading import PER_CLASS, load, splits_of
+from helpers.layouts import PER_CLASS, WRITERS, load, splits_of, write_folder
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

@@ -3,8 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.layouts import WRITERS, write_cub
-from helpers.loading import load, splits_of
+from helpers.layouts import WRITERS, load, splits_of, write_cub
 
 from pml_gca.datasets import UnreadableImageError
 from pml_gca.datasets.data_root import missing_images

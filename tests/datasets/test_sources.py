@@ -3,8 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.layouts import WRITERS, write_cars196, write_cub, write_sop
-from helpers.loading import load, splits_of
+from helpers.layouts import WRITERS, load, splits_of, write_cars196, write_cub, write_sop
 from pytorch_metric_learning.datasets import CUB, Cars196, StanfordOnlineProducts
 
 from pml_gca.datasets.benchmarks import BENCHMARKS

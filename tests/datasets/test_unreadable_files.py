@@ -3,8 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.layouts import write_cub, write_image
-from helpers.loading import load, size_of, splits_of
+from helpers.layouts import load, size_of, splits_of, write_cub, write_image
 from PIL import Image
 
 from pml_gca.datasets import UnreadableImageError, load_benchmark

@@ -1,13 +1,16 @@
-"""Write tiny data sets to disk in the layout of the real ones.
+"""Write tiny data sets to disk in the layout of the real ones, and load them without torchvision.
 
 Train and test half have `classes` classes each. The images of each half include a greyscale, a palette, an RGBA and a
 CMYK one, whatever their file extension is.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from pml_gca.datasets import Benchmark, ClassSubset, load_benchmark
 
 MODES = {1: ("L", "JPEG"), 2: ("P", "PNG"), 3: ("RGBA", "PNG"), 4: ("CMYK", "JPEG")}
 
@@ -111,3 +114,23 @@ WRITERS = {
     "inshop": write_inshop,
     "folder": write_folder,
 }
+
+
+CLASSES, PER_CLASS = 6, 4
+"""Classes of each half of a benchmark, and images of a class."""
+
+
+def size_of(image: Any) -> Any:
+    """A transform that keeps nothing but the size of an image."""
+    return image.size
+
+
+def load(name: str, root: Path, **arguments: Any) -> Benchmark:
+    """Load a benchmark with `size_of` as its transforms."""
+    return load_benchmark(name, root, **{"train_transform": size_of, "test_transform": size_of, **arguments})
+
+
+def splits_of(benchmark: Benchmark) -> dict[str, ClassSubset]:
+    """All splits by name."""
+    assert benchmark.val is not None
+    return {"train": benchmark.train, "val": benchmark.val, **benchmark.test}

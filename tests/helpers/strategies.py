@@ -1,4 +1,4 @@
-"""Hypothesis strategies for batches of any composition."""
+"""Hypothesis strategies for batches of any composition, and small generators."""
 
 import torch
 from hypothesis import strategies as st
@@ -40,3 +40,12 @@ def embeddings(generator, count, seed=0, dtype=torch.float64, device="cpu"):
     z = torch.randn(count, generator.embedding_size, generator=source, dtype=torch.float64)
     z = z * torch.rand(count, 1, generator=source, dtype=torch.float64).add(0.2)
     return z.to(device, dtype).requires_grad_()
+
+
+def small_generator(**kwargs):
+    torch.manual_seed(0)
+    generator = GlobalCorrelationGenerator(6, 16, **{"dropout": 0.0, **kwargs})
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return generator

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.counters import LiveBytes
-from helpers.small_graphs import small_generator
+from helpers.strategies import small_generator
 
 from pml_gca.correlation.edges import edge_pairs
 
