@@ -35,7 +35,11 @@ def recompute_gradients(
             inputs = [x.detach().requires_grad_(wanted) for x, wanted in zip(inputs, needed, strict=True)]
         found = function(*inputs)
         outputs = (found,) if isinstance(found, Tensor) else found
-        used = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
+        used = [
+            (out, grad)
+            for out, grad in zip(outputs, grads, strict=True)
+            if grad is not None and out.requires_grad  # an output may depend on inputs without gradient alone
+        ]
         wanted_inputs = [x for x, wanted in zip(inputs, needed, strict=True) if wanted]
         if not used or not wanted_inputs:
             return [None] * len(inputs)

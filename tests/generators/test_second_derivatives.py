@@ -53,11 +53,11 @@ def made(make, loss="multi-similarity"):
     return wrapped
 
 
-def gradients(loss, z, of, create_graph):
+def gradients(loss, z, of, create_graph, labels=LABELS):
     """All draws and levels as they were."""
     state = {name: value.clone() for name, value in loss.state_dict().items()}
     torch.manual_seed(1)
-    found = torch.autograd.grad(loss(z, LABELS), of, create_graph=create_graph, allow_unused=True)
+    found = torch.autograd.grad(loss(z, labels), of, create_graph=create_graph, allow_unused=True)
     with torch.no_grad():
         for name, value in loss.state_dict().items():
             if "level" in name or "running" in name:
@@ -70,6 +70,19 @@ def test_the_gradient_is_the_same_whether_it_is_to_be_differentiated_or_not(name
     loss, z = made(EVERY[name]), random_rows(10)
     of = [z, *(p for p in loss.parameters() if p.requires_grad)]
     for plain, again in zip(*(gradients(loss, z, of, create_graph) for create_graph in (False, True)), strict=True):
+        assert (plain is None) == (again is None)
+        if plain is not None:
+            torch.testing.assert_close(again.detach(), plain, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [len(LABELS), 0])
+@pytest.mark.parametrize("name", [name for name in sorted(EVERY) if list(EVERY[name]().parameters())])
+def test_so_are_those_of_parameters_alone_and_of_an_empty_batch(name, rows):
+    loss, z = made(EVERY[name]), random_rows(rows).detach()
+    parameters = list(loss.parameters())
+    for plain, again in zip(
+        *(gradients(loss, z, parameters, create_graph, LABELS[:rows]) for create_graph in (False, True)), strict=True
+    ):
         assert (plain is None) == (again is None)
         if plain is not None:
             torch.testing.assert_close(again.detach(), plain, rtol=1e-8, atol=1e-10)

@@ -107,7 +107,8 @@ class EdgeCoefficients(torch.autograd.Function):
         """Return a form of `forward` that autograd can differentiate, and its inputs; see `differentiate_plain`."""
         kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, bias, _ = ctx.saved_tensors
         dtype = ctx.plan.matmul_dtype
-        multiplicity = torch.cat([tile.multiplicity(kept).flatten() for tile in ctx.plan.tiles])[:, None]
+        counts = (tile.multiplicity(kept).flatten() for tile in ctx.plan.tiles)
+        multiplicity = torch.cat([kept.new_empty(0), *counts])[:, None]  # an empty graph has no tile
 
         def coefficients(
             kept: Tensor, norm_weight: Tensor, norm_bias: Tensor, scale: Tensor, weight: Tensor, bias: Tensor
