@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cost.case import arithmetic
-from cost.machine import processor_name
+from cost.case import arithmetic, processor_name
 from pytorch_metric_learning import losses
 from torch import Tensor
 

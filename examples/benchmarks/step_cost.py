@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 from cost import memory, timing
-from cost.case import Case
-from cost.machine import cpu_multiplies_bf16, processor_name
+from cost.case import Case, cpu_multiplies_bf16, processor_name
 from cost.plot import plot
 from cost.report import Row, growth_lines, legend, speed_lines, table, write_csv
 from cost.workload import Workload, deviation_from_fp32, matrix_products, torchvision_models, trunk_step

@@ -9,8 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from comparison.backbone import FineTuned
-from comparison.network import WIDTHS, Embedder
+from comparison.networks import WIDTHS, Embedder, FineTuned
 from pml_gca.datasets import ClassFolder, Glyphs
 
 

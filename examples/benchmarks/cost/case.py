@@ -1,8 +1,10 @@
-"""One way to compute a training step."""
+"""One way to compute a training step, and the processor that computes it."""
 
 import contextlib
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -51,3 +53,25 @@ def arithmetic(precision: str, device: str) -> Iterator[None]:
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     with torch.autocast(device, dtype, enabled=precision in ("bf16", "fp16")):
         yield
+
+
+def processor_name(device: str) -> str:
+    """Return the name of the CPU or GPU."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Return whether this CPU has matrix or dot-product instructions for bfloat16."""
+    checks = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16")]
+    if any(check is not None and check() for check in checks):
+        return True
+    with contextlib.suppress(OSError):
+        words = set(Path("/proc/cpuinfo").read_text().split())
+        return not words.isdisjoint({"amx_bf16", "avx512_bf16", "bf16"})
+    return False

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from comparison.beside_the_loss import cross_classes
 from comparison.classifiers import CLASSIFIERS, GraphClassifier, MaskedGraphClassifier, OwnGradientGraphClassifier
-from comparison.crossing import cross_classes
 from comparison.plan import check_pair
 from helpers.strategies import labels as any_labels
 from hypothesis import given

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from comparison.backbone import TRUNK_LR_FACTOR, FineTuned, load_weights
 from comparison.inputs import Inputs, folder_fingerprint
+from comparison.networks import TRUNK_LR_FACTOR, FineTuned, load_weights
 from comparison.pictures import PICTURES
 from PIL import Image
 from torch import nn

@@ -1,13 +1,14 @@
-"""A pretrained backbone that all contenders fine-tune, in place of the small network."""
+"""The networks that contenders train: a small one, fast on a CPU, and a pretrained backbone that they fine-tune."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, channels_last, nn
 
 from pml_gca.paper.backbones import build_backbone, build_head
 from pml_gca.utils.optional_imports import import_timm
@@ -111,3 +112,39 @@ def load_weights(trunk: nn.Module, file: Path, whole: nn.Module) -> None:
 def without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict without BatchNorm's batch counters, which some packages leave out."""
     return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+WIDTHS = (1, 24, 48, 96, 96)
+STRIDE = 2  # of every convolution; pooling at full size would take most of the time
+
+
+class Embedder(nn.Module):
+    """Four strided convolutions, each with BatchNorm and ReLU, and a linear layer.
+
+    Args:
+        image_size: side S of the images, in pixels.
+        embedding_size: channels D of the embeddings.
+
+    Takes (B, 1, S, S) images, returns (B, D).
+    """
+
+    def __init__(self, image_size: int, embedding_size: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for number, (narrow, wide) in enumerate(pairwise(WIDTHS)):
+            kernel = 5 if number == 0 else 3
+            convolution = nn.Conv2d(narrow, wide, kernel, stride=STRIDE, padding=kernel // 2, bias=False)
+            layers += [convolution, nn.BatchNorm2d(wide), nn.ReLU()]
+        side = image_size
+        for _ in WIDTHS[1:]:
+            side = -(-side // STRIDE)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(WIDTHS[-1] * side**2, embedding_size))
+        self.layers.to(memory_format=channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        embeddings: Tensor = self.layers(images.contiguous(memory_format=channels_last))
+        return embeddings
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the optimizer's groups."""
+        return [{"params": list(self.parameters()), "lr": lr}]
