@@ -196,7 +196,7 @@ def test_evaluation_and_generation_alone_wait_for_no_device(meta, merging):
         assert negatives.num_skipped_anchors == 2
 
 
-def test_what_waits_is_found(meta):
+def test_waits_are_found(meta):
     loss = HardNegativeGenerationLoss(DotLoss(), make(), collect_stats=True)
     with pytest.raises(RuntimeError, match="meta"):
         meta_step(loss)

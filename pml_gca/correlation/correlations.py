@@ -1,4 +1,4 @@
-"""What the graph says about a batch, and the gradient that it passes to the embeddings.
+"""The result of the propagated graph, and the gradient that it passes to the embeddings.
 
 All objectives share one propagated graph. Only node classification may train the embeddings; the other terms train
 the generator alone. The graph is therefore propagated from a detached copy of the embeddings. Two gradient passes go
@@ -20,7 +20,7 @@ HALF_GRADIENT_SCALE = 1024.0  # lifts gradients that float16 would flush to zero
 
 @dataclass
 class GradientPass:
-    """Which gradients a backward pass through the graph computes.
+    """The gradients that a backward pass through the graph computes.
 
     Autograd skips what a pass does not ask for, but not inside functions whose gradients are written out. These look
     here. Only `embedding_gradient` and `Correlations.with_gradient_to` change it.
@@ -32,7 +32,7 @@ class GradientPass:
 
 @dataclass(frozen=True)
 class Correlations:
-    """What the graph says about a batch of N embeddings of D channels.
+    """The result of the propagated graph, for a batch of N embeddings of D channels.
 
     Attributes:
         node_logits: (N, num_classes), class scores of the propagated nodes.

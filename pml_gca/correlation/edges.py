@@ -85,7 +85,7 @@ def correlation_edges(embeddings: Tensor, pairs: Tensor) -> Tensor:
 
 
 def sum_over_neighbours(edge_values: Tensor, pairs: Tensor, num_nodes: int) -> Tensor:
-    """Return, for each node, the sum over all edges that end in it; a self pair counts once.
+    """Return the sum over all edges that end in a node, for each node; a self pair counts once.
 
     Args:
         edge_values: (E, D).

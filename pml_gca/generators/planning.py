@@ -35,7 +35,7 @@ def next_positive(labels: Tensor, num_anchors: int | None = None) -> tuple[Tenso
 
 @dataclass(frozen=True)
 class CandidatePlan:
-    """Which real samples each synthetic negative is made of; depends on labels alone.
+    """The real samples that make up each synthetic negative; depends on labels alone.
 
     Attributes:
         slots: (A, N) long, the synthetic negative that the candidate of an anchor and a node is merged into. It is S

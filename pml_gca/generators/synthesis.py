@@ -150,7 +150,7 @@ class Synthesis(torch.autograd.Function):
 
 
 class Pull:
-    """How candidates are pulled, tile by tile: each edge's second end toward its first, and the other way round.
+    """The pull of candidates, tile by tile: each edge's second end toward its first, and the other way round.
 
     Args:
         nodes: (N, D), z.

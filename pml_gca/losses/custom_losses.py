@@ -82,7 +82,7 @@ class GradientUse(TorchFunctionMode):
         self.found = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """See torch."""
+        """Note whether an argument has a gradient, and call `func`."""
         name = getattr(func, "__name__", None)
         if (func.__self__.__name__ if name == "__get__" else name) not in self.IGNORED:
             self.found = self.found or has_gradient((args, kwargs))

@@ -138,7 +138,7 @@ def labelled_synthetic_loss(loss: losses.BaseMetricLossFunction, batch: Syntheti
 
 
 def n_pairs_synthetic_loss(loss: losses.NPairsLoss, batch: SyntheticBatch) -> Tensor:
-    """Compute, for every anchor, the cross-entropy of its next positive against its own synthetic negatives."""
+    """Compute the cross-entropy of every anchor's next positive against its own synthetic negatives."""
     positives, has_positive = next_positive(batch.node_labels, len(batch.labels))
     positive = similarity(loss, batch.embeddings, batch.nodes).gather(1, positives[:, None])[:, 0]
     negative, owner = own_similarity(loss, batch), batch.negatives.anchors

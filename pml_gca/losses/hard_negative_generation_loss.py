@@ -115,12 +115,12 @@ class HardNegativeGenerationLoss(LossWrapper):
         return self.levels.generator.value
 
     def end_epoch(self) -> None:
-        """With `level_momentum=None`: make the means of this epoch the levels of the next."""
+        """Make the means of this epoch the levels of the next, with `level_momentum=None`; else do nothing."""
         self.levels.end_epoch()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Within this context, compute one part of the loss, as the published alternating schedule requires.
+        """Compute one part of the loss within this context, as the published alternating schedule requires.
 
         `"embedding"` omits J_gen, the generator's `generation_loss`. `"generation"` is J_gen alone; call it with the
         same batch, detached, after the first part was stepped. `AlternatingTrainer` does this.

@@ -83,7 +83,7 @@ class RunningMean(WideBuffers):
 
     @torch.no_grad()
     def end_epoch(self) -> None:
-        """With `momentum=None`: make the mean of this epoch the value, and start a new epoch."""
+        """Make the mean of this epoch the value and start a new epoch, with `momentum=None`; else do nothing."""
         if self.momentum is None:
             value = self._value
             torch.where(self.weight > 0, self.total / self.weight, value, out=value)

@@ -88,7 +88,7 @@ class OptimizerWatch(StepWatch):
         self.watch(bool(self._trainable))
 
     def optimizer_stepped(self, optimizer: Optimizer) -> None:
-        """Note who stepped. Gradients are checked now: the next batch may begin by clearing them."""
+        """Note whether these parameters or others were stepped. Check now: the next batch may begin by clearing them."""
         if holds(optimizer, self._watched):
             self._finished = True
         elif any(p.grad is not None for p in self._trainable):
@@ -150,7 +150,7 @@ class FrozenWatch(StepWatch):
         self.watch(False)
 
     def optimizer_stepped(self, optimizer: Optimizer) -> None:
-        """Note that something is trained, whatever it is."""
+        """Note that some optimizer stepped."""
         self._stepped = True
 
 
@@ -187,6 +187,6 @@ def _update_hook() -> None:
 
 
 def _notify_watches(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Hook of every optimizer step: pass it to the watches."""
+    """Pass a step of any optimizer to the watches."""
     for watch in list(_watches):
         watch.optimizer_stepped(optimizer)

@@ -102,7 +102,7 @@ def join_references(
 
 
 def occurrence(values: Tensor) -> Tensor:
-    """Count, for each of (N,) values, how often it occurs earlier in the tensor: 0 for the first of its kind."""
+    """Count how often each of (N,) values occurs earlier in the tensor: 0 for the first of its kind."""
     ordered, order = values.sort(stable=True)
     count = torch.arange(len(values), device=values.device) - torch.searchsorted(ordered, ordered)
     return torch.empty_like(count).scatter(0, order, count)

@@ -1,4 +1,4 @@
-"""Which PML losses take synthetic negatives, and by which function; which are refused, why, and what to do instead."""
+"""Tables of PML losses: those that take synthetic negatives, and those refused, with reason and remedy."""
 
 from collections.abc import Callable
 

@@ -40,7 +40,7 @@ class RecordedCall:
 
 @contextmanager
 def recording(loss: HardNegativeGenerationLoss, calls: list[RecordedCall]) -> Iterator[None]:
-    """Within this context, append every training call of `loss` to `calls`."""
+    """Append every training call of `loss` to `calls` within this context."""
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> None:
         if loss.training and value.requires_grad:

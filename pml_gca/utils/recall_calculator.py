@@ -179,7 +179,7 @@ class RecallCalculator(pml.AccuracyCalculator):
 
     @contextmanager
     def _comparing(self, values: Tensor | None) -> Iterator[None]:
-        """Within this context, give the user's comparison the original `values` of numbered labels."""
+        """Give the user's comparison the original `values` of numbered labels within this context."""
         comparison = self.label_comparison_fn
         if values is not None:
             self.label_comparison_fn = ComparedValues(comparison, values, self.device)

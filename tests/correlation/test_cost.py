@@ -200,7 +200,7 @@ def test_values_do_not_depend_on_the_choice(memory):
 
 
 @pytest.mark.parametrize("chunk", [None, 4000])
-def test_what_does_not_fit_is_told_before_anything_large_is_made(memory, chunk):
+def test_warning_comes_before_large_allocations(memory, chunk):
     generator = make(edge_chunk_size=chunk)
     loss = HardNegativeGenerationLoss(losses.NPairsLoss(), generator)
     z, y = batch(96)
@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_told_before_anything_large_is_made(memory, chunk):
     assert live.peak < 96 * 97 // 2 * 4 * 4  # not even a few values per edge
 
 
-def test_it_is_told_once_a_size_and_only_where_gradients_are_taken(memory):
+def test_warning_once_per_size_and_only_with_gradients(memory):
     memory(10**5)
     generator = make()
     (small, small_labels), (large, large_labels) = batch(12), batch(15)

@@ -55,7 +55,7 @@ def test_a_training_step_is_the_same_where_the_folder_is_deleted(tmp_path, leave
     package = Path(pml_gca.__file__).parent
     copied = shutil.copytree(package, tmp_path / "pml_gca", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.rmtree(copied / "correlation" / "sweeps")
-    if leaves_empty_folder:  # of which Python makes a package without contents
+    if leaves_empty_folder:  # Python imports it as a package without contents
         (copied / "correlation" / "sweeps").mkdir()
     swept, plain = step(package.parent), step(tmp_path)
     assert (swept["sweeps"], plain["sweeps"]) == (True, False)

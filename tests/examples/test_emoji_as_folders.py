@@ -138,7 +138,7 @@ def test_a_broken_package_is_named(packages, drawn, tmp_path, content):
         emoji.main([str(packages), str(tmp_path / "emoji")])
 
 
-def test_what_is_there_is_left_alone(packages, drawn, tmp_path):
+def test_existing_folder_is_not_overwritten(packages, drawn, tmp_path):
     (tmp_path / "emoji").mkdir()
     (tmp_path / "emoji" / "own.txt").write_text("mine")
     with pytest.raises(SystemExit, match="is there already and not empty"):

@@ -248,7 +248,7 @@ def test_a_classification_costs_less_than_the_whole():
 
 
 @pytest.mark.parametrize("make", [lambda: GlobalCorrelationGenerator(5, 8), lambda: classified("hardest")])
-def test_what_classifies_already_is_refused(make):
+def test_generators_that_classify_already_are_refused(make):
     with pytest.raises(ValueError, match=r"generator must have no node classification of its own; .* has one"):
         ClassifiedGenerator(make())
 

@@ -327,7 +327,7 @@ def test_a_step_waits_for_no_device(name, meta):
 
 @every
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_is_told_even_if_late(name, bad, monkeypatch):
+def test_late_check_reports_non_finite_embeddings(name, bad, monkeypatch):
     """On a device that is not waited for all is computed first; no index may leave its range then."""
     monkeypatch.setattr(HostCopy, "ready", False)
     for broken in (slice(2, 3), slice(None)):

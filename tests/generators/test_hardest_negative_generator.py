@@ -27,7 +27,7 @@ def test_negatives_agree_with_a_slow_search(y, normalize, seed, data):
 
 @settings(max_examples=15)
 @given(labels(max_samples=4), st.integers(0, 99))
-def test_they_are_those_of_a_constant_of_1_merged_by_hardness(y, seed):
+def test_negatives_equal_those_of_constant_1_merged_by_hardness(y, seed):
     z = random_rows(len(y), seed)
     constant = ConstantGenerator(NUM_CLASSES, SIZE, coefficient=1.0, alpha=0.0, merging="hardest")
     found = [generate(g, z, y, level=2.0) for g in (HardestNegativeGenerator(NUM_CLASSES, SIZE), constant)]

@@ -122,7 +122,7 @@ def test_each_term_matters_in_the_test_above():
         assert large == reached, term
 
 
-def test_what_the_generator_returns_is_routed_term_by_term():
+def test_each_term_of_the_generator_trains_its_own_parameters():
     loss, _ = make("proxy anchor")
     z = torch.randn(len(LABELS), SIZE, dtype=torch.float64, requires_grad=True)
     negatives = loss.generator(z, LABELS, metric_level=METRIC_LEVEL)

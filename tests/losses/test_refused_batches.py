@@ -226,7 +226,7 @@ def test_references_and_samples_are_matched_one_to_one_in_order(batch, reference
     assert torch.equal(nodes[: len(batch)], embeddings)
 
 
-def test_what_is_no_number_is_in_nobodys_way():
+def test_nan_references_do_not_index_out_of_range():
     """Values of a GPU are checked when it has been given its work."""
     z, labels = torch.full((3, 4), float("nan")), torch.zeros(3, dtype=torch.long)
     assert join_references(z, labels, z.clone(), labels)[2].max() < 6

@@ -1,1 +1,1 @@
-"""What compare_generators.py and draw_evidence.py share: cells, contenders, training, results and tables."""
+"""Shared by compare_generators.py and draw_evidence.py: cells, contenders, training, results and tables."""

@@ -15,7 +15,7 @@ from pml_gca.datasets import ClassFolder, Glyphs
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a cell finds its data. The settings hold fingerprints: paths and devices are no part of a result.
+    """The data of a cell. The settings hold fingerprints: paths and devices are no part of a result.
 
     Attributes:
         data: folder of class folders; None for characters in 16 fonts.

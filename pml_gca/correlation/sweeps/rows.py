@@ -21,7 +21,7 @@ NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """How the edges are swept.
+    """The settings of a sweep over the edges.
 
     Attributes:
         tiles: what is computed at a time.
@@ -43,7 +43,7 @@ class SweepPlan:
 
 
 class EdgeState(NamedTuple):
-    """What is kept of the edges, from which `EdgeRows` computes them.
+    """The tensors kept of the edges; `EdgeRows` recomputes the edges from them.
 
     Attributes:
         kept: (E, D), edges before their post-norm; for the first edges the (N, D) standardised embeddings.

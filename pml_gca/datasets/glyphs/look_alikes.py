@@ -1,4 +1,4 @@
-"""Which characters look alike once scaled to the same frame."""
+"""Detection of characters that look alike once scaled to the same frame."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_a_pass_for_the_embeddings_computes_no_gradient_of_parameters(chunk):
 
 
 @pytest.mark.parametrize("chunk", [None, 9])
-def test_what_is_frozen_gets_no_gradient_and_changes_no_other(chunk):
+def test_frozen_parameters_get_no_gradient_and_change_no_other(chunk):
     propagation, z, y = small_generator(edge_chunk_size=chunk).propagation, torch.randn(8, 16), torch.arange(8) // 2
     names, parameters = zip(*propagation.named_parameters(), strict=True)
 

@@ -30,7 +30,7 @@ def test_every_generator_is_checked():
     assert len(names) == 9
 
 
-def test_what_it_prints(few, capsys):
+def test_printed_report(few, capsys):
     with pytest.raises(SystemExit) as end:
         check_device.main(["--device", "cpu"])
     assert end.value.code == 0

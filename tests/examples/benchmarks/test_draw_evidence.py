@@ -85,7 +85,7 @@ def test_a_watched_run_learns_what_it_learns_unwatched(tmp_path):
             assert torch.equal(value, after.state_dict()[name]), name
 
 
-def test_what_was_watched(tmp_path):
+def test_a_watched_run(tmp_path):
     found = probes.watch(CELL, Study(tmp_path), None)
     history = probes.as_history(found)
     assert history["iterations"] == [0, 2]
