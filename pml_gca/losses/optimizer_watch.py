@@ -88,7 +88,7 @@ class OptimizerWatch(StepWatch):
         self.watch(bool(self._trainable))
 
     def optimizer_stepped(self, optimizer: Optimizer) -> None:
-        """Note whether these parameters or others were stepped. Check now: the next batch may begin by clearing them."""
+        """Note whether these parameters or others stepped. Look now: the next batch may begin by clearing gradients."""
         if holds(optimizer, self._watched):
             self._finished = True
         elif any(p.grad is not None for p in self._trainable):
