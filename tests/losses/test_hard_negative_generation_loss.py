@@ -28,12 +28,6 @@ def proxy_anchor():
     return losses.ProxyAnchorLoss(NUM_CLASSES, SIZE)
 
 
-@pytest.fixture
-def z():
-    torch.manual_seed(1)
-    return torch.randn(len(LABELS), SIZE, requires_grad=True)
-
-
 def test_the_value_is_the_sum_of_its_recorded_sub_losses(z):
     loss = make_loss(collect_stats=True)
     loss(z, LABELS)

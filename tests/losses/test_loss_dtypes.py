@@ -22,12 +22,6 @@ def proxy_anchor():
     return losses.ProxyAnchorLoss(NUM_CLASSES, SIZE)
 
 
-@pytest.fixture
-def z():
-    torch.manual_seed(1)
-    return torch.randn(len(LABELS), SIZE, requires_grad=True)
-
-
 WRAPPED = {
     "angular": losses.AngularLoss,
     "multi-similarity": losses.MultiSimilarityLoss,

@@ -4,29 +4,10 @@ import itertools
 
 import pytest
 import torch
+from helpers.contrastive_batch import LABELS, SIZE, make_loss
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import nn
-
-from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-
-NUM_CLASSES, SIZE = 9, 8
-LABELS = torch.tensor([3, 7, 3, 0, 5, 3, 7, 0])
-
-
-def generator_of(**kwargs):
-    torch.manual_seed(0)
-    return GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2, dropout=0.0, **kwargs)
-
-
-def make_loss(wrapped=None, **kwargs):
-    return HardNegativeGenerationLoss(wrapped or losses.ContrastiveLoss(), generator_of(), **kwargs)
-
-
-@pytest.fixture
-def z():
-    torch.manual_seed(1)
-    return torch.randn(len(LABELS), SIZE, requires_grad=True)
 
 
 @pytest.fixture

@@ -5,33 +5,15 @@ import math
 
 import pytest
 import torch
+from helpers.contrastive_batch import LABELS, NUM_CLASSES, SIZE, make_loss
 from helpers.states import assert_unchanged, copied_state
 from hypothesis import given
 from hypothesis import strategies as st
 from losses.test_every_pml_loss import WORKS
 from pytorch_metric_learning import losses, miners
 
-from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.losses.references import join_references, occurrence
 from pml_gca.utils.host import HostCopy
-
-NUM_CLASSES, SIZE = 9, 8
-LABELS = torch.tensor([3, 7, 3, 0, 5, 3, 7, 0])
-
-
-def generator_of(**kwargs):
-    torch.manual_seed(0)
-    return GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2, dropout=0.0, **kwargs)
-
-
-def make_loss(wrapped=None, **kwargs):
-    return HardNegativeGenerationLoss(wrapped or losses.ContrastiveLoss(), generator_of(), **kwargs)
-
-
-@pytest.fixture
-def z():
-    torch.manual_seed(1)
-    return torch.randn(len(LABELS), SIZE, requires_grad=True)
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode, lambda: torch.set_grad_enabled(False)])

@@ -4,33 +4,17 @@ import math
 
 import pytest
 import torch
+from helpers.contrastive_batch import LABELS, NUM_CLASSES, SIZE, generator_of, make_loss
 from pytorch_metric_learning import losses, regularizers
 from torch import nn
 
-from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
+from pml_gca import HardNegativeGenerationLoss
 from pml_gca.losses import synthetic_loss
 from pml_gca.losses.families import labelled_synthetic_loss
 from pml_gca.losses.loss_wrapper import without_regularizers
 from pml_gca.paper import PublishedNPairsLoss
 
-NUM_CLASSES, SIZE = 9, 8
-LABELS = torch.tensor([3, 7, 3, 0, 5, 3, 7, 0])
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
-
-
-def generator_of(**kwargs):
-    torch.manual_seed(0)
-    return GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2, dropout=0.0, **kwargs)
-
-
-def make_loss(wrapped=None, **kwargs):
-    return HardNegativeGenerationLoss(wrapped or losses.ContrastiveLoss(), generator_of(), **kwargs)
-
-
-@pytest.fixture
-def z():
-    torch.manual_seed(1)
-    return torch.randn(len(LABELS), SIZE, requires_grad=True)
 
 
 class Weights(regularizers.BaseRegularizer):
