@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from comparison.beside_the_loss import cross_classes
+from comparison.beside_the_loss import Extras, cross_classes
 from comparison.classifiers import CLASSIFIERS, GraphClassifier, MaskedGraphClassifier, OwnGradientGraphClassifier
 from comparison.plan import check_pair
 from helpers.strategies import labels as any_labels
 from hypothesis import given
+from pytorch_metric_learning import losses, miners
 
 SIZE, CLASSES = 8, 5
 
@@ -115,3 +116,47 @@ def test_losses_with_proxies_are_refused_before_training():
     check_pair("proxy_anchor", "classifier")
     with pytest.raises(ValueError, match="crossed_81 makes new classes, and proxy_anchor has proxies"):
         check_pair("proxy_anchor", "crossed_81")
+
+
+class HalvingHead(torch.nn.Module):
+    """A network whose head is known."""
+
+    def head(self, features):
+        return features[:, : features.shape[1] // 2]
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_the_total_adds_a_weighted_cross_entropy(weight):
+    torch.manual_seed(0)
+    embeddings, labels = torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
+    loss = losses.ContrastiveLoss()
+    settings = {"embedding_size": 4, "generator_lr": 1e-3, "classifier": "linear", "classifier_weight": weight}
+    extras = Extras(settings, 3, loss, "cpu")
+    expected = loss(embeddings, labels)
+    logits = embeddings @ extras.classifier.linear.weight.t() + extras.classifier.linear.bias
+    expected = expected - weight * logits.log_softmax(dim=1)[range(6), labels].mean()
+    torch.testing.assert_close(extras.total(None, None, embeddings, labels), expected)
+
+
+def test_the_total_is_the_mean_with_and_without_synthetic_classes():
+    torch.manual_seed(0)
+    features, labels = torch.randn(6, 8), torch.tensor([0, 0, 1, 1, 2, 2])
+    network, loss = HalvingHead(), losses.NTXentLoss()
+    extras = Extras({"embedding_size": 4, "generator_lr": 1e-3, "crossed": 2}, 3, loss, "cpu")
+    torch.manual_seed(1)
+    found = extras.total(network, features, network.head(features), labels)
+    torch.manual_seed(1)
+    rows, row_labels = cross_classes(features, labels, 2, 3)
+    together = loss(network.head(torch.cat([features, rows])), torch.cat([labels, row_labels]))
+    torch.testing.assert_close(found, (loss(network.head(features), labels) + together) / 2)
+
+
+def test_a_miner_chooses_the_pairs():
+    torch.manual_seed(0)
+    embeddings, labels = torch.randn(9, 4), torch.arange(9) // 3
+    loss = losses.TripletMarginLoss()
+    extras = Extras({"embedding_size": 4, "generator_lr": 1e-3, "miner": "BatchHardMiner"}, 3, loss, "cpu")
+    expected = loss(embeddings, labels, miners.BatchHardMiner()(embeddings, labels))
+    found = extras.total(None, None, embeddings, labels)
+    torch.testing.assert_close(found, expected)
+    assert found != loss(embeddings, labels)
