@@ -7,25 +7,11 @@ import pickle
 
 import pytest
 import torch
+from helpers.multi_similarity_batch import LABELS, NUM_CLASSES, NUM_NEGATIVES, SKIPPED, make_loss, proxy_anchor
 from pytorch_metric_learning import distances, losses, reducers, regularizers
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
-
-NUM_CLASSES, SIZE = 12, 8
-LABELS = torch.tensor([3, 7, 3, 0, 11, 3, 7, 0])
-NUM_NEGATIVES, SKIPPED = 7 * 3, 1
-
-
-def make_loss(make=losses.MultiSimilarityLoss, dropout=0.0, **kwargs):
-    torch.manual_seed(0)
-    wrapped = make()
-    generator = GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2, dropout=dropout)
-    return HardNegativeGenerationLoss(wrapped, generator, **kwargs)
-
-
-def proxy_anchor():
-    return losses.ProxyAnchorLoss(NUM_CLASSES, SIZE)
 
 
 def test_the_value_is_the_sum_of_its_recorded_sub_losses(z):

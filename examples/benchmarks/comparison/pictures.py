@@ -8,10 +8,10 @@ Decided before the first run, on 64-pixel emoji, 128 channels, 27 classes x 3 sa
   paper's for CUB (2 layers, 4 heads, generator at 1.5e-4).
 - The losses are N-pairs, multi-similarity and Proxy Anchor. Synthetic classes are dropped if, with two of
   them, they gain less than 1 point of Recall@1 and less than 0.5 points of MAP@R over the loss alone.
-- Classification through the graph is taken apart with multi-similarity, at a learning rate of 1e-3 of the head (the loss
-  alone, whose rate was meant, has 2e-3 by now). Its parts are its weight, messages within a class, and gradients through other nodes. A variant replaces the published
-  form if it is above the linear classifier of equal weight, clear of zero. If none is, no graph is recommended for
-  strong losses.
+- Classification through the graph is taken apart with multi-similarity: its weight, messages within a class, and
+  gradients through other nodes. The head's learning rate is 1e-3; that of the loss alone was meant, which has 2e-3 by
+  now. A variant replaces the published form if it is above the linear classifier of equal weight, clear of zero. If
+  none is, no graph is recommended for strong losses.
 - A generator is recommended here only if its gain is clear of zero with two of the three losses. The gain is over the
   loss alone or the loss with a linear classifier, whichever is better.
 """
