@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from pml_gca.utils import runs
 
+SOURCE = ("data", "backbone", "weights", "frozen_through", "views")
 AS_AVX2 = ("ATEN_CPU_CAPABILITY=avx2", "ONEDNN_MAX_CPU_ISA=AVX2", "MKL_ENABLE_INSTRUCTIONS=AVX2")
 
 
@@ -80,8 +81,8 @@ def repeat(args: argparse.Namespace, stage: str, loss: str, name: str, number: i
     study: Study = args.out
     cell, made_by, before = study.load(stage, loss, name, number)
     kept, given = (
-        {name: settings.get(name) for name in ("data", "backbone", "weights")}
-        for settings in (cell.settings, args.inputs.settings(args.backbone))
+        {name: settings.get(name) for name in SOURCE}
+        for settings in (cell.settings, args.inputs.settings(args.backbone, args.freeze_through))
     )
     if changed := runs.differences(kept, given):
         raise ValueError(f"{name_of(cell.key)} was trained on other data ({changed}); give its --data and --backbone")

@@ -37,6 +37,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--data", type=Path, metavar="DIR", help="folder of class folders of images (default: characters in 16 fonts)")
     add("--backbone", metavar="NAME", help="model of timm to fine-tune on --data")
     add("--weights", type=Path, metavar="FILE", help="its pretrained weights (default: those that timm downloads)")
+    add(
+        "--freeze-through",
+        metavar="MODULE",
+        help="of the backbone: it and all before it stay as they are, and run once, for some distortions of each "
+        "image, which makes training several times faster (default: all of the backbone is trained)",
+    )
     add("--device", default="cpu", help="to train on, such as cuda (default: %(default)s)")
     add("--trials", type=int, default=6, help="for each generator and loss (default: %(default)s)")
     add("--trial-iterations", type=int, default=800, help="of a trial (default: %(default)s)")
@@ -66,7 +72,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--trials-from",
         type=Study,
         metavar="DIR",
-        help="folder of another study: its trials choose, and its times are shown (default: that of --out)",
+        help="folder of another study: its trials choose, and its times are shown; with --backbone they are of the "
+        "whole backbone (default: that of --out)",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--report", action="store_true", help="only print the tables of what is there")
@@ -81,7 +88,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.data is None) != (args.backbone is None) or (args.weights and args.backbone is None):
         parser.error("--data needs --backbone and the other way round; --weights needs both")
-    args.inputs = Inputs(args.data, args.weights, args.device)
+    if args.freeze_through and args.backbone is None:
+        parser.error("--freeze-through needs --backbone")
+    args.inputs = Inputs(args.data, args.weights, args.device, args.out.folder / "cells" / "frozen")
     everyone, usual = (WITH_BACKBONE, PICTURES) if args.backbone else (WITH_SMALL_NETWORK, CONTENDERS)
     args.generators = args.generators or list(everyone if args.report else usual)
     if args.trials_from and args.time:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from comparison.frozen import VIEWS, FrozenFeatures, load_frozen
 from comparison.networks import WIDTHS, Embedder, FineTuned
 from pml_gca.datasets import ClassFolder, Glyphs
 
@@ -21,13 +22,15 @@ class Inputs:
         data: folder of class folders; None for characters in 16 fonts.
         weights: file of the backbone's weights; None for timm's own.
         device: that it trains on.
+        cache: folder for the outputs of frozen layers.
     """
 
     data: Path | None = None
     weights: Path | None = None
     device: str = "cpu"
+    cache: Path = Path("runs/frozen")
 
-    def settings(self, backbone: str | None) -> dict[str, Any]:
+    def settings(self, backbone: str | None, frozen_through: str | None = None) -> dict[str, Any]:
         """Return the columns that tell these data and this network from others.
 
         Raises:
@@ -36,7 +39,8 @@ class Inputs:
         if self.data is None:
             return {"widths": list(WIDTHS)}
         weights = "timm" if self.weights is None else hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
-        return {"data": folder_fingerprint(self.data), "backbone": backbone, "weights": weights}
+        frozen = {} if frozen_through is None else {"frozen_through": frozen_through, "views": VIEWS}
+        return {"data": folder_fingerprint(self.data), "backbone": backbone, "weights": weights, **frozen}
 
 
 def folder_fingerprint(folder: Path) -> str:
@@ -52,15 +56,51 @@ def folder_fingerprint(folder: Path) -> str:
     return f"{len(files)} images, {hashlib.sha256(''.join(lines).encode()).hexdigest()[:12]}"
 
 
+def load_split(settings: Mapping[str, Any], inputs: Inputs, split: str) -> Any:
+    """Return a data set of a cell: images, or what the frozen layers of its backbone return for them.
+
+    Args:
+        settings: of the cell.
+        inputs: where it finds its data.
+        split: `"train"`, `"val"` or `"test"`, with classes of their own.
+    """
+    size, augment = settings["image_size"], settings["augment"]
+    if name := settings.get("frozen_through"):
+        return load_views(inputs, settings["backbone"], settings["weights"], settings["data"], name, size, augment, split)
+    return load_images(inputs.data, size, augment, split)
+
+
 @lru_cache(maxsize=8)
-def load_split(data: Path | None, split: str, image_size: int, augment: bool) -> Any:
-    """Return a data set; each process reads it once.
+def load_views(
+    inputs: Inputs, backbone: str, weights: str, data: str, name: str, image_size: int, augment: bool, split: str
+) -> FrozenFeatures:
+    """Return what the frozen layers return for a data set; each process reads it once.
+
+    Args:
+        inputs: where the images are.
+        backbone: model of timm.
+        weights: fingerprint.
+        data: fingerprint.
+        name: of the last frozen module.
+        image_size: side, in pixels.
+        augment: distort training images.
+        split: see `load_split`.
+    """
+    images = load_images(inputs.data, image_size, augment, split)
+    told = repr((backbone, weights, data, name, image_size, VIEWS, images.augment, split))
+    file = inputs.cache / f"{split}_{hashlib.sha256(told.encode()).hexdigest()[:12]}.npy"
+    return load_frozen(images, FineTuned(backbone, inputs.weights, 1), name, file)
+
+
+@lru_cache(maxsize=8)
+def load_images(data: Path | None, image_size: int, augment: bool, split: str) -> Any:
+    """Return a data set of images; each process reads it once.
 
     Args:
         data: see `Inputs`.
-        split: `"train"`, `"val"` or `"test"`, with classes of their own.
         image_size: side, in pixels.
         augment: distort training images differently each time.
+        split: see `load_split`.
     """
     options: dict[str, Any] = {"augment": augment} if split == "train" else {}
     if data is None:
@@ -73,7 +113,10 @@ def build_network(settings: Mapping[str, Any], inputs: Inputs) -> Embedder | Fin
     size = settings["embedding_size"]
     if inputs.data is None:
         return Embedder(settings["image_size"], size).to(inputs.device)
-    network = FineTuned(settings["backbone"], inputs.weights, size).to(inputs.device)
-    if inputs.device.startswith("cuda"):
+    network = FineTuned(settings["backbone"], inputs.weights, size)
+    if name := settings.get("frozen_through"):
+        network.start_after(name, settings["image_size"])
+    network.to(inputs.device)
+    if inputs.device.startswith("cuda") and not network.takes_features:
         network.record_graph(settings["classes_per_batch"] * settings["samples_per_class"], settings["image_size"])
     return network

@@ -16,6 +16,8 @@ Decided before the first run, on 64-pixel emoji, 128 channels, 27 classes x 3 sa
   loss alone or the loss with a linear classifier, whichever is better.
 """
 
+from typing import Any
+
 from comparison.contenders import CONTENDERS, Contender, classified
 from pml_gca import GlobalCorrelationGenerator
 
@@ -29,6 +31,16 @@ def beside(title: str, kind: str, weight: float = 1.0) -> Contender:
     return Contender(f"the loss, {title}, weight {weight:g}", None, settings=settings, tuned_as="none")
 
 
+def had_already(title: str, **settings: Any) -> Contender:
+    """Return the loss with something of PML beside it, at the learning rate of the loss alone."""
+    return Contender(f"the loss alone, {title}", None, settings=settings, tuned_as="none")
+
+
+def same_graph(title: str, **settings: Any) -> Contender:
+    """Return the published graph and settings with a given λ."""
+    return Contender(title, classified, settings={**PUBLISHED, **settings}, tuned_as="gca_published")
+
+
 PICTURES = {
     "none": CONTENDERS["none"],
     "none_double": CONTENDERS["none_double"],
@@ -36,9 +48,9 @@ PICTURES = {
     "norm_classifier": Contender(
         "the loss alone, BatchNorm and a linear classifier beside it", None, settings={"classifier": "norm_linear"}
     ),
-    "miner": Contender("the loss alone, MultiSimilarityMiner", None, settings={"miner": "MultiSimilarityMiner"}),
-    "hard_miner": Contender("the loss alone, BatchHardMiner", None, settings={"miner": "BatchHardMiner"}),
-    "memory": Contender("the loss alone, CrossBatchMemory of 1,620", None, settings={"memory": 1620}),
+    "miner": had_already("MultiSimilarityMiner", miner="MultiSimilarityMiner"),
+    "hard_miner": had_already("BatchHardMiner", miner="BatchHardMiner"),
+    "memory": had_already("CrossBatchMemory of 1,620", memory=1620),
     "gca_published": Contender("GCA-HNG as published", GlobalCorrelationGenerator, settings=PUBLISHED),
     "gca_no_synthesis": Contender(
         "GCA-HNG as published, without J_syn",
@@ -57,6 +69,9 @@ PICTURES = {
         classified,
         settings={**PUBLISHED, **HARDEST},
     ),
+    "graph_real": same_graph("λ = 1 with the published graph, real negatives", coefficient=1.0, alpha=0.0),
+    "graph_constant": same_graph("λ = 0.5 with the published graph", coefficient=0.5),
+    "graph_random": same_graph("λ by coin with the published graph", probability=0.5),
     "symmetrical_synthesis": CONTENDERS["symmetrical_synthesis"],
     "crossed_27": Contender("the loss alone, 27 synthetic classes", None, settings={"crossed": 1}),
     "crossed_81": Contender("the loss alone, 81 synthetic classes", None, settings={"crossed": 3}),

@@ -14,7 +14,7 @@ HEAD_LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 """Of the head on a pretrained backbone."""
 
 
-def common_settings(args: argparse.Namespace, iterations: int) -> dict[str, Any]:
+def common_settings(args: argparse.Namespace, iterations: int, frozen_through: str | None) -> dict[str, Any]:
     """Return the settings that all cells of a stage share, unless a contender replaces one."""
     return {
         "iterations": iterations,
@@ -24,7 +24,7 @@ def common_settings(args: argparse.Namespace, iterations: int) -> dict[str, Any]
         "samples_per_class": 3,
         "evaluate_every": args.evaluate_every,
         "augment": args.augment,
-        **args.inputs.settings(args.backbone),
+        **args.inputs.settings(args.backbone, frozen_through),
         "schedule": "one_backward",
         **FIXED,
     }
@@ -46,7 +46,8 @@ def check_pair(loss: str, name: str) -> None:
 def trials(args: argparse.Namespace, loss: str, name: str) -> list[Cell]:
     """Return the cells that choose hyperparameters of a contender."""
     name = ALL[name].tuned_as or name
-    common = {**common_settings(args, args.trial_iterations), **ALL[name].settings}
+    frozen_through = args.freeze_through if args.trials_from is args.out else None  # others trained the whole backbone
+    common = {**common_settings(args, args.trial_iterations, frozen_through), **ALL[name].settings}
     tried = trial_options(name, loss, {"lr": learning_rates(args), **ALL[name].tuned}, args.trials)
     return [Cell("tune", loss, name, i, {**common, **options}, args.inputs) for i, options in enumerate(tried)]
 
@@ -76,7 +77,7 @@ def tried(args: argparse.Namespace, loss: str, name: str) -> str:
 
 def seeds(args: argparse.Namespace, loss: str, name: str, options: dict[str, Any]) -> list[Cell]:
     """Return the runs of a contender with the chosen hyperparameters; its own settings go before them."""
-    common = common_settings(args, args.iterations * ALL[name].length)
+    common = common_settings(args, args.iterations * ALL[name].length, args.freeze_through)
     settings = {**common, **options, **ALL[name].settings}
     return [Cell("run", loss, name, seed, settings, args.inputs) for seed in range(args.seeds)]
 

@@ -23,7 +23,7 @@ FIXED = {"weight_decay": 1e-4, "proxy_lr_factor": 10.0}  # the latter in units o
 DEFAULTS = {"schedule": "one_backward", "generator_lr": 1e-3, "classifier_lr": 1e-3, "beta": 20.0, **FIXED}
 COMMON = {
     *("iterations", "embedding_size", "image_size", "classes_per_batch", "samples_per_class", "evaluate_every"),
-    *("augment", "widths", "data", "backbone", "weights", "lr", "crossed", "miner", "memory"),
+    *("augment", "widths", "data", "backbone", "weights", "frozen_through", "views", "lr", "crossed", "miner", "memory"),
     *("classifier", "classifier_weight"),
     *DEFAULTS,
 }
@@ -72,7 +72,7 @@ class Run:
 
     def split(self, name: str) -> Any:
         """Return one of the data sets."""
-        return load_split(self.inputs.data, name, self.settings["image_size"], self.settings["augment"])
+        return load_split(self.settings, self.inputs, name)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Return images (B, C, S, S) and labels (B,): some samples of each of some classes."""
