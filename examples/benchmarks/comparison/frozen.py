@@ -1,4 +1,4 @@
-"""A cheap form of fine-tuning: early layers stay frozen, and what they return is computed once, for some views per image."""
+"""A cheap form of fine-tuning: early layers are frozen, and their outputs computed once, for some views per image."""
 
 from __future__ import annotations
 

@@ -66,7 +66,8 @@ def load_split(settings: Mapping[str, Any], inputs: Inputs, split: str) -> Any:
     """
     size, augment = settings["image_size"], settings["augment"]
     if name := settings.get("frozen_through"):
-        return load_views(inputs, settings["backbone"], settings["weights"], settings["data"], name, size, augment, split)
+        fixed = (settings[source] for source in ("backbone", "weights", "data"))
+        return load_views(inputs, *fixed, name, size, augment, split)
     return load_images(inputs.data, size, augment, split)
 
 

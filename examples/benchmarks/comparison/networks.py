@@ -64,7 +64,7 @@ class FineTuned(nn.Module):
         self.takes_features = True
         with torch.no_grad():
             if not torch.allclose(self.trunk(outputs), whole, rtol=1e-3, atol=1e-3):
-                raise ValueError(f"the backbone does more after {name} than to take what it returns; choose another one")
+                raise ValueError(f"the backbone uses more than the output of {name}; choose another module")
 
     def normalized(self, images: Tensor) -> Tensor:
         """Return what the backbone takes, (B, 3, S, S), for images in [0, 1]."""

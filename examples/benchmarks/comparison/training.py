@@ -23,8 +23,8 @@ FIXED = {"weight_decay": 1e-4, "proxy_lr_factor": 10.0}  # the latter in units o
 DEFAULTS = {"schedule": "one_backward", "generator_lr": 1e-3, "classifier_lr": 1e-3, "beta": 20.0, **FIXED}
 COMMON = {
     *("iterations", "embedding_size", "image_size", "classes_per_batch", "samples_per_class", "evaluate_every"),
-    *("augment", "widths", "data", "backbone", "weights", "frozen_through", "views", "lr", "crossed", "miner", "memory"),
-    *("classifier", "classifier_weight"),
+    *("augment", "widths", "data", "backbone", "weights", "frozen_through", "views", "lr"),
+    *("crossed", "miner", "memory", "classifier", "classifier_weight"),
     *DEFAULTS,
 }
 """Settings that no generator takes."""
