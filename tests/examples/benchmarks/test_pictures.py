@@ -1,49 +1,21 @@
 """The comparison on folders of images, with a pretrained backbone."""
 
-import csv
 import shutil
 
 import compare_generators
-import numpy as np
 import pytest
 import timm
 import torch
 from comparison.inputs import Inputs, folder_fingerprint
 from comparison.networks import TRUNK_LR_FACTOR, FineTuned, load_weights
 from comparison.pictures import PICTURES
-from PIL import Image
+from helpers.pictures import BACKBONE, arguments, make_pictures, rows
 from torch import nn
-
-BACKBONE = "test_efficientnet"  # timm's smallest
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder of 20 classes of 4 images, and a file of weights."""
-    root = tmp_path_factory.mktemp("pictures")
-    source = np.random.default_rng(0)
-    for label in range(20):
-        (root / "folders" / f"class{label:02d}").mkdir(parents=True)
-        for image in range(4):
-            pixels = source.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / "folders" / f"class{label:02d}" / f"{image}.png")
-    torch.manual_seed(0)
-    torch.save(timm.create_model(BACKBONE).state_dict(), root / "weights.pth")
-    return root
-
-
-def arguments(made, out, *names, loss="multi_similarity"):
-    small = ["--image-size", "32", "--embedding-size", "8", "--trials", "1", "--trial-iterations", "1"]
-    small += ["--iterations", "2", "--evaluate-every", "2", "--seeds", "1", "--processes", "1"]
-    regime = ["--data", str(made / "folders"), "--backbone", BACKBONE, "--weights", str(made / "weights.pth")]
-    return [*regime, *small, "--losses", loss, "--generators", *names, "--out", str(out)]
-
-
-def rows(out):
-    compare = ["--add", "--out", str(out)]
-    compare_generators.main(compare)
-    with (out / "runs.csv").open(newline="") as file:
-        return {(row["stage"], row["contender"]): row for row in csv.DictReader(file)}
+    return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def test_each_contender_trains(made, tmp_path, capsys):
@@ -158,7 +130,6 @@ def test_a_file_that_is_no_state_dict(tmp_path, content):
 
 
 def test_a_fine_tuned_network(tmp_path):
-    import timm
 
     torch.manual_seed(0)
     whole = timm.create_model(BACKBONE)
