@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .edges import edge_pairs, to_dense
+from .edge_list import EdgeList
+from .edges import to_dense
 
 HALF_GRADIENT_SCALE = 1024.0  # lifts gradients that float16 would flush to zero
 
@@ -42,6 +43,7 @@ class Correlations:
         embeddings: (N, D), the input of the propagation.
         edge_chunk_size: how many edges later steps should compute at a time.
         gradient_pass: for use in this package; None if autograd differentiates everything.
+        listed: the edges that have coefficients here; None for all.
     """
 
     node_logits: Tensor
@@ -49,11 +51,17 @@ class Correlations:
     embeddings: Tensor
     edge_chunk_size: int
     gradient_pass: GradientPass | None = None
+    listed: EdgeList | None = None
+
+    @property
+    def edges(self) -> EdgeList:
+        """The edges that have coefficients here."""
+        return self.listed or EdgeList(len(self.node_logits))
 
     @property
     def pairs(self) -> Tensor:
-        """The end nodes of the undirected edges, see `edge_pairs`: (2, E) long."""
-        return edge_pairs(len(self.node_logits), self.node_logits.device)
+        """The end nodes of these edges, see `edge_pairs`: (2, E) long."""
+        return self.edges.pairs(self.node_logits.device)
 
     def dense(self) -> Tensor:
         """Return the coefficients as a symmetric (N, N, D) tensor."""

@@ -5,33 +5,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..utils.dtypes import compute_dtype
 from ..utils.recompute_gradients import differentiate_plain
-from .edges import at_ends, edge_multiplicity, edge_pairs, sum_over_neighbours
-from .tiles import add_to_second, default_chunk_size, edge_tiles, turned
+from .edge_list import EdgeList
+from .edges import at_ends, edge_multiplicity, sum_over_neighbours
+from .tiles import add_to_second, default_chunk_size, turned
 
 
-def diversity_loss(coefficients: Tensor, num_nodes: int, edge_chunk_size: int | None = None) -> Tensor:
+def diversity_loss(coefficients: Tensor, edges: EdgeList, edge_chunk_size: int | None = None) -> Tensor:
     r"""Return how alike the coefficients of each node are, over all ordered pairs.
 
     .. math:: J_{div} = 1 - \sqrt{\sum_{ijd} (\lambda_{ijd} - \bar{\lambda}_{id})^2 / N^2}, \quad
               \bar{\lambda}_{id} = \text{mean}_j \lambda_{ijd}
 
     Args:
-        coefficients: (E, D), of undirected edges as `edge_pairs` lists them.
-        num_nodes: N.
+        coefficients: (E, D), of the listed edges.
+        edges: the list of edges.
         edge_chunk_size: edges computed at a time; chosen by the device if None.
 
     Returns:
         Scalar, in float32 or wider; 1 when nothing differs, and may be negative, as channels are summed.
     """
     chunk = edge_chunk_size or default_chunk_size(coefficients.shape[1], coefficients.device)
-    loss: Tensor = Diversity.apply(coefficients, num_nodes, chunk)
+    loss: Tensor = Diversity.apply(coefficients, edges, chunk)
     return loss
 
 
-def plain_diversity_loss(coefficients: Tensor, num_nodes: int) -> Tensor:
+def plain_diversity_loss(coefficients: Tensor, edges: EdgeList) -> Tensor:
     """Compute `diversity_loss` in a form that autograd can differentiate."""
-    pairs = edge_pairs(num_nodes, coefficients.device)
+    num_nodes, pairs = edges.num_nodes, edges.pairs(coefficients.device)
     values = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
     means = sum_over_neighbours(values, pairs, num_nodes) / max(num_nodes, 1)
     mean_i, mean_j = at_ends(means, pairs)
@@ -44,8 +46,8 @@ class Diversity(torch.autograd.Function):
     """Compute `diversity_loss` tile by tile, without another tensor of the coefficients' size."""
 
     @staticmethod
-    def forward(ctx: Any, coefficients: Tensor, num_nodes: int, chunk: int) -> Tensor:
-        dtype, tiles = torch.promote_types(coefficients.dtype, torch.float32), edge_tiles(num_nodes, chunk)
+    def forward(ctx: Any, coefficients: Tensor, edges: EdgeList, chunk: int) -> Tensor:
+        dtype, tiles, num_nodes = compute_dtype(coefficients), edges.tiles(chunk), edges.num_nodes
         total = coefficients.new_zeros(num_nodes, coefficients.shape[1], dtype=dtype)
         for tile in tiles:
             values = coefficients[tile.rows].to(dtype).view(*tile.shape, -1)
@@ -61,7 +63,7 @@ class Diversity(torch.autograd.Function):
             spread += (by_ends.sum(dim=2) * tile.multiplicity(mean)).sum() / 2
         # The bound keeps the root's infinite slope at 0 out of the gradient.
         root = (spread / max(num_nodes, 1) ** 2).clamp_min(torch.finfo(dtype).tiny).sqrt()
-        ctx.tiles = tiles
+        ctx.edges, ctx.tiles = edges, tiles
         ctx.save_for_backward(coefficients, mean, root)
         return 1 - root
 
@@ -70,7 +72,7 @@ class Diversity(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         coefficients, mean, root = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return differentiate_plain(ctx, lambda c: plain_diversity_loss(c, len(mean)), {0: coefficients}, [grad])
+            return differentiate_plain(ctx, lambda c: plain_diversity_loss(c, ctx.edges), {0: coefficients}, [grad])
         turned_mean, out = turned(mean), torch.empty_like(coefficients)
         # d root = Σ (2 λ_ij - mean_i - mean_j) dλ_ij / (N² root) per ordered pair; zero where nothing differs.
         scale = -grad / (root * max(len(mean), 1) ** 2)

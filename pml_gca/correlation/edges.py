@@ -34,19 +34,36 @@ def standardize(embeddings: Tensor) -> Tensor:
     return torch.where(constant, 0.0, varied / torch.linalg.vector_norm(varied, dim=1, keepdim=True))
 
 
-def edge_pairs(num_nodes: int, device: torch.device | None = None) -> Tensor:
+def count_edges(num_nodes: int, first_ends: range | None = None) -> int:
+    """Return how many undirected edges there are whose first end lies in a range of nodes, all by default."""
+    if first_ends is None:
+        return num_nodes * (num_nodes + 1) // 2
+    # Half way round an even circle, only the first half of the nodes lists an edge.
+    half_way = 0 if num_nodes % 2 else max(min(first_ends.stop, num_nodes // 2) - first_ends.start, 0)
+    return (num_nodes + 1) // 2 * len(first_ends) + half_way
+
+
+def edge_pairs(num_nodes: int, device: torch.device | None = None, first_ends: range | None = None) -> Tensor:
     """Return the end nodes of every undirected edge, self pairs included, in circulant order.
 
     Edges are sorted by the offset d from their first to their second end, around the circle of nodes, and then by
     their first end: all (i, i), then all (i, i + 1 mod N), and so on. In this order edges meet their ends without a
     lookup: the first ends of one offset are the list of nodes, the second ends that list turned by d.
 
+    Args:
+        num_nodes: N.
+        device: of the result.
+        first_ends: list only edges whose first end lies in this range of nodes.
+
     Returns:
-        (2, E) long, E = N(N + 1)/2.
+        (2, E) long; E = N(N + 1)/2 for all edges.
     """
-    edge = torch.arange(num_nodes * (num_nodes + 1) // 2, device=device)
-    first = edge % max(num_nodes, 1)
-    return torch.stack([first, (first + edge // max(num_nodes, 1)) % max(num_nodes, 1)])
+    edge = torch.arange(count_edges(num_nodes, first_ends), device=device)
+    width = max(num_nodes if first_ends is None else len(first_ends), 1)  # edges of one offset
+    first = edge % width
+    if first_ends is not None:
+        first += first_ends.start
+    return torch.stack([first, (first + edge // width) % max(num_nodes, 1)])
 
 
 def edge_index(num_nodes: int, device: torch.device | None = None) -> Tensor:

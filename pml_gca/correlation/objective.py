@@ -15,6 +15,7 @@ from ..utils.row_dots import norm_or_floor, row_dots
 from ..utils.validation import check_number
 from .blocks import linear
 from .diversity import diversity_loss
+from .edge_list import EdgeList
 
 GENERATION_WEIGHT = 0.5  # of all terms of J_gen
 AUXILIARY_WEIGHT = 10.0  # of J_aux
@@ -144,22 +145,25 @@ class GenerationObjective(nn.Module):
         anchors: Tensor,
         labels: Tensor,
         edge_chunk_size: int | None = None,
+        *,
+        edges: EdgeList | None = None,
     ) -> dict[str, Tensor]:
         """Return the unweighted terms of J_gen by name: J_soft, J_sim and J_div, scalars.
 
         Args:
             nodes: (N, D), detached embeddings.
-            coefficients: (E, D), λ of the undirected edges.
+            coefficients: (E, D), λ of the listed edges.
             synthetic: (S, D), the synthetic negatives.
             anchors: (S,) long, the node each belongs to.
             labels: (S,) long, the class each imitates.
             edge_chunk_size: edges computed at a time; chosen by the device if None.
+            edges: the list of edges; all by default.
         """
         weight, bias = (x.to(compute_dtype(x, nodes)) for x in self.classifier.parameters())
         return {
             "generated_classification_loss": frozen_classification_loss(synthetic, weight, bias, labels),
             "similarity_loss": similarity_loss(nodes, anchors, synthetic),
-            "diversity_loss": diversity_loss(coefficients, len(nodes), edge_chunk_size),
+            "diversity_loss": diversity_loss(coefficients, edges or EdgeList(len(nodes)), edge_chunk_size),
         }
 
     def classify(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ class Tile:
     """A rectangle of offsets and first ends.
 
     Attributes:
-        rows: where its R edges are in the list of all edges.
+        rows: where its R edges are in the list of edges.
         offsets: range of offsets.
         nodes: range of first ends.
         shape: number of offsets and of first ends; their product is R.
@@ -49,19 +49,24 @@ def default_chunk_size(embedding_size: int, device: torch.device) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def edge_tiles(num_nodes: int, max_edges: int) -> tuple[Tile, ...]:
-    """Return the edges of a graph of `num_nodes` nodes in tiles of at most `max_edges` and similar size."""
+def edge_tiles(num_nodes: int, max_edges: int, first_ends: range | None = None) -> tuple[Tile, ...]:
+    """Return the edges of a graph of `num_nodes` nodes in tiles of at most `max_edges` and similar size.
+
+    With `first_ends`, only edges whose first end lies in this range of nodes, as `edge_pairs` lists them.
+    """
+    own = range(num_nodes) if first_ends is None else first_ends
     # Half way round an even circle, every edge is met from both ends. Only the first half of the nodes lists it.
     bands = [(0, (num_nodes + 1) // 2, num_nodes), (num_nodes // 2, 1, num_nodes // 2)][: 2 - num_nodes % 2]
     tiles = []
-    for first_offset, num_offsets, width in bands:
-        if width == 0:
+    for first_offset, num_offsets, stop in bands:
+        width = min(stop, own.stop) - own.start
+        if width <= 0:
             continue
         together = max(max_edges // width, 1)
         for offsets in _ranges(first_offset, num_offsets, -(-num_offsets // together)):
-            for nodes in _ranges(0, width, -(-width // max_edges)):
+            for nodes in _ranges(own.start, width, -(-width // max_edges)):
                 shape = (offsets.stop - offsets.start, nodes.stop - nodes.start)
-                start = offsets.start * num_nodes + nodes.start
+                start = offsets.start * len(own) + nodes.start - own.start
                 tiles.append(Tile(slice(start, start + shape[0] * shape[1]), offsets, nodes, shape))
     return tuple(tiles)
 

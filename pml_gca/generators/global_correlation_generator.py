@@ -139,7 +139,13 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
             objectives["node_classification_loss"] = graph.with_gradient_to(anchors, loss)
         if generates:
             terms |= self.objective(
-                nodes, coefficients, synthetic, plan.synthetic_anchors, plan.synthetic_labels, graph.edge_chunk_size
+                nodes,
+                coefficients,
+                synthetic,
+                plan.synthetic_anchors,
+                plan.synthetic_labels,
+                graph.edge_chunk_size,
+                edges=graph.edges,
             )
         if learns_classes:
             terms |= self.objective.classify(nodes[: batch.num_anchors], labels)

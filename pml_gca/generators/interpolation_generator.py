@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..correlation.correlations import Correlations
+from ..correlation.edge_list import EdgeList
 from ..utils.validation import check_choice, check_level, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .batch import Batch
@@ -62,7 +63,8 @@ class InterpolationGenerator(BaseGenerator):
             batch: N nodes, of which the first A are anchors.
             metric_level: L, which decides how far negatives are pulled.
             draws: (A, N) in [0, 1], instead of the random ones that merge candidates.
-            coefficients: (E, D), of edges as `edge_pairs` lists them, instead of those of `coefficients_of_edges`.
+            coefficients: (E, D), of the edges of the graph, instead of those of `coefficients_of_edges`; of all edges,
+                as `edge_pairs` lists them, without a graph.
         """
         if batch.phase != "generation":  # the second step of an iteration keeps the statistics of the first
             self.reset_stats()
@@ -73,11 +75,12 @@ class InterpolationGenerator(BaseGenerator):
         if draws is None:
             draws = torch.rand(batch.num_anchors, len(nodes), dtype=nodes.dtype, device=nodes.device)
         weights = class_weights(self.merging, nodes, plan, draws)
+        edges = EdgeList(len(nodes)) if graph is None else graph.edges
         if coefficients is None:
-            coefficients = self.coefficients_of_edges(len(nodes) * (len(nodes) + 1) // 2, nodes, graph)
+            coefficients = self.coefficients_of_edges(edges.num_edges, nodes, graph)
         strength = pull_strength(self.alpha, metric_level, nodes.dtype)
         chunk = None if graph is None else graph.edge_chunk_size
-        synthetic, learned = synthesize(nodes, coefficients, plan, weights, strength, chunk)
+        synthetic, learned = synthesize(nodes, coefficients, plan, weights, strength, chunk, edges=edges)
         objectives: dict[str, Tensor] = {}
         if self.training and torch.is_grad_enabled():
             objectives = self.objectives(batch, graph, coefficients, learned, plan)
@@ -105,7 +108,7 @@ class InterpolationGenerator(BaseGenerator):
         """Return λ in [0, 1] of the undirected edges: (E, D), of the dtype of `nodes`, or of bool for 0 and 1.
 
         Args:
-            num_edges: E = N(N + 1)/2.
+            num_edges: E.
             nodes: (N, D), in float32 or wider.
             graph: as from `propagate`.
         """

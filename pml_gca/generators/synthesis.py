@@ -4,14 +4,13 @@ Axis legend as in `generators.interpolation`. All candidates of a batch would ta
 as they are made, and recomputed in the backward pass, so none is kept.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..correlation.edges import edge_pairs
-from ..correlation.tiles import Tile, add_to_second, default_chunk_size, edge_tiles, turned
+from ..correlation.edge_list import EdgeList
+from ..correlation.tiles import Tile, add_to_second, default_chunk_size, turned
 from ..utils.norms import are_usual, length, scale_of
 from ..utils.recompute_gradients import differentiate_plain
 from .interpolation import positive_distances, pull_ratio
@@ -25,16 +24,19 @@ def synthesize(
     weights: Tensor,
     strength: Tensor | float,
     edge_chunk_size: int | None = None,
+    *,
+    edges: EdgeList | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Interpolate and merge all candidates of a plan, and keep no candidate.
 
     Args:
         nodes: (N, D).
-        coefficients: (E, D), of undirected edges as `edge_pairs` lists them.
+        coefficients: (E, D), of the listed edges.
         plan: as from `plan_candidates`.
         weights: (A, N), as from `merging_weights`.
         strength: s = e^{-α/L} in [0, 1].
         edge_chunk_size: edges computed at a time; chosen by the device if None.
+        edges: the list of edges; all by default.
 
     Returns:
         The (S, D) synthetic negatives, in float32 or wider, twice. Gradients of the first reach the nodes alone, those
@@ -44,7 +46,8 @@ def synthesize(
     num_anchors, num_nodes = plan.slots.shape
     if len(plan.synthetic_anchors) == 0:
         return z[:0], coefficients[:0].to(z.dtype)
-    first, second = edge_pairs(num_nodes, z.device)
+    edges = edges or EdgeList(num_nodes)
+    first, second = edges.pairs(z.device)
     rest = (num_nodes - num_anchors, num_nodes)  # references are no anchors, but have edges
     slots = torch.cat([plan.slots, plan.slots.new_full(rest, len(plan.synthetic_anchors))])
     weights = torch.cat([weights.to(z.dtype), weights.new_zeros(rest, dtype=z.dtype)])
@@ -59,7 +62,7 @@ def synthesize(
     chunk = edge_chunk_size or default_chunk_size(z.shape[1], z.device)
     strength, lengths = strength.to(z.dtype), scale_of(z)
     for_nodes, for_coefficients = Synthesis.apply(
-        edge_tiles(num_nodes, chunk), z, coefficients, near, strength, *by_edge, plan.synthetic_anchors, lengths
+        edges, chunk, z, coefficients, near, strength, *by_edge, plan.synthetic_anchors, lengths
     )
     return for_nodes, for_coefficients
 
@@ -73,7 +76,8 @@ class Synthesis(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        tiles: Sequence[Tile],
+        edges: EdgeList,
+        chunk: int,
         nodes: Tensor,
         coefficients: Tensor,
         near: Tensor,
@@ -85,14 +89,14 @@ class Synthesis(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         synthetic = nodes.index_select(0, synthetic_anchors)
         pull = Pull(nodes, coefficients, near, strength, lengths)
-        for tile in tiles:
+        for tile in edges.tiles(chunk):
             pull.start(tile)
             scaled = weights[:, tile.rows].view_as(pull.near)
             constant, slope = ((scaled * x)[..., None] for x in (pull.constant, pull.slope))
             for way, sign in enumerate((1, -1)):
                 change = torch.addcmul(constant[way], slope[way], pull.coefficients).mul_(pull.apart)
                 synthetic.index_add_(0, slots[way, tile.rows], change.flatten(0, 1), alpha=sign)
-        ctx.tiles = tiles
+        ctx.edges, ctx.tiles = edges, edges.tiles(chunk)
         ctx.save_for_backward(nodes, coefficients, near, strength, slots, weights, synthetic_anchors, lengths)
         ctx.set_materialize_grads(False)
         return synthetic, synthetic.view_as(synthetic)
@@ -122,15 +126,15 @@ class Synthesis(torch.autograd.Function):
                 add_to_second(grad_nodes, tile, apart)
                 grad_nodes[tile.nodes] += apart.neg_().sum(dim=0)
         if for_nodes is None:
-            return None, None, grad_coefficients, None, None, None, None, None, None
+            return None, None, None, grad_coefficients, *[None] * 6
         grad_nodes.index_add_(0, synthetic_anchors, for_nodes)
-        return None, grad_nodes, grad_coefficients, grad_near, None, None, None, None, None
+        return None, None, grad_nodes, grad_coefficients, grad_near, *[None] * 5
 
     @staticmethod
     def plain(ctx: Any) -> Any:
         """Return a form of `forward` that autograd can differentiate, and its inputs; see `differentiate_plain`."""
         nodes, coefficients, near, strength, slots, weights, synthetic_anchors, _ = ctx.saved_tensors
-        first, second = edge_pairs(len(nodes), nodes.device)
+        first, second = ctx.edges.pairs(nodes.device)
 
         def merged(z: Tensor, learned: Tensor, near: Tensor) -> Tensor:
             total = z.index_select(0, synthetic_anchors)
@@ -146,7 +150,7 @@ class Synthesis(torch.autograd.Function):
         def synthesis(nodes: Tensor, coefficients: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
             return merged(nodes, coefficients.detach(), near), merged(nodes.detach(), coefficients, near.detach())
 
-        return synthesis, {1: nodes, 2: coefficients, 3: near}
+        return synthesis, {2: nodes, 3: coefficients, 4: near}
 
 
 class Pull:

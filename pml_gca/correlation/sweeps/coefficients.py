@@ -55,7 +55,7 @@ class EdgeCoefficients(torch.autograd.Function):
     ) -> Tensor:
         edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias))
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
-        out = kept.new_empty(plan.num_edges, len(w), dtype=plan.matmul_dtype)
+        out = kept.new_empty(plan.edges.num_edges, len(w), dtype=plan.matmul_dtype)
         for tile in plan.tiles:
             normalised = (edges(tile) - mean).mul_(rstd * scale)
             torch.addmm(b, normalised.to(w.dtype), w.t(), out=out[tile.rows])
@@ -106,14 +106,14 @@ class EdgeCoefficients(torch.autograd.Function):
     def plain(ctx: Any) -> tuple[Callable[..., Tensor], dict[int, Tensor | None]]:
         """Return a form of `forward` that autograd can differentiate, and its inputs; see `differentiate_plain`."""
         kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, bias, _ = ctx.saved_tensors
-        dtype = ctx.plan.matmul_dtype
+        dtype, listed = ctx.plan.matmul_dtype, ctx.plan.edges
         counts = (tile.multiplicity(kept).flatten() for tile in ctx.plan.tiles)
         multiplicity = torch.cat([kept.new_empty(0), *counts])[:, None]  # an empty graph has no tile
 
         def coefficients(
             kept: Tensor, norm_weight: Tensor, norm_bias: Tensor, scale: Tensor, weight: Tensor, bias: Tensor
         ) -> Tensor:
-            edges = EdgeState(kept, norm_weight, norm_bias).plain()
+            edges = EdgeState(kept, norm_weight, norm_bias).plain(listed)
             centred, spread = edges - mean, rstd
             if count is not None:
                 centred = edges - (edges * multiplicity).sum(dim=0) / count

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...utils.recompute_gradients import differentiate_plain
-from ..edges import edge_pairs, sum_over_neighbours
+from ..edges import sum_over_neighbours
 from ..tiles import add_to_second, turned
 from .rows import EdgeRows, EdgeState, SweepPlan, add_product
 
@@ -33,7 +33,7 @@ class EdgeMessages(torch.autograd.Function):
     ) -> Tensor:
         edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias), turned(kept) if norm_weight is None else None)
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
-        hidden = kept.new_empty(plan.num_edges, len(w), dtype=plan.matmul_dtype) if plan.keep_hidden else None
+        hidden = kept.new_empty(plan.edges.num_edges, len(w), dtype=plan.matmul_dtype) if plan.keep_hidden else None
         total = kept.new_zeros(num_nodes, kept.shape[1])
         for tile in plan.tiles:
             before = torch.addmm(b, edges(tile).to(w.dtype), w.t(), out=None if hidden is None else hidden[tile.rows])
@@ -85,13 +85,13 @@ class EdgeMessages(torch.autograd.Function):
     def plain(ctx: Any) -> tuple[Callable[..., Tensor], dict[int, Tensor | None]]:
         """Return a form of `forward` that autograd can differentiate, and its inputs; see `differentiate_plain`."""
         kept, norm_weight, norm_bias, weight, bias, _ = ctx.saved_tensors
-        dtype, num_nodes, pairs = ctx.plan.matmul_dtype, ctx.num_nodes, edge_pairs(ctx.num_nodes, kept.device)
+        dtype, listed, num_nodes = ctx.plan.matmul_dtype, ctx.plan.edges, ctx.num_nodes
 
         def messages(
             kept: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor, bias: Tensor
         ) -> Tensor:
-            edges = EdgeState(kept, norm_weight, norm_bias).plain().to(dtype)
+            edges = EdgeState(kept, norm_weight, norm_bias).plain(listed).to(dtype)
             made = F.gelu(F.linear(edges, weight.to(dtype), bias.to(dtype)))
-            return sum_over_neighbours(made.to(kept.dtype), pairs, num_nodes)
+            return sum_over_neighbours(made.to(kept.dtype), listed.pairs(kept.device), num_nodes)
 
         return messages, {2: kept, 3: norm_weight, 4: norm_bias, 5: weight, 6: bias}

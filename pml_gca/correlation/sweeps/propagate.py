@@ -14,8 +14,9 @@ from ...utils.dtypes import compute_dtype, matmul_dtype
 from ..blocks import negative_attention
 from ..correlations import Correlations
 from ..cost import choose_memory
+from ..edge_list import EdgeList
 from ..edges import standardize
-from ..tiles import default_chunk_size, edge_tiles
+from ..tiles import default_chunk_size
 from .attention import RecomputedAttention
 from .coefficients import EdgeCoefficients, edge_statistics
 from .messages import EdgeMessages
@@ -39,7 +40,7 @@ def propagate(module: "CorrelationPropagation", embeddings: Tensor, labels: Tens
         nodes, edges = sweep_layer(cast("PropagationLayer", layer), plan, nodes, edges, labels)
     logits = module.node_classifier(module.node_norm(nodes).to(module.input.weight.dtype))
     coefficients = sweep_coefficients(module, plan, edges) if module.with_coefficients else edges.kept[:0]
-    return Correlations(logits, coefficients, embeddings, plan.edge_chunk_size, plan.gradient_pass)
+    return Correlations(logits, coefficients, embeddings, plan.edge_chunk_size, plan.gradient_pass, plan.edges)
 
 
 def sweep_layer(
@@ -57,7 +58,7 @@ def sweep_layer(
     ends = [x.to(dtype) for x in block.fold(nodes)]
     mask = None
     if block.dropout.training and block.dropout.p:
-        mask = block.dropout(messages.new_ones(2, plan.num_edges))
+        mask = block.dropout(messages.new_ones(2, plan.edges.num_edges))
     norm, mlp = (block.norm.weight.to(dtype), block.norm.bias.to(dtype)), block.mlp()
     with torch.autocast(nodes.device.type, enabled=False):
         kept = EdgeUpdate.apply(plan, *edges, *ends, mask, *norm, *mlp)
@@ -68,9 +69,9 @@ def sweep_coefficients(module: "CorrelationPropagation", plan: SweepPlan, edges:
     """Compute λ = sigmoid(Linear(BatchNorm(e))) of all edges, (E, D), tile by tile."""
     norm, count = module.edge_norm, None
     mean, variance = norm.running_mean, norm.running_var
-    if norm.training and plan.num_edges > 0:
+    if norm.training and plan.edges.num_edges > 0:
         count, mean, variance = edge_statistics(plan, edges)
-        if plan.num_edges > 1 and torch.is_grad_enabled():
+        if plan.edges.num_edges > 1 and torch.is_grad_enabled():
             norm.observe(count, mean, variance)
     dtype = edges.kept.dtype
     rstd = torch.rsqrt(variance.to(dtype) + norm.eps)
@@ -93,5 +94,4 @@ def plan_sweeps(module: "CorrelationPropagation", num_nodes: int, device: torch.
         memory[key] = choose_memory(sizes, module.edge_chunk_size, device)
     keep, chunk = memory.get(key, (False, 0))
     chunk = chunk or module.edge_chunk_size or default_chunk_size(module.input.in_features, device)
-    num_edges = num_nodes * (num_nodes + 1) // 2
-    return SweepPlan(edge_tiles(num_nodes, chunk), num_edges, chunk, matmul, state, keep and learns)
+    return SweepPlan(EdgeList(num_nodes), chunk, matmul, state, keep and learns)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..correlations import GradientPass
-from ..edges import at_ends, edge_pairs
+from ..edge_list import EdgeList
+from ..edges import at_ends
 from ..tiles import Tile, add_to_second
 
 NORM_EPS = 1e-5
@@ -24,8 +25,7 @@ class SweepPlan:
     """The settings of a sweep over the edges.
 
     Attributes:
-        tiles: what is computed at a time.
-        num_edges: E.
+        edges: the list of edges to sweep over.
         edge_chunk_size: the largest number of edges in a tile.
         matmul_dtype: of matrix products.
         state_dtype: of sums, norms and statistics.
@@ -33,13 +33,17 @@ class SweepPlan:
         gradient_pass: what a backward pass is for.
     """
 
-    tiles: Sequence[Tile]
-    num_edges: int
+    edges: EdgeList
     edge_chunk_size: int
     matmul_dtype: torch.dtype
     state_dtype: torch.dtype
     keep_hidden: bool
     gradient_pass: GradientPass = field(default_factory=GradientPass)
+
+    @property
+    def tiles(self) -> Sequence[Tile]:
+        """What is computed at a time."""
+        return self.edges.tiles(self.edge_chunk_size)
 
 
 class EdgeState(NamedTuple):
@@ -54,10 +58,10 @@ class EdgeState(NamedTuple):
     norm_weight: Tensor | None = None
     norm_bias: Tensor | None = None
 
-    def plain(self) -> Tensor:
-        """Return all edges at once, in a form that autograd can differentiate: (E, D)."""
+    def plain(self, listed: EdgeList) -> Tensor:
+        """Return the listed edges at once, in a form that autograd can differentiate: (E, D)."""
         if self.norm_weight is None or self.norm_bias is None:
-            first, second = at_ends(self.kept, edge_pairs(len(self.kept), self.kept.device))
+            first, second = at_ends(self.kept, listed.pairs(self.kept.device))
             return first * second
         return plain_post_norm(self.kept, self.norm_weight, self.norm_bias)
 

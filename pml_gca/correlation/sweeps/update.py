@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...utils.recompute_gradients import differentiate_plain
-from ..edges import at_ends, edge_pairs
+from ..edges import at_ends
 from ..tiles import turned
 from .rows import NORM_EPS, EdgeRows, EdgeState, Ends, PostNorm, SweepPlan, add_product, plain_post_norm
 
@@ -48,11 +48,11 @@ class EdgeUpdate(torch.autograd.Function):
         ends = Ends(folded, offset, values, turned_ends, mask)
         dtype = plan.matmul_dtype
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
-        out = kept.new_empty(plan.num_edges, folded.shape[1])
+        out = kept.new_empty(plan.edges.num_edges, folded.shape[1])
         hidden = normed = spread = None
         if plan.keep_hidden:  # in one piece each, to avoid fragmentation
-            hidden, normed = (kept.new_empty(plan.num_edges, len(v1), dtype=dtype) for _ in range(2))
-            spread = kept.new_empty(plan.num_edges, 1)
+            hidden, normed = (kept.new_empty(plan.edges.num_edges, len(v1), dtype=dtype) for _ in range(2))
+            spread = kept.new_empty(plan.edges.num_edges, 1)
         for tile in plan.tiles:
             t = PostNorm(ends.attend(tile, edges(tile)), norm_weight, norm_bias).out
             before = torch.addmm(c1, t.to(dtype), v1.t(), out=None if hidden is None else hidden[tile.rows])
@@ -127,12 +127,12 @@ class EdgeUpdate(torch.autograd.Function):
         """Return a form of `forward` that autograd can differentiate, and its inputs; see `differentiate_plain`."""
         *inputs, _, _, _ = ctx.saved_tensors
         mask = inputs.pop(6)
-        dtype, num_nodes = ctx.plan.matmul_dtype, len(inputs[3])
-        pairs = edge_pairs(num_nodes, inputs[0].device)
+        dtype, listed = ctx.plan.matmul_dtype, ctx.plan.edges
+        pairs = listed.pairs(inputs[0].device)
 
         def update(*given: Any) -> Tensor:
             kept, in_weight, in_bias, folded, offset, values, norm_weight, norm_bias, w1, b1, w2, b2 = given
-            edges = EdgeState(kept, in_weight, in_bias).plain()
+            edges = EdgeState(kept, in_weight, in_bias).plain(listed)
             (folded_i, folded_j), (offset_i, offset_j), ends = (at_ends(x, pairs) for x in (folded, offset, values))
             score = ((edges * (folded_i - folded_j)).sum(dim=1) + (offset_i - offset_j)) / math.sqrt(edges.shape[1])
             weights = torch.stack([score.sigmoid(), (-score).sigmoid()]) * (1.0 if mask is None else mask)

@@ -10,12 +10,12 @@ from torch.autograd import grad, gradcheck
 
 from pml_gca.correlation.correlations import GradientPass
 from pml_gca.correlation.diversity import diversity_loss
+from pml_gca.correlation.edge_list import EdgeList
 from pml_gca.correlation.objective import frozen_classification_loss
 from pml_gca.correlation.sweeps.coefficients import EdgeCoefficients, edge_statistics
 from pml_gca.correlation.sweeps.messages import EdgeMessages
 from pml_gca.correlation.sweeps.rows import EdgeState, SweepPlan
 from pml_gca.correlation.sweeps.update import EdgeUpdate
-from pml_gca.correlation.tiles import edge_tiles
 from pml_gca.generators.merging import merging_weights
 from pml_gca.generators.planning import plan_candidates
 from pml_gca.generators.synthesis import Synthesis, synthesize
@@ -29,7 +29,7 @@ def numbers(*shape, seed=0, grad=True):
 
 
 def plan(max_edges=4, keep=False):
-    return SweepPlan(edge_tiles(NODES, max_edges), EDGES, max_edges, torch.float64, torch.float64, keep)
+    return SweepPlan(EdgeList(NODES), max_edges, torch.float64, torch.float64, keep)
 
 
 def edge_rows(is_first):
@@ -96,14 +96,14 @@ def test_gradients_of_the_synthesis(y, max_edges, strength, data):
 
 def test_gradients_of_the_synthesis_by_both_outputs_at_once():
     """Of distances to positives, too, which here are inputs of their own."""
-    tiles, anchors = edge_tiles(NODES, 3), torch.tensor([0, 1, 1, 3])
+    listed, anchors = (EdgeList(NODES), 3), torch.tensor([0, 1, 1, 3])
     slots = torch.tensor([[0, 1, 2, 3, 0, 0, 1, 3, 2, 2], [3, 1, 0, 0, 2, 1, 3, 1, 0, 2]])
     nodes, coefficients, near, weights = (
         x.detach().requires_grad_() for x in (numbers(4, SIZE), numbers(10, SIZE), numbers(4).abs(), numbers(2, 10))
     )
     strength, lengths = torch.tensor(0.6, dtype=torch.float64), torch.ones(4, 1, dtype=torch.float64)
     arguments = (strength, slots, weights.detach(), anchors, lengths)
-    first, second = Synthesis.apply(tiles, nodes, coefficients, near, *arguments)
+    first, second = Synthesis.apply(*listed, nodes, coefficients, near, *arguments)
     assert torch.equal(first, second)
     one, other = numbers(4, SIZE, grad=False), numbers(4, SIZE, seed=9, grad=False)
     together = grad([first, second], [nodes, coefficients, near], [one, other], retain_graph=True)
@@ -112,12 +112,12 @@ def test_gradients_of_the_synthesis_by_both_outputs_at_once():
     assert (by_first[1], by_second[0], by_second[2]) == (None, None, None)
     for found, expected in zip(together, (by_first[0], by_second[1], by_first[2]), strict=True):
         torch.testing.assert_close(found, expected)
-    for position, output in ((1, 0), (3, 0), (2, 1)):
-        inputs = [None, nodes, coefficients, near]
+    for position, output in ((2, 0), (4, 0), (3, 1)):
+        inputs = [None, None, nodes, coefficients, near]
         check = inputs[position]
 
         def only(x, position=position, output=output):
-            given_ = [tiles, nodes.detach(), coefficients.detach(), near.detach(), *arguments]
+            given_ = [*listed, nodes.detach(), coefficients.detach(), near.detach(), *arguments]
             given_[position] = x
             return Synthesis.apply(*given_)[output]
 
@@ -127,7 +127,7 @@ def test_gradients_of_the_synthesis_by_both_outputs_at_once():
 @pytest.mark.parametrize("max_edges", [1, 4, 100])
 def test_gradients_of_the_diversity(max_edges):
     (coefficients,) = leaves(numbers(EDGES, SIZE).sigmoid())
-    assert gradcheck(lambda c: diversity_loss(c, NODES, max_edges), [coefficients])
+    assert gradcheck(lambda c: diversity_loss(c, EdgeList(NODES), max_edges), [coefficients])
 
 
 @pytest.mark.parametrize("at_a_time", [1, 10, 1000])
