@@ -52,3 +52,14 @@ def test_only_these_files_import_it(module, allowed):
     }
     assert found
     assert {path for path in found if not path.startswith(allowed)} == set()
+
+
+def test_processes_know_nothing_but_the_utilities():
+    """The folder `distributed` serves losses, miners, generators and the graph."""
+    found = {
+        name.split(".")[1]
+        for path in (PACKAGE / "distributed").rglob("*.py")
+        for name in imports(path)
+        if name.startswith("pml_gca.")
+    }
+    assert found == {"distributed", "utils"}

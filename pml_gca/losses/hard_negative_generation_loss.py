@@ -1,29 +1,34 @@
 """Any PML loss, learning from generated hard negatives. https://arxiv.org/abs/2411.13145"""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..distributed.arguments import CallArguments
+from ..distributed.processes import Gathering
 from ..generators.base_generator import BaseGenerator
-from ..generators.batch import PHASES, Batch
+from ..generators.batch import Batch
 from ..utils.dtypes import compute_dtype
 from ..utils.running_statistics import check_not_recomputed, restored_on_error
-from ..utils.validation import check_learning_rates, check_number
+from ..utils.validation import check_number
 from .custom_losses import check_uses_negatives
 from .families import SyntheticBatch, synthetic_loss
+from .global_batch import WrapperWatch, whole_batch
 from .levels import LossLevels, synthetic_weight
-from .loss_wrapper import LossWrapper, as_scalar, metric_loss_of, without_regularizers
+from .loss_wrapper import as_scalar, metric_loss_of, without_regularizers
 from .optimizer_watch import FrozenWatch, OptimizerWatch
 from .references import make_batch
-from .supported import LABELS_REQUIRED, check_supported_loss
+from .schedule import ScheduledLoss
+from .supported import check_supported_loss
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 SUB_LOSSES = ("metric_loss", "synthetic_loss", "generator_loss")
 
 
-class HardNegativeGenerationLoss(LossWrapper):
+class HardNegativeGenerationLoss(ScheduledLoss):
     """Wrap a PML loss: it then also learns from the synthetic negatives of a generator.
 
     In training the loss is
@@ -44,6 +49,13 @@ class HardNegativeGenerationLoss(LossWrapper):
     batch, with the same label, is that sample; see `join_references`. The graph grows with the square of batch and
     references together. An `indices_tuple` goes to the wrapped loss and does not affect generation.
 
+    With `gather_across_devices=True` each process calls the loss with its own rows, any number of them, and references
+    likewise, in training and in evaluation. All processes compute the value of the global batch, the rows in the order
+    of ranks, with the same random draws. The gradient of own rows is W times that of the value, for W processes:
+    `DistributedDataParallel` or FSDP around the network divides by W. Gradients of the loss's parameters are those of
+    one process, equal in all. In the first call all take over the parameters of the first process. An `indices_tuple`
+    is that of the global batch. With one process, or without `torch.distributed`, nothing is different.
+
     Public attributes that this loss does not have are the wrapped loss's: `loss.distance`, `loss.margin`,
     `loss.proxies`, `loss.get_logits(...)`, and `loss.beta` if it has one. β is always `loss.synthetic_beta`.
 
@@ -54,12 +66,15 @@ class HardNegativeGenerationLoss(LossWrapper):
             generator has no objective.
         level_momentum: momentum of the running means L and G, in [0, 1). `None` for the published schedule, the mean
             of the previous epoch: then call `end_epoch` after every epoch.
+        gather_across_devices: with `torch.distributed`, compute the loss of the rows of all processes; see below.
+        process_group: of `torch.distributed`, whose processes gather; None for all.
         **kwargs: `embedding_regularizer` and others, as for any PML loss, except `distance`. `collect_stats` defaults
             to the wrapped loss's.
 
     Raises:
         TypeError, ValueError: the loss cannot take synthetic negatives, for the reason given; `generator` is not a
-            generator; `beta` or `level_momentum` is out of range.
+            generator; `beta` or `level_momentum` is out of range; `process_group` is no group, or given without
+            `gather_across_devices`.
 
     Example:
         >>> import torch
@@ -79,6 +94,8 @@ class HardNegativeGenerationLoss(LossWrapper):
         *,
         beta: float = 20.0,
         level_momentum: float | None = 0.99,
+        gather_across_devices: bool = False,
+        process_group: "ProcessGroup | None" = None,
         **kwargs: Any,
     ) -> None:
         check_supported_loss(loss)
@@ -87,12 +104,13 @@ class HardNegativeGenerationLoss(LossWrapper):
         check_number("beta", beta)
         if "distance" in kwargs:
             raise ValueError("distance belongs to the wrapped loss: set it there, as in ContrastiveLoss(distance=...)")
+        gathering = Gathering(gather_across_devices, process_group)
         kwargs.setdefault("collect_stats", getattr(loss, "collect_stats", None))
         super().__init__(**kwargs)
         self.generator, self.synthetic_beta, self.levels = generator, beta, LossLevels(level_momentum)
-        self.optimizer_watch, self.frozen_watch = OptimizerWatch(), FrozenWatch()
+        self.gathering = gathering
+        self.optimizer_watch, self.frozen_watch, self.wrapper_watch = OptimizerWatch(), FrozenWatch(), WrapperWatch()
         self._checked_type: type | None = None  # the type of loss that is known to use the negatives
-        self._phase = "all"
         name_of_beta = "synthetic_beta" if hasattr(loss, "beta") else "beta"
         self.add_to_recordable_attributes(list_of_names=[name_of_beta, "metric_level", "generator_level"])
         self.add_to_recordable_attributes(list_of_names=[*SUB_LOSSES, "synthetic_weight"], is_stat=True)
@@ -103,56 +121,6 @@ class HardNegativeGenerationLoss(LossWrapper):
 
     def _sub_loss_names(self) -> list[str]:
         return list(SUB_LOSSES)
-
-    @property
-    def metric_level(self) -> Tensor:
-        """L, running mean of the metric loss: 0-dimensional, infinite before anything was observed."""
-        return self.levels.metric.value
-
-    @property
-    def generator_level(self) -> Tensor:
-        """G, running mean of the generator's loss: 0-dimensional, infinite before anything was observed."""
-        return self.levels.generator.value
-
-    def end_epoch(self) -> None:
-        """Make the means of this epoch the levels of the next, with `level_momentum=None`; else do nothing."""
-        self.levels.end_epoch()
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Compute one part of the loss within this context, as the published alternating schedule requires.
-
-        `"embedding"` omits J_gen, the generator's `generation_loss`. `"generation"` is J_gen alone; call it with the
-        same batch, detached, after the first part was stepped. `AlternatingTrainer` does this.
-
-        Raises:
-            ValueError: `name` is neither of them, nor `"all"`.
-        """
-        if name not in PHASES:
-            raise ValueError(f"name must be one of {', '.join(PHASES)}, got {name!r}")
-        before, self._phase = self._phase, name
-        try:
-            yield
-        finally:
-            self._phase = before
-
-    def parameter_groups(
-        self, lr: float, *, classifier_lr: float = 1e-3, loss_lr: float | None = None
-    ) -> list[dict[str, Any]]:
-        """Return groups for the optimizer that PML's trainers call `metric_loss_optimizer`.
-
-        Args:
-            lr: learning rate of the generator.
-            classifier_lr: learning rate of its auxiliary classifier.
-            loss_lr: learning rate of the wrapped loss's own parameters, such as proxies; `lr` if None.
-
-        Returns:
-            An empty list if neither the generator nor the wrapped loss has parameters: no optimizer is needed.
-        """
-        loss_lr = lr if loss_lr is None else loss_lr
-        check_learning_rates(lr=lr, classifier_lr=classifier_lr, loss_lr=loss_lr)
-        groups, own = self.generator.parameter_groups(lr, classifier_lr=classifier_lr), list(self.loss.parameters())
-        return [*groups, {"params": own, "lr": loss_lr}] if own else groups
 
     @torch.compiler.disable
     def forward(
@@ -173,30 +141,33 @@ class HardNegativeGenerationLoss(LossWrapper):
 
         Raises:
             TypeError, ValueError: in training, an argument is not as above, or a loss of your own ignores synthetic
-                negatives. Nothing has changed then.
+                negatives; if batches are gathered, in any process, and then in all. Nothing has changed then.
+            ValueError: the loss gathers batches, and is inside PML's `DistributedLossWrapper`.
             RuntimeError: in training, the loss is called inside `torch.utils.checkpoint`.
         """
         if self.training:
             check_not_recomputed(type(self).__name__)
-        if not (self.training and torch.is_grad_enabled()):
-            self.frozen_watch.begin_batch(embeddings, self.parameters())
-            return self.evaluate(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        if labels is None:
-            raise ValueError(LABELS_REQUIRED)
+        phase = self._phase if self.training and torch.is_grad_enabled() else None
+        given = CallArguments(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        self.wrapper_watch.begin_batch(self, self.gathering.enabled, phase, given)
         loss, generator, levels = self.loss, self.generator, self.levels
-        check_supported_loss(loss)  # the loss or its reducer may have been replaced
-        batch, (labels, *refs) = make_batch(loss, generator, embeddings, labels, ref_emb, ref_labels, phase=self._phase)
-
-        self.frozen_watch.reset()
-        self.optimizer_watch.begin_batch(generator.parameters())
-        if levels.metric.total.device != embeddings.device:
-            self.to(embeddings.device)  # PML's trainers do not move losses
-        if batch.phase != "generation":  # else records add to those of the phase before
-            self.reset_stats()
-        with restored_on_error(self.buffers()):
-            args = (embeddings, labels, indices_tuple, *refs)
-            values = self._sub_losses(loss, generator, levels, batch, args)
-            return self.sum_sub_losses(values, embeddings, labels, regularize=batch.phase != "generation")
+        with whole_batch(self, generator, self.gathering, given, phase) as whole:
+            embeddings, labels, indices_tuple, ref_emb, ref_labels = whole
+            if phase is None:
+                self.frozen_watch.begin_batch(embeddings, self.parameters())
+                return self.evaluate(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+            assert labels is not None
+            batch, (labels, *refs) = make_batch(generator, embeddings, labels, ref_emb, ref_labels, phase=phase)
+            self.frozen_watch.reset()
+            self.optimizer_watch.begin_batch(generator.parameters())
+            if levels.metric.total.device != embeddings.device:
+                self.to(embeddings.device)  # PML's trainers do not move losses
+            if phase != "generation":  # else records add to those of the phase before
+                self.reset_stats()
+            with restored_on_error(self.buffers()):
+                args = (embeddings, labels, indices_tuple, *refs)
+                values = self._sub_losses(loss, generator, levels, batch, args)
+                return self.sum_sub_losses(values, embeddings, labels, regularize=phase != "generation")
 
     def _sub_losses(
         self, loss: nn.Module, generator: BaseGenerator, levels: LossLevels, batch: Batch, args: tuple[Any, ...]
@@ -234,12 +205,3 @@ class HardNegativeGenerationLoss(LossWrapper):
                 check_uses_negatives(loss, batch)
                 self._checked_type = type(loss)
             return as_scalar(synthetic_loss(loss, batch), loss)
-
-    def _record(self, values: dict[str, Tensor], weight: Tensor, phase: str) -> None:
-        """Record the sub-losses; the phase "generation" adds to the records of the phase before."""
-        records = {name: float(value.detach()) for name, value in {**values, "synthetic_weight": weight}.items()}
-        if phase == "generation":
-            new = {"generator_loss": records["generator_loss"]}
-            records = {name: getattr(self, name, 0) + new.get(name, 0) for name in records}
-        for name, value in records.items():
-            setattr(self, name, value)

@@ -10,11 +10,46 @@ from ..generators.batch import Batch
 from ..utils.batch_checks import check_embeddings, check_finite
 from ..utils.host import to_device
 from .families import synthetic_loss
-from .supported import WITHOUT_REFERENCES
+from .supported import LABELS_REQUIRED, WITHOUT_REFERENCES, check_supported_loss
+
+
+def check_arguments(
+    loss: nn.Module,
+    generator: BaseGenerator,
+    embeddings: Tensor,
+    labels: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+) -> None:
+    """Raise unless a loss can be trained with these arguments, apart from their values.
+
+    Args:
+        loss: the wrapped loss.
+        generator: the generator that the batch is for.
+        embeddings, labels, ref_emb, ref_labels: as for `make_batch`.
+
+    Raises:
+        TypeError, ValueError: there are no labels; PML's implementation of the loss takes no `ref_emb`; or shapes or
+            dtypes are not as `BaseGenerator.forward` requires.
+    """
+    if labels is None:
+        raise ValueError(LABELS_REQUIRED)
+    check_supported_loss(loss)  # the loss or its reducer may have been replaced
+    generator.check_shapes(embeddings, labels)
+    if ref_emb is None or (ref_emb is embeddings and ref_labels is labels):
+        return
+    if synthetic_loss.dispatch(type(loss)) in WITHOUT_REFERENCES:
+        raise ValueError(
+            f"ref_emb is not supported by the wrapped loss, {type(loss).__name__}; add the references to the batch: "
+            "loss(torch.cat([embeddings, ref_emb]), torch.cat([labels, ref_labels]))"
+        )
+    if ref_labels is not None:
+        generator.check_shapes(ref_emb, ref_labels, ("ref_emb", "ref_labels"))
+    elif ref_emb is not embeddings:
+        check_embeddings(ref_emb, generator.embedding_size, "ref_emb")
 
 
 def make_batch(
-    loss: nn.Module,
     generator: BaseGenerator,
     embeddings: Tensor,
     labels: Tensor,
@@ -23,12 +58,11 @@ def make_batch(
     *,
     phase: str = "all",
 ) -> tuple[Batch, tuple[Any, ...]]:
-    """Check a batch and its references, and join them.
+    """Check the values of a batch and its references, and join them.
 
     Args:
-        loss: the wrapped loss.
         generator: the generator that the batch is for.
-        embeddings, labels: (B, D) and (B,), the anchors.
+        embeddings, labels: (B, D) and (B,), the anchors, as `check_arguments` passes them.
         ref_emb, ref_labels: (R, D) and (R,), or None. PML also marks "no references" by passing the batch twice.
         phase: as for `BaseGenerator.batch`.
 
@@ -37,21 +71,13 @@ def make_batch(
         the device of the embeddings, and references if any. Without `ref_labels` only the wrapped loss gets them.
 
     Raises:
-        TypeError, ValueError: PML's implementation of the loss takes no `ref_emb`; or batch or references are not as
-            `BaseGenerator.forward` requires.
+        TypeError, ValueError: batch or references are not as `BaseGenerator.forward` requires.
     """
     if ref_emb is None or (ref_emb is embeddings and ref_labels is labels):
         batch = generator.batch(embeddings, labels, phase=phase)
         return batch, (batch.labels,)
-    generator.check_shapes(embeddings, labels)
-    if synthetic_loss.dispatch(type(loss)) in WITHOUT_REFERENCES:
-        raise ValueError(
-            f"ref_emb is not supported by the wrapped loss, {type(loss).__name__}; add the references to the batch: "
-            "loss(torch.cat([embeddings, ref_emb]), torch.cat([labels, ref_labels]))"
-        )
     if ref_labels is None:
         if ref_emb is not embeddings:
-            check_embeddings(ref_emb, generator.embedding_size, "ref_emb")
             check_finite(ref_emb, "ref_emb")
         batch = generator.batch(embeddings, labels, phase=phase)
         return batch, (batch.labels, ref_emb, None)

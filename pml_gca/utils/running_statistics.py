@@ -1,12 +1,12 @@
 """Running statistics: kept in float32 or wider, restored after errors, and never counted twice."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
+
+from .callers import called_from
 
 CHECKPOINT = "torch.utils.checkpoint"  # both forms of checkpointing call functions of this module
 
@@ -59,10 +59,7 @@ def check_not_recomputed(name: str) -> None:
         RuntimeError: `name` is called inside `torch.utils.checkpoint`, or in a backward pass, where other libraries
             recompute.
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") != CHECKPOINT:
-        frame = frame.f_back
-    if frame is not None or torch._C._current_graph_task_id() != -1:
+    if called_from(CHECKPOINT) or torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
             f"{name} was called inside activation checkpointing (torch.utils.checkpoint or similar), which recomputes "
             "it in the backward pass: in training its levels and statistics would move twice, and its gradients would "

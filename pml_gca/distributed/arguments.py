@@ -1,0 +1,94 @@
+"""The arguments of a loss or miner in one process: what is checked, measured and compared with other processes'."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.batch_checks import check_counts, check_label_range, check_labels, count_unusable
+from ..utils.host import to_device
+
+MEASURED = 5  # numbers that `measure` returns
+
+
+class CallArguments(NamedTuple):
+    """The arguments of a PML loss."""
+
+    embeddings: Tensor
+    labels: Tensor | None = None
+    indices_tuple: tuple[Tensor, ...] | None = None
+    ref_emb: Tensor | None = None
+    ref_labels: Tensor | None = None
+
+    @property
+    def repeats_batch(self) -> bool:
+        """Whether the references are the batch itself, which is how PML says that there are none."""
+        return self.ref_emb is self.embeddings and (self.ref_labels is self.labels or self.ref_labels is None)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What values a batch may have: labels in [0, `num_classes`), embeddings of a dtype up to `largest(dtype)`."""
+
+    num_classes: int
+    largest: Callable[[torch.dtype], float]
+
+    def check(self, numbers: Sequence[int], total: int, dtype: torch.dtype, names: tuple[str, str]) -> None:
+        """Raise ValueError for what `measure` found in `total` values of a process."""
+        check_label_range(torch.tensor(numbers[3:], device="cpu"), self.num_classes, names[1])
+        check_counts(numbers[:3], names[0], total, dtype, self.largest(dtype))
+
+
+def measure(embeddings: Tensor, labels: Tensor | None, largest: float) -> Tensor:
+    """Count unusable values and find the range of labels, without waiting for the device: (5,) long."""
+    counts = count_unusable(embeddings.detach(), largest)
+    if labels is None or len(labels) == 0:
+        return torch.cat([counts, counts.new_zeros(2)])
+    return torch.cat([counts, torch.stack(to_device(labels.long(), embeddings.device).aminmax())])
+
+
+def fingerprint(indices: tuple[Tensor, ...] | None, device: torch.device) -> Tensor:
+    """Return a number that tells index tuples apart, (1,) long on the device."""
+    total = torch.zeros(1, dtype=torch.long, device=device)
+    for part in indices or ():
+        part = to_device(part.detach(), device).flatten()
+        part = part.long() if not part.is_floating_point() else part.double().view(torch.long)  # PML has weights too
+        places = torch.arange(1, len(part) + 1, device=device)
+        total = total * 1000003 + ((part + 1) * (places * 2654435761 + 97)).sum()
+    return total
+
+
+def check_gatherable(given: CallArguments) -> None:
+    """Raise unless embeddings, labels and references are tensors of rows."""
+    pairs = (
+        ("embeddings", given.embeddings, "labels", given.labels),
+        ("ref_emb", given.ref_emb, "ref_labels", given.ref_labels),
+    )
+    for name, rows, of_labels, labels in pairs:
+        if rows is None and name == "ref_emb":
+            if labels is not None:
+                raise ValueError("ref_labels are given without ref_emb: pass both, or neither")
+            continue
+        if not isinstance(rows, Tensor) or not rows.is_floating_point() or rows.ndim != 2:
+            found = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+            raise TypeError(f"{name} must be a floating (rows, channels) tensor, got {found}")
+        if labels is not None:
+            check_labels(labels, len(rows), of_labels, of=name)
+
+
+def facts_of(given: CallArguments, mode: str, module: nn.Module | None) -> dict[str, str]:
+    """Return what must be the same in all processes."""
+    facts = {"what is computed": mode}
+    for name, rows, labels in (("embeddings", *given[:2]), ("ref_emb", *given[3:])):
+        facts[f"{name} given"] = "none" if rows is None else "with labels" if labels is not None else "without labels"
+        if rows is not None:
+            facts[f"the dtype of {name}"], facts[f"the channels of {name}"] = str(rows.dtype), str(rows.shape[1])
+    facts["references"] = "the batch itself" if given.repeats_batch else "others, if any"
+    sizes = [len(part) for part in given.indices_tuple or ()]
+    facts["the sizes of indices_tuple, which is that of the global batch,"] = str(sizes)
+    if module is not None:
+        count = sum(x.numel() for x in (*module.parameters(), *module.buffers()))
+        facts[f"the number of values in the parameters of {type(module).__name__}"] = str(count)
+    return facts

@@ -1,0 +1,59 @@
+"""Start a program of this folder in several processes on the CPU, joined by gloo."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TESTS = Path(__file__).parents[1]
+TIMEOUT = 600  # seconds; a hang is a failure
+
+
+def launch(program: str, world: int, folder: Path) -> list[Any]:
+    """Run `python -m helpers.PROGRAM`, which calls `start`, and return what each of its processes returned.
+
+    It is a new process: one that has not started threads before it forks.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"helpers.{program}", str(world), str(folder)],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS), *sys.path))),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output = process.communicate(timeout=TIMEOUT)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def start(function: Callable[[int, int, Path], Any]) -> None:
+    """Fork the processes of `launch`, call `function(rank, world, folder)` in each, and keep what it returns."""
+    import torch._dynamo  # DistributedDataParallel imports it; once is faster than in each process
+
+    torch.set_num_threads(1)
+    world, folder = int(sys.argv[1]), Path(sys.argv[2])
+    torch.multiprocessing.start_processes(_run, (function, world, folder), nprocs=world, start_method="fork")
+
+
+def _run(rank: int, function: Callable[[int, int, Path], Any], world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.save(function(rank, world, folder), folder / f"{rank}.pt")
+
+
+def join(rank: int, world: int, folder: Path) -> None:
+    """Join the process group of all."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
