@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from comparison.arguments import parse_arguments
 from comparison.plan import best_options, check_pair, one_of_each, seeds, trials
-from comparison.report import report
+from comparison.report import report, screen_report
 from comparison.running import train_here, train_missing
 from comparison.study import Study
 from comparison.table import name_of
@@ -48,14 +48,14 @@ def train_all(args: argparse.Namespace) -> None:
         cells = {cell.key: cell for pair in pairs for cell in trials(args, *pair)}
         train_missing(cells.values(), args.out, args.processes, "tuning")
         args.out.reread()
-    runs = []
+    runs, stage = [], "screen" if args.screen else "run"
     for loss, name in pairs:
         best = best_options(args, loss, name)
         if best is None:
             raise ValueError(f"{args.trials_from} has not all trials of {loss}, {name}; tune there first")
-        runs += seeds(args, loss, name, best[0])
+        runs += seeds(args, loss, name, best[0], stage)
     # Seed by seed: the finished runs can be compared at any time.
-    train_missing(sorted(runs, key=lambda cell: cell.number), args.out, args.processes, "runs")
+    train_missing(sorted(runs, key=lambda cell: cell.number), args.out, args.processes, f"{stage}s")
     args.out.reread()
 
 
@@ -65,6 +65,8 @@ def tables(args: argparse.Namespace) -> str:
     Raises:
         ValueError: there are runs, but no trials that choose among them.
     """
+    if args.screen:
+        return screen_report(args) or f"no screened seeds in {args.out} yet"
     found = report(args)
     if not found and args.out.has_runs():
         raise ValueError(f"there are runs in {args.out}, and no trials in {args.trials_from}; give --trials-from")

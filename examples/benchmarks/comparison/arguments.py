@@ -47,6 +47,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--trials", type=int, default=6, help="for each generator and loss (default: %(default)s)")
     add("--trial-iterations", type=int, default=800, help="of a trial (default: %(default)s)")
     add("--seeds", type=int, default=5, help="0 to N - 1 (default: %(default)s)")
+    add(
+        "--screen",
+        type=int,
+        metavar="N",
+        help="train N seeds of each contender, other ones than the runs', look at validation classes alone, and print "
+        "their table (default: runs on test classes)",
+    )
     add("--iterations", type=int, default=2000, help="of a run (default: %(default)s)")
     add("--embedding-size", type=int, default=64, help="channels (default: %(default)s)")
     add("--image-size", type=int, default=32, help="side of the images, in pixels (default: %(default)s)")
@@ -83,7 +90,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--repeat",
         nargs=4,
         metavar=("STAGE", "LOSS", "NAME", "NUMBER"),
-        help='only train one cell again, and compare: "run n_pairs gca 0", or "tune ..." for a trial',
+        help='only train one cell again, and compare: "run n_pairs gca 0", "tune ..." for a trial, or "screen ..."',
     )
     args = parser.parse_args(argv)
     if (args.data is None) != (args.backbone is None) or (args.weights and args.backbone is None):
@@ -96,6 +103,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.trials_from and args.time:
         parser.error("--time needs the trials of --out: leave out --trials-from")
     args.trials_from = args.trials_from or args.out
+    if args.screen is not None:
+        check_minimums(parser, args, screen=1)
     check_minimums(parser, args, **dict.fromkeys(COUNTS, 1), image_size=16)  # the network halves images four times
     if args.embedding_size % 2:
         parser.error(f"--embedding-size must be divisible by the 2 heads of the graph, got {args.embedding_size}")

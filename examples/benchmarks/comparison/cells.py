@@ -14,10 +14,11 @@ class Cell:
     """One training run.
 
     Attributes:
-        stage: `"tune"` for a trial, judged on validation classes, or `"run"`, judged on test classes.
+        stage: `"tune"` for a trial, or `"screen"` for a seed, both judged on validation classes alone; or `"run"`,
+            judged on test classes.
         loss: name in `pml_gca.losses.NAMED_LOSSES`.
         contender: name in `comparison.contenders.ALL`.
-        number: of the trial, or the seed of the run.
+        number: of the trial, or of the seed.
         settings: everything else that the result depends on, except for the machine: one column of the table each.
         inputs: where it finds its data.
     """
@@ -36,8 +37,8 @@ class Cell:
 
     @property
     def seed(self) -> int:
-        """Seed of weights, batches and distortions. All trials share one seed, which no run has."""
-        return self.number if self.stage == "run" else 1000
+        """Seed of weights, batches and distortions. All trials share one seed, which no other cell has."""
+        return {"run": self.number, "screen": 2000 + self.number}.get(self.stage, 1000)
 
 
 def trial_options(contender: str, loss: str, tuned: Mapping[str, tuple[Any, ...]], count: int) -> list[dict[str, Any]]:

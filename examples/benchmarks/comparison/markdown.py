@@ -170,6 +170,23 @@ def ablation_table(
     return markdown_table(head, lines)
 
 
+def screen_table(results: Mapping[str, Mapping[int, float]], titles: Mapping[str, str]) -> str:
+    """Return a table of Recall@1 on validation classes.
+
+    Args:
+        results: by contender and seed; those of `"none"`, the loss alone, are the base of differences.
+        titles: of the contenders.
+    """
+    lines, alone = [], results.get("none", {})
+    for name, recalls in results.items():
+        differences = [recalls[seed] - alone[seed] for seed in recalls if seed in alone and name != "none"]
+        shown = cell_text(differences, sign=True) if differences else ""
+        lines.append([name, titles[name], str(len(recalls)), cell_text(list(recalls.values())), shown])
+    return markdown_table(
+        ["", "", "seeds", "validation Recall@1", "difference to the loss alone, same seeds"], lines, left=2
+    )
+
+
 def chosen_table(chosen: Mapping[str, tuple[Mapping[str, Any], float, str]], titles: Mapping[str, str]) -> str:
     """Return a table of what the validation classes chose for one loss.
 

@@ -7,6 +7,7 @@ from typing import Any
 from comparison.beside_the_loss import LOSSES
 from comparison.cells import Cell, trial_options
 from comparison.contenders import LEARNING_RATES
+from comparison.ideas import NEED_PROXIES
 from comparison.registry import ALL, WITH_BACKBONE, WITH_SMALL_NETWORK
 from comparison.training import FIXED
 
@@ -36,11 +37,18 @@ def learning_rates(args: argparse.Namespace) -> tuple[float, ...]:
 
 
 def check_pair(loss: str, name: str) -> None:
-    """Raise ValueError if a contender makes new classes, and the loss has proxies of the training classes alone."""
-    if "crossed" in ALL[name].settings and list(LOSSES[loss](2, 2).parameters()):
+    """Raise ValueError if a contender cannot be trained with a loss: one of them has proxies, the other needs or lacks.
+
+    New classes need proxies of their own where the loss has proxies of the training classes alone.
+    """
+    settings, has_proxies = ALL[name].settings, bool(list(LOSSES[loss](2, 2).parameters()))
+    makes_classes = "crossed" in settings and settings.get("mask") != "dropped" and "proxies" not in settings
+    if makes_classes and has_proxies:
         raise ValueError(
             f"{name} makes new classes, and {loss} has proxies of the training classes alone: leave it out"
         )
+    if name in NEED_PROXIES and not has_proxies:
+        raise ValueError(f"{name} changes how proxies learn, and {loss} has none: leave it out")
 
 
 def trials(args: argparse.Namespace, loss: str, name: str) -> list[Cell]:
@@ -75,11 +83,20 @@ def tried(args: argparse.Namespace, loss: str, name: str) -> str:
     return f"{len(trials(args, loss, name))} of {there_are}"
 
 
-def seeds(args: argparse.Namespace, loss: str, name: str, options: dict[str, Any]) -> list[Cell]:
-    """Return the runs of a contender with the chosen hyperparameters; its own settings go before them."""
+def seeds(args: argparse.Namespace, loss: str, name: str, options: dict[str, Any], stage: str = "run") -> list[Cell]:
+    """Return the seeds of a contender with the chosen hyperparameters; its own settings go before them.
+
+    Args:
+        args: arguments.
+        loss: name.
+        name: of the contender.
+        options: the chosen hyperparameters.
+        stage: `"run"`, or `"screen"`, which looks at validation classes alone.
+    """
     common = common_settings(args, args.iterations * ALL[name].length, args.freeze_through)
     settings = {**common, **options, **ALL[name].settings}
-    return [Cell("run", loss, name, seed, settings, args.inputs) for seed in range(args.seeds)]
+    count = args.screen if stage == "screen" else args.seeds
+    return [Cell(stage, loss, name, seed, settings, args.inputs) for seed in range(count)]
 
 
 def one_of_each(args: argparse.Namespace, loss: str) -> dict[str, Cell]:

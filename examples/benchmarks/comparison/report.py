@@ -3,7 +3,8 @@
 import argparse
 
 from comparison.contenders import ABLATIONS, CONTROLS, LEARNED, STEPS
-from comparison.markdown import ablation_table, chosen_table, control_table, loss_table, step_table
+from comparison.ideas import TO_CONTROLS
+from comparison.markdown import ablation_table, chosen_table, control_table, loss_table, screen_table, step_table
 from comparison.plan import best_options, one_of_each, seeds, trials, tried
 from comparison.registry import ALL, TITLES
 from comparison.timing import ratios, read_times
@@ -37,4 +38,24 @@ def report(args: argparse.Namespace) -> str:
             if chosen:
                 parts += ["Chosen on validation classes:", chosen_table(chosen, TITLES)]
             parts += [f"Trained with {' and '.join(sorted(made_with))}."]
+    return "\n\n".join(part for part in parts if part)
+
+
+def screen_report(args: argparse.Namespace) -> str:
+    """Return the tables of the screened seeds, of validation classes, as Markdown; empty without results."""
+    parts = []
+    for loss in args.losses:
+        results: dict[str, dict[int, float]] = {}
+        for name in args.generators:
+            if best := best_options(args, loss, name):
+                found = {cell.number: args.out.read(cell) for cell in seeds(args, loss, name, best[0], "screen")}
+                recalls = {number: result["val_recall_at_1"] for number, result in found.items() if result}
+                results |= {name: recalls} if recalls else {}
+        if results:
+            parts += [f"## {loss}, validation classes", screen_table(results, TITLES)]
+            as_runs = {
+                name: {number: {"metrics": {"recall_at_1": recall}} for number, recall in recalls.items()}
+                for name, recalls in results.items()
+            }
+            parts += [step_table(as_runs, TITLES, TO_CONTROLS)]
     return "\n\n".join(part for part in parts if part)

@@ -57,8 +57,9 @@ def train_missing(cells: Iterable[Cell], study: Study, processes: int, what: str
         ValueError: the study has one of them with other settings.
     """
     waiting = [cell for cell in cells if study.read(cell) is None]
-    for split in ("train", "val", "test") if waiting and waiting[0].settings.get("frozen_through") else ():
-        load_split(waiting[0].settings, waiting[0].inputs, split)  # workers find its file
+    if waiting and waiting[0].settings.get("frozen_through"):
+        for split in ("train", "val", "test") if waiting[0].stage == "run" else ("train", "val"):
+            load_split(waiting[0].settings, waiting[0].inputs, split)  # workers find its file
     if processes == 1 or len(waiting) < 2:
         for number, cell in enumerate(waiting, start=1):
             study.write(cell, train_here(cell, f"{what} {number}/{len(waiting)}"))

@@ -25,6 +25,7 @@ COMMON = {
     *("iterations", "embedding_size", "image_size", "classes_per_batch", "samples_per_class", "evaluate_every"),
     *("augment", "widths", "data", "backbone", "weights", "frozen_through", "views", "lr"),
     *("crossed", "miner", "memory", "classifier", "classifier_weight"),
+    *("group", "mask", "place", "crossed_weight", "proxies", "head_counts"),
     *DEFAULTS,
 }
 """Settings that no generator takes."""
@@ -76,7 +77,8 @@ class Run:
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Return images (B, C, S, S) and labels (B,): some samples of each of some classes."""
-        classes = torch.randperm(len(self.members), generator=self.source)[: self.settings["classes_per_batch"]]
+        order = torch.randperm(len(self.members), generator=self.source)
+        classes = self.extras.choose_classes(order, self.settings["classes_per_batch"])
         wanted = self.settings["samples_per_class"]
         of_classes = (self.members[c] for c in classes.tolist())
         rows = torch.cat([m[torch.randperm(len(m), generator=self.source)[:wanted]] for m in of_classes])

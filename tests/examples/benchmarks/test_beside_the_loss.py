@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from comparison.beside_the_loss import Extras, cross_classes
+from comparison.beside_the_loss import Extras
 from comparison.classifiers import CLASSIFIERS, GraphClassifier, MaskedGraphClassifier, OwnGradientGraphClassifier
+from comparison.crossing import cross_classes
 from comparison.plan import check_pair
 from helpers.strategies import labels as any_labels
 from hypothesis import given
@@ -118,11 +119,17 @@ def test_losses_with_proxies_are_refused_before_training():
         check_pair("proxy_anchor", "crossed_81")
 
 
+class Half(torch.nn.Module):
+    """A head that is known."""
+
+    def forward(self, features):
+        return features[:, : features.shape[1] // 2]
+
+
 class HalvingHead(torch.nn.Module):
     """A network whose head is known."""
 
-    def head(self, features):
-        return features[:, : features.shape[1] // 2]
+    head = Half()
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.3])
