@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..utils.norms import excess_of
 from ..utils.running_statistics import WideBuffers
+from .edge_list import EdgeList
 from .edges import at_ends, sum_over_neighbours
 
 ATTENTION = ("query", "key", "value", "out")  # linear layers of a block's attention; edges have no "out"
@@ -38,20 +39,26 @@ class ScaleBatchNorm(WideBuffers):
         self.register_buffer("running_var", torch.ones(num_features))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
 
-    def forward(self, x: Tensor, row_weights: Tensor | None = None) -> Tensor:
-        """Normalise `x` (R, D) with optional `row_weights` (R,); return (R, D) in float32 or wider."""
+    def forward(
+        self, x: Tensor, row_weights: Tensor | None = None, shared: Callable[..., tuple[Tensor, ...]] | None = None
+    ) -> Tensor:
+        """Normalise `x` (R, D) with optional `row_weights` (R,); return (R, D) in float32 or wider.
+
+        If other processes have more rows, `shared` adds the sums over theirs. Rows must then be of usual size.
+        """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        if self.training and len(x) > 0:
+        if self.training and (len(x) > 0 or shared):
+            add = shared or (lambda *sums: sums)
             # Products and sums, not matrix products: neither autocast nor TF32 touches these.
             weights = x.new_ones(len(x), 1) if row_weights is None else row_weights.to(x.dtype)[:, None]
-            count = weights.sum()
-            mean = (x * weights).sum(dim=0) / count
+            count, mean = add(weights.sum(), (x * weights).sum(dim=0))
+            mean = mean / count
             centred = x - mean
             # Scale down channels whose variance would overflow; eps is negligible beside it.
-            scale = excess_of(centred, dim=0)
+            scale = torch.ones_like(mean[None]) if shared else excess_of(centred, dim=0)
             centred = centred / scale
-            variance = (centred.square() * weights).sum(dim=0) / count
-            if len(x) > 1 and torch.is_grad_enabled():
+            variance = add((centred.square() * weights).sum(dim=0))[0] / count
+            if (len(x) > 1 or shared) and torch.is_grad_enabled():
                 self.observe(count, mean, variance * scale[0].square())
         else:
             centred, variance = x - self.running_mean, self.running_var.to(x.dtype)
@@ -139,10 +146,11 @@ class NodeBlock(nn.Module):
         self.contract = nn.Linear(4 * embedding_size, embedding_size)
         self.norm = nn.LayerNorm(embedding_size)
 
-    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
-        """Return the next (N, D) nodes from (N, D) nodes, (E, D) edges, their (2, E) pairs and (N,) labels."""
+    def forward(self, nodes: Tensor, edges: Tensor, listed: EdgeList, labels: Tensor) -> Tensor:
+        """Return the next (N, D) nodes from (N, D) nodes, (E, D) edges, as they are listed, and (N,) labels."""
         nodes = self.attend(nodes, labels)
-        messages = sum_over_neighbours(F.gelu(self.edge_to_node(edges)), pairs, len(nodes))
+        made, pairs = F.gelu(self.edge_to_node(edges)), listed.pairs(edges.device)
+        (messages,) = listed.leave(sum_over_neighbours(made, pairs, len(nodes)))
         return self.update(nodes, messages)
 
     def attend(self, nodes: Tensor, labels: Tensor, attention: Callable[..., Tensor] = negative_attention) -> Tensor:
@@ -198,24 +206,30 @@ class EdgeBlock(nn.Module):
         keys = self.key(g)
         return keys @ self.query.weight, keys @ self.query.bias, self.value(g)
 
-    def attend(self, nodes: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
+    def mask(self, listed: EdgeList, like: Tensor) -> Tensor:
+        """Draw what dropout multiplies the attention to either end with: (2, E), with dtype and device of `like`."""
+        return listed.own(lambda count: self.dropout(like.new_ones(2, count)), like.device)
+
+    def attend(self, nodes: Tensor, edges: Tensor, listed: EdgeList) -> Tensor:
         r"""Return the attention of each undirected edge to its end nodes: (E, D).
 
         With u and c of `fold`, the score difference of the two ends is
         :math:`(e_{ij} \cdot (u_i - u_j) + c_i - c_j)/\sqrt{D}`. The softmax over two ends is its sigmoid.
         """
-        folded, offset, values = self.fold(nodes)
+        pairs, (folded, offset, values) = listed.pairs(edges.device), listed.enter(*self.fold(nodes))
         folded_i, folded_j = at_ends(folded, pairs)
         offset_i, offset_j = at_ends(offset, pairs)
         value_i, value_j = at_ends(values, pairs)
         difference = (edges * (folded_i - folded_j)).sum(dim=1) + (offset_i - offset_j)
         difference = difference / math.sqrt(edges.shape[1])
-        weights = self.dropout(torch.stack([difference, -difference]).sigmoid())
+        weights = torch.stack([difference, -difference]).sigmoid()
+        if self.dropout.training and self.dropout.p:
+            weights = weights * self.mask(listed, weights)
         return weights[0, :, None] * value_i + weights[1, :, None] * value_j
 
-    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
-        """Return the next (E, D) edges from (N, D) nodes, (E, D) edges and their (2, E) pairs."""
-        edges = self.norm(F.gelu(self.attend(nodes, edges, pairs) + edges))
+    def forward(self, nodes: Tensor, edges: Tensor, listed: EdgeList) -> Tensor:
+        """Return the next (E, D) edges from (N, D) nodes and (E, D) edges, as they are listed."""
+        edges = self.norm(F.gelu(self.attend(nodes, edges, listed) + edges))
         hidden = self.expand_norm(F.gelu(self.expand(edges)))
         return self.norm(F.gelu(self.contract(hidden) + edges))
 

@@ -57,6 +57,7 @@ class Sizes:
         matmul_bytes: bytes of a value in matrix products.
         state_bytes: bytes of a value in sums and norms.
         with_coefficients: whether λ is learned; if not, edges are updated for the nodes alone.
+        num_shares: W, processes that share the edges.
     """
 
     num_nodes: int
@@ -67,10 +68,12 @@ class Sizes:
     matmul_bytes: int = 4
     state_bytes: int = 4
     with_coefficients: bool = True
+    num_shares: int = 1
 
     @property
     def num_edges(self) -> int:
-        return self.num_nodes * (self.num_nodes + 1) // 2
+        """Number of edges that one process computes."""
+        return -(-self.num_nodes * (self.num_nodes + 1) // (2 * self.num_shares))
 
     @property
     def updates_below(self) -> int:

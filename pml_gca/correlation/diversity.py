@@ -35,10 +35,11 @@ def plain_diversity_loss(coefficients: Tensor, edges: EdgeList) -> Tensor:
     """Compute `diversity_loss` in a form that autograd can differentiate."""
     num_nodes, pairs = edges.num_nodes, edges.pairs(coefficients.device)
     values = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
-    means = sum_over_neighbours(values, pairs, num_nodes) / max(num_nodes, 1)
+    add = edges.everywhere or (lambda *sums: sums)
+    means = add(sum_over_neighbours(values, pairs, num_nodes))[0] / max(num_nodes, 1)
     mean_i, mean_j = at_ends(means, pairs)
     squares = (values - mean_i).square() + (values - mean_j).square()
-    spread = (squares.sum(dim=1) * edge_multiplicity(pairs, values.dtype)).sum() / 2
+    (spread,) = edges.leave((squares.sum(dim=1) * edge_multiplicity(pairs, values.dtype)).sum() / 2)
     return 1 - (spread / max(num_nodes, 1) ** 2).clamp_min(2 * torch.finfo(values.dtype).tiny).sqrt()
 
 
@@ -53,7 +54,7 @@ class Diversity(torch.autograd.Function):
             values = coefficients[tile.rows].to(dtype).view(*tile.shape, -1)
             total[tile.nodes] += values.sum(dim=0)
             add_to_second(total, tile, values, skip_self=True)
-        mean = total / max(num_nodes, 1)
+        mean = edges.total(total)[0] / max(num_nodes, 1)
         turned_mean, spread = turned(mean), mean.new_zeros(())
         for tile in tiles:
             values = coefficients[tile.rows].to(dtype).view(*tile.shape, -1)
@@ -61,6 +62,7 @@ class Diversity(torch.autograd.Function):
             by_ends = (values - mean[tile.nodes]).square_()
             by_ends += (values - turned_mean[tile.offsets, tile.nodes]).square_()
             spread += (by_ends.sum(dim=2) * tile.multiplicity(mean)).sum() / 2
+        (spread,) = edges.total(spread)
         # The bound keeps the root's infinite slope at 0 out of the gradient.
         root = (spread / max(num_nodes, 1) ** 2).clamp_min(torch.finfo(dtype).tiny).sqrt()
         ctx.edges, ctx.tiles = edges, tiles

@@ -4,6 +4,7 @@ Sections 3.2 and 3.3 of https://arxiv.org/abs/2411.13145. Edges are undirected: 
 first edges are symmetric, and the edge update sees its two end nodes as a set.
 """
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -14,10 +15,17 @@ from ..utils.running_statistics import check_not_recomputed
 from .blocks import EdgeBlock, NodeBlock, ScaleBatchNorm, linear
 from .correlations import Correlations
 from .cost import Sizes
-from .edges import correlation_edges, edge_multiplicity, edge_pairs
+from .edge_list import EdgeList
+from .edges import correlation_edges, edge_multiplicity
 from .tiles import default_chunk_size
 
-propagate_in_sweeps: "Callable[[CorrelationPropagation, Tensor, Tensor], Correlations] | None"
+# Parameters that edges are computed with, by name. Their gradients are sums over the edges.
+OF_EDGES = re.compile(
+    r"layers\.\d+\.(node\.edge_to_node|edge\.(norm|expand|expand_norm|contract))\.|edge_(norm|coefficients)\."
+)
+COMPILED = "a compiled propagation cannot share its edges: leave it uncompiled, or set shard_edges=False in the loss"
+
+propagate_in_sweeps: "Callable[[CorrelationPropagation, Tensor, Tensor, EdgeList | None], Correlations] | None"
 try:  # computes the same in less time and memory
     from .sweeps import propagate as propagate_in_sweeps
 except ImportError:  # the folder was deleted: `forward_plain` runs
@@ -42,10 +50,10 @@ class PropagationLayer(nn.Module):
         self.node = NodeBlock(embedding_size, num_heads, any_length=is_first)
         self.edge = EdgeBlock(embedding_size, dropout) if updates_edges else None
 
-    def forward(self, nodes: Tensor, edges: Tensor, pairs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the next (N, D) nodes and (E, D) edges; `pairs` is (2, E), `labels` (N,)."""
-        nodes = self.node(nodes, edges, pairs, labels)
-        return nodes, edges if self.edge is None else self.edge(nodes, edges, pairs)
+    def forward(self, nodes: Tensor, edges: Tensor, listed: EdgeList, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next (N, D) nodes and (E, D) edges, as they are listed; `labels` is (N,)."""
+        nodes = self.node(nodes, edges, listed, labels)
+        return nodes, edges if self.edge is None else self.edge(nodes, edges, listed)
 
 
 class CorrelationPropagation(nn.Module):
@@ -95,45 +103,52 @@ class CorrelationPropagation(nn.Module):
             self.edge_norm = ScaleBatchNorm(embedding_size)
             self.edge_coefficients = nn.Linear(embedding_size, embedding_size)
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Correlations:
+    def forward(self, embeddings: Tensor, labels: Tensor, listed: EdgeList | None = None) -> Correlations:
         """Propagate (N, D) embeddings with (N,) long labels, in any order and composition.
 
+        Args:
+            embeddings, labels: the nodes.
+            listed: the edges to compute; all by default. If other processes compute the others, they call this with the
+                same nodes. Gradients of parameters that match `OF_EDGES` are then sums over the own edges alone.
+
         Raises:
-            RuntimeError: called inside activation checkpointing, in training.
+            RuntimeError: called inside activation checkpointing, in training; or compiled, where processes share edges.
         """
+        if listed is not None and listed.processes is not None and torch.compiler.is_compiling():
+            raise RuntimeError(COMPILED)
         if self.training and not torch.compiler.is_compiling():
             check_not_recomputed("the graph's propagation")
         with uncached_without_gradient(embeddings.device.type):
             # A compiler fuses operations and plans memory itself. Without layers there is nothing to sweep.
             if propagate_in_sweeps is None or torch.compiler.is_compiling() or not self.layers:
-                return self.forward_plain(embeddings, labels)
-            return propagate_in_sweeps(self, embeddings, labels)
+                return self.forward_plain(embeddings, labels, listed)
+            return propagate_in_sweeps(self, embeddings, labels, listed)
 
-    def forward_plain(self, embeddings: Tensor, labels: Tensor) -> Correlations:
+    def forward_plain(self, embeddings: Tensor, labels: Tensor, listed: EdgeList | None = None) -> Correlations:
         """Propagate as the equations stand: all edges at once, autograd keeps every intermediate value."""
-        dtype = self.input.weight.dtype
-        pairs = edge_pairs(len(embeddings), embeddings.device)
+        dtype, listed = self.input.weight.dtype, listed or EdgeList(len(embeddings))
+        pairs, (entered,) = listed.pairs(embeddings.device), listed.enter(embeddings)
         if not self.layers and not self.with_coefficients:
             pairs = pairs[:, :0]  # nothing reads the edges
-        edges = correlation_edges(embeddings, pairs).to(dtype)
+        edges = correlation_edges(entered, pairs).to(dtype)
         nodes = self.first_nodes(embeddings)
         for layer in self.layers:
-            nodes, edges = layer(nodes, edges, pairs, labels)
+            nodes, edges = layer(nodes, edges, listed, labels)
         logits = self.node_classifier(self.node_norm(nodes).to(dtype))
         if self.with_coefficients:
-            normalised = self.edge_norm(edges, edge_multiplicity(pairs)).to(dtype)
+            normalised = self.edge_norm(edges, edge_multiplicity(pairs), listed.everywhere).to(dtype)
             coefficients = self.edge_coefficients(normalised).sigmoid()
         else:
             coefficients = edges[:0]
         chunk = self.edge_chunk_size or default_chunk_size(embeddings.shape[1], embeddings.device)
-        return Correlations(logits, coefficients, embeddings, chunk)
+        return Correlations(logits, coefficients, embeddings, chunk, listed=listed)
 
     def first_nodes(self, embeddings: Tensor) -> Tensor:
         """Return h⁰ = Linear(z), (N, D), in float32 or wider: h⁰ is as long as z, which half precision cannot hold."""
         with torch.autocast(embeddings.device.type, enabled=False):
             return linear(self.input, embeddings.to(torch.promote_types(self.input.weight.dtype, torch.float32)))
 
-    def sizes(self, num_nodes: int, num_negatives: int) -> Sizes:
+    def sizes(self, num_nodes: int, num_negatives: int, num_shares: int = 1) -> Sizes:
         """Return the sizes that the cost of a step depends on, with the dtypes that hold now."""
         weight = self.input.weight
         return Sizes(
@@ -145,4 +160,5 @@ class CorrelationPropagation(nn.Module):
             matmul_bytes=matmul_dtype(weight).itemsize,
             state_bytes=torch.promote_types(weight.dtype, torch.float32).itemsize,
             with_coefficients=self.with_coefficients,
+            num_shares=num_shares,
         )

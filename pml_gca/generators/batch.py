@@ -6,6 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..correlation.edge_list import EdgeList
+from ..distributed.processes import Processes
 from ..utils.batch_checks import check_counts, check_label_range, count_unusable
 from ..utils.dtypes import compute_dtype
 from ..utils.host import HostCopy
@@ -74,6 +76,7 @@ class Batch:
         host: labels on the host, and the check of all values.
         phase: the half of an alternating schedule that is computed: `"embedding"`, `"generation"`, or `"all"` for
             both at once. See `HardNegativeGenerationLoss.phase`.
+        processes: those that share the work of the graph, and have the same batch; None for no sharing.
     """
 
     embeddings: Tensor
@@ -81,6 +84,7 @@ class Batch:
     num_anchors: int
     host: HostValues
     phase: str = "all"
+    processes: Processes | None = None
 
     @cached_property
     def anchors(self) -> Tensor:
@@ -97,6 +101,11 @@ class Batch:
         """All embeddings, references without gradient: (N, D) in float32 or wider."""
         nodes = torch.cat([self.anchors, self.embeddings[self.num_anchors :].detach()])
         return nodes.to(compute_dtype(nodes))
+
+    @property
+    def edges(self) -> EdgeList | None:
+        """The edges of the graph that this process computes; None for all."""
+        return None if self.processes is None else EdgeList.share(len(self.embeddings), self.processes)
 
     def wants(self, objective: str) -> bool:
         """Return whether an objective counts in this `phase`. Others need not be computed.

@@ -89,7 +89,7 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
             if self.training and torch.is_grad_enabled():
                 self.follow_device(batch.embeddings.device)
                 # Before the host waits for the labels.
-                graph = self.propagate_in(batch.embeddings.dtype, batch.nodes, batch.labels)
+                graph = self.propagate_in(batch.embeddings.dtype, batch.nodes, batch.labels, batch.edges)
         negatives = self.generator.generate(batch, metric_level, **given)
         if graph is None:
             return negatives

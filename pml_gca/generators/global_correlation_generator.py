@@ -118,7 +118,7 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
         learns = self.training and torch.is_grad_enabled()
         copy = nodes.detach().requires_grad_(learns and batch.embeddings.requires_grad)
         with torch.set_grad_enabled(learns):
-            return self.propagate_in(batch.embeddings.dtype, copy, batch.labels)
+            return self.propagate_in(batch.embeddings.dtype, copy, batch.labels, batch.edges)
 
     def coefficients_of_edges(self, num_edges: int, nodes: Tensor, graph: Correlations | None) -> Tensor:
         """Return the graph's coefficients."""

@@ -6,7 +6,8 @@ from torch.func import functional_call
 
 from ..correlation.correlations import Correlations
 from ..correlation.cost import StepCost, choose_memory, step_bytes, step_multiply_adds
-from ..correlation.propagation import CorrelationPropagation
+from ..correlation.edge_list import EdgeList
+from ..correlation.propagation import OF_EDGES, CorrelationPropagation
 from ..utils.validation import check_number, check_positive_int
 
 
@@ -60,17 +61,23 @@ class Propagating:
 
     propagation: CorrelationPropagation
 
-    def propagate_in(self, dtype: torch.dtype, nodes: Tensor, labels: Tensor) -> Correlations:
+    def propagate_in(
+        self, dtype: torch.dtype, nodes: Tensor, labels: Tensor, listed: EdgeList | None = None
+    ) -> Correlations:
         """Propagate the graph of (N, D) nodes and (N,) labels, in `dtype` where parameters are narrower.
 
-        PML casts the parameters of its losses to the dtype of the embeddings in the same way.
+        PML casts the parameters of its losses to the dtype of the embeddings in the same way. Only `listed` edges are
+        computed, all by default. Where processes share the edges, parameters get the gradient of the whole graph.
         """
         parameters = dict(self.propagation.named_parameters())
-        wide = {name: p.to(torch.promote_types(p.dtype, dtype)) for name, p in parameters.items()}
-        if all(wide[name] is own for name, own in parameters.items()):
-            found: Correlations = self.propagation(nodes, labels)
+        used = {name: p.to(torch.promote_types(p.dtype, dtype)) for name, p in parameters.items()}
+        if listed is not None:
+            names = [name for name in used if OF_EDGES.match(name)]
+            used.update(zip(names, listed.enter(*(used[name] for name in names)), strict=True))
+        if all(used[name] is own for name, own in parameters.items()):
+            found: Correlations = self.propagation(nodes, labels, listed)
         else:
-            found = functional_call(self.propagation, wide, (nodes, labels))
+            found = functional_call(self.propagation, used, (nodes, labels, listed))
         return found
 
     @property

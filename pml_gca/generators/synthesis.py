@@ -87,7 +87,8 @@ class Synthesis(torch.autograd.Function):
         synthetic_anchors: Tensor,
         lengths: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        synthetic = nodes.index_select(0, synthetic_anchors)
+        anchors = nodes.index_select(0, synthetic_anchors)
+        synthetic = anchors if edges.processes is None else torch.zeros_like(anchors)
         pull = Pull(nodes, coefficients, near, strength, lengths)
         for tile in edges.tiles(chunk):
             pull.start(tile)
@@ -96,6 +97,8 @@ class Synthesis(torch.autograd.Function):
             for way, sign in enumerate((1, -1)):
                 change = torch.addcmul(constant[way], slope[way], pull.coefficients).mul_(pull.apart)
                 synthetic.index_add_(0, slots[way, tile.rows], change.flatten(0, 1), alpha=sign)
+        if edges.processes is not None:
+            synthetic = anchors + edges.total(synthetic)[0]
         ctx.edges, ctx.tiles = edges, edges.tiles(chunk)
         ctx.save_for_backward(nodes, coefficients, near, strength, slots, weights, synthetic_anchors, lengths)
         ctx.set_materialize_grads(False)
@@ -127,6 +130,7 @@ class Synthesis(torch.autograd.Function):
                 grad_nodes[tile.nodes] += apart.neg_().sum(dim=0)
         if for_nodes is None:
             return None, None, None, grad_coefficients, *[None] * 6
+        grad_nodes, grad_near = ctx.edges.total(grad_nodes, grad_near)
         grad_nodes.index_add_(0, synthetic_anchors, for_nodes)
         return None, None, grad_nodes, grad_coefficients, grad_near, *[None] * 5
 
@@ -134,10 +138,13 @@ class Synthesis(torch.autograd.Function):
     def plain(ctx: Any) -> Any:
         """Return a form of `forward` that autograd can differentiate, and its inputs; see `differentiate_plain`."""
         nodes, coefficients, near, strength, slots, weights, synthetic_anchors, _ = ctx.saved_tensors
-        first, second = ctx.edges.pairs(nodes.device)
+        edges: EdgeList = ctx.edges
+        first, second = edges.pairs(nodes.device)
 
         def merged(z: Tensor, learned: Tensor, near: Tensor) -> Tensor:
-            total = z.index_select(0, synthetic_anchors)
+            anchors = z.index_select(0, synthetic_anchors)
+            total = anchors if edges.processes is None else torch.zeros_like(anchors)
+            z, near = edges.enter(z, near)
             for way, (start, end) in enumerate(((first, second), (second, first))):
                 apart, d = z[end] - z[start], near[start]
                 pullable = d < length(apart.detach())
@@ -145,7 +152,7 @@ class Synthesis(torch.autograd.Function):
                 constant, slope = pull_ratio(torch.where(pullable, d, far), far, strength)
                 ratio = constant[:, None] + slope[:, None] * learned.to(z.dtype)
                 total = total.index_add(0, slots[way], weights[way][:, None] * ratio * apart)
-            return total
+            return total if edges.processes is None else anchors + edges.leave(total)[0]
 
         def synthesis(nodes: Tensor, coefficients: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
             return merged(nodes, coefficients.detach(), near), merged(nodes.detach(), coefficients, near.detach())

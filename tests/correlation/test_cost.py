@@ -12,6 +12,7 @@ from pytorch_metric_learning import losses
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss
 from pml_gca.correlation.cost import _free_in_container, choose_memory, free_memory, step_bytes
+from pml_gca.correlation.edge_list import EdgeList
 from pml_gca.correlation.sweeps.propagate import plan_sweeps
 from pml_gca.correlation.tiles import default_chunk_size
 
@@ -131,7 +132,7 @@ def test_asking_for_the_cost_changes_nothing():
 
 
 def chosen(generator, count):
-    plan = plan_sweeps(generator.propagation, count, CPU)
+    plan = plan_sweeps(generator.propagation, EdgeList(count), CPU)
     return plan.keep_hidden, max(tile.rows.stop - tile.rows.start for tile in plan.tiles)
 
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pml_gca.correlation.blocks import negative_attention
+from pml_gca.correlation.edge_list import EdgeList
 from pml_gca.correlation.edges import correlation_edges, edge_pairs, standardize, sum_over_neighbours
 from pml_gca.correlation.propagation import CorrelationPropagation, PropagationLayer
 
@@ -56,7 +57,7 @@ class MaskedGraphClassifier(GraphClassifier):
             messages = sum_over_neighbours(F.gelu(layer.node.edge_to_node(edges)) * differ, pairs, len(nodes))
             nodes = layer.node.update(layer.node.attend(nodes, labels), messages)
             if layer.edge is not None:
-                edges = layer.edge(nodes, edges, pairs)
+                edges = layer.edge(nodes, edges, EdgeList(len(nodes)))
         return self.classify(nodes)
 
 
@@ -79,7 +80,7 @@ class OwnGradientGraphClassifier(GraphClassifier):
                 messages = sum_over_neighbours(F.gelu(layer.node.edge_to_node(edges)), pairs, len(nodes))
             nodes = layer.node.update(layer.node.attend(nodes, labels, attend_to_constants), messages)
             if layer.edge is not None:
-                edges = layer.edge(nodes.detach(), edges, pairs)
+                edges = layer.edge(nodes.detach(), edges, EdgeList(len(nodes)))
         return self.classify(nodes)
 
 

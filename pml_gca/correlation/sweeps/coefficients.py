@@ -30,6 +30,11 @@ def edge_statistics(plan: SweepPlan, state: EdgeState) -> tuple[Tensor, Tensor, 
         mean = mean + apart * (new / both)
         squares = squares + new_squares + apart.square() * (count * new / both)
         count = both
+    if plan.edges.processes is not None:
+        everyone, sums = plan.edges.total(count, mean * count)
+        apart = mean - sums / everyone
+        (squares,) = plan.edges.total(squares + apart.square() * count)
+        count, mean = everyone, sums / everyone
     return count, mean, squares / count
 
 
@@ -89,14 +94,15 @@ class EdgeCoefficients(torch.autograd.Function):
             grad_b += logits.sum(dim=0)
         wide = weight.to(kept.dtype)
         grad_scale = (by_pair * wide).sum(dim=0)
-        shift = wide.t().mv(grad_b) * scale
+        all_scale, all_b = plan.edges.total(grad_scale, grad_b)
+        shift = wide.t().mv(all_b) * scale
         for tile in plan.tiles:
             logits = torch.ops.aten.sigmoid_backward(grad[tile.rows], out[tile.rows])
             rows = edges(tile)
             g = (logits @ w).to(kept.dtype) * (scale * rstd)
             if count is not None:
                 normalised = (rows - mean).mul_(rstd)
-                common = torch.addcmul(shift, normalised, grad_scale * scale)
+                common = torch.addcmul(shift, normalised, all_scale * scale)
                 g = torch.addcmul(g, common * (rstd / count), tile.multiplicity(kept).view(-1, 1), value=-1)
             edges.backward(tile, g)
         own = (grad_scale, by_pair * scale, grad_b) if plan.gradient_pass.to_parameters else (None,) * 3
@@ -116,8 +122,9 @@ class EdgeCoefficients(torch.autograd.Function):
             edges = EdgeState(kept, norm_weight, norm_bias).plain(listed)
             centred, spread = edges - mean, rstd
             if count is not None:
-                centred = edges - (edges * multiplicity).sum(dim=0) / count
-                variance = (centred.square() * multiplicity).sum(dim=0) / count
+                add = listed.everywhere or (lambda *sums: sums)
+                centred = edges - add((edges * multiplicity).sum(dim=0))[0] / count
+                variance = add((centred.square() * multiplicity).sum(dim=0))[0] / count
                 eps = (rstd.pow(-2) - variance).detach()  # as the statistics were given
                 spread = torch.rsqrt(variance + eps)
             return F.linear((centred * (spread * scale)).to(dtype), weight.to(dtype), bias.to(dtype)).sigmoid()

@@ -31,11 +31,13 @@ Memory = dict[tuple[object, ...], tuple[bool, int]]
 memory_of: "WeakKeyDictionary[CorrelationPropagation, Memory]" = WeakKeyDictionary()
 
 
-def propagate(module: "CorrelationPropagation", embeddings: Tensor, labels: Tensor) -> Correlations:
+def propagate(
+    module: "CorrelationPropagation", embeddings: Tensor, labels: Tensor, listed: EdgeList | None = None
+) -> Correlations:
     """Compute what `module.forward_plain` does, tile by tile."""
-    plan = plan_sweeps(module, len(embeddings), embeddings.device)
+    plan = plan_sweeps(module, listed or EdgeList(len(embeddings)), embeddings.device)
     nodes = module.first_nodes(embeddings)
-    edges = EdgeState(standardize(embeddings).to(plan.state_dtype))
+    edges = EdgeState(*plan.edges.enter(standardize(embeddings).to(plan.state_dtype)))
     for layer in module.layers:
         nodes, edges = sweep_layer(cast("PropagationLayer", layer), plan, nodes, edges, labels)
     logits = module.node_classifier(module.node_norm(nodes).to(module.input.weight.dtype))
@@ -51,14 +53,13 @@ def sweep_layer(
     nodes = node.attend(nodes, labels, negative_attention if plan.keep_hidden else RecomputedAttention.apply)
     with torch.autocast(nodes.device.type, enabled=False):  # swept functions cast their inputs
         messages = EdgeMessages.apply(plan, len(nodes), *edges, node.edge_to_node.weight, node.edge_to_node.bias)
+    (messages,) = plan.edges.leave(messages)
     nodes = node.update(nodes, messages)
     if block is None:
         return nodes, edges
     dtype = messages.dtype
-    ends = [x.to(dtype) for x in block.fold(nodes)]
-    mask = None
-    if block.dropout.training and block.dropout.p:
-        mask = block.dropout(messages.new_ones(2, plan.edges.num_edges))
+    ends = plan.edges.enter(*(x.to(dtype) for x in block.fold(nodes)))
+    mask = block.mask(plan.edges, messages) if block.dropout.training and block.dropout.p else None
     norm, mlp = (block.norm.weight.to(dtype), block.norm.bias.to(dtype)), block.mlp()
     with torch.autocast(nodes.device.type, enabled=False):
         kept = EdgeUpdate.apply(plan, *edges, *ends, mask, *norm, *mlp)
@@ -69,9 +70,9 @@ def sweep_coefficients(module: "CorrelationPropagation", plan: SweepPlan, edges:
     """Compute λ = sigmoid(Linear(BatchNorm(e))) of all edges, (E, D), tile by tile."""
     norm, count = module.edge_norm, None
     mean, variance = norm.running_mean, norm.running_var
-    if norm.training and plan.edges.num_edges > 0:
+    if norm.training and plan.edges.num_nodes > 0:
         count, mean, variance = edge_statistics(plan, edges)
-        if plan.edges.num_edges > 1 and torch.is_grad_enabled():
+        if plan.edges.num_nodes > 1 and torch.is_grad_enabled():
             norm.observe(count, mean, variance)
     dtype = edges.kept.dtype
     rstd = torch.rsqrt(variance.to(dtype) + norm.eps)
@@ -83,15 +84,16 @@ def sweep_coefficients(module: "CorrelationPropagation", plan: SweepPlan, edges:
     return coefficients
 
 
-def plan_sweeps(module: "CorrelationPropagation", num_nodes: int, device: torch.device) -> SweepPlan:
-    """Plan the sweeps over the edges of `num_nodes` nodes; look up the free memory once per number of nodes."""
+def plan_sweeps(module: "CorrelationPropagation", edges: EdgeList, device: torch.device) -> SweepPlan:
+    """Plan the sweeps over listed edges; look up the free memory once per number of nodes."""
+    num_nodes, shares = edges.num_nodes, edges.processes.size if edges.processes else 1
     matmul, state = matmul_dtype(module.input.weight), compute_dtype(module.input.weight)
     learns = torch.is_grad_enabled()
     memory = memory_of.setdefault(module, {})
-    key = (num_nodes, device, matmul, module.edge_chunk_size)
+    key = (num_nodes, shares, device, matmul, module.edge_chunk_size)
     if learns and key not in memory:
-        sizes = module.sizes(num_nodes, num_nodes * max(num_nodes // 2 - 1, 0))
+        sizes = module.sizes(num_nodes, num_nodes * max(num_nodes // 2 - 1, 0), shares)
         memory[key] = choose_memory(sizes, module.edge_chunk_size, device)
     keep, chunk = memory.get(key, (False, 0))
     chunk = chunk or module.edge_chunk_size or default_chunk_size(module.input.in_features, device)
-    return SweepPlan(EdgeList(num_nodes), chunk, matmul, state, keep and learns)
+    return SweepPlan(edges, chunk, matmul, state, keep and learns)
