@@ -23,9 +23,19 @@ The ideas:
   coins, hard labels.
 - H2, beyond the batch. Prototypes of all training classes choose which classes meet (controls: the loss alone, whose
   batches are random), or are hard negatives (controls: random prototypes, the hardest of the batch).
+- H3, one classifier for both streams. One linear layer, with label smoothing 0.1 and temperature 0.2, classifies the
+  nodes of a graph and the embeddings. Controls: the embeddings twice, with dropout; the embeddings once. All have the
+  weight of one linear classifier.
+- H4, at the trunk's features. Coins and λ = 0.5 pull the hardest candidates at the backbone's features (1,280
+  channels), which the head then embeds by the statistics of the real batch. Control: the same λ at the embeddings. A
+  learned λ would cost more than the backbone; it is tried only if a coin beats its control.
+- H5, hardness by rank. Negatives are pulled to the 90th percentile of their anchor's real negatives; λ only chooses
+  the channels. The node classification is kept out of the embeddings. Controls: all channels alike, coins.
 - H6, synthetic classes. `h6_coin` is `crossed_81`, but crossed features leave the running statistics of the head's
   BatchNorm alone, which scalars and dropped channels would shift. Controls differ from it in one thing. With Proxy
   Anchor a new class needs a proxy, made of the proxies of both classes.
+- H7, a graph over classes. The probability of each coin is learned by a graph over the 27 class means, so that a
+  synthetic class can be told from all others (with the network's loss), or cannot (against it). Control: `h6_coin`.
 """
 
 from collections.abc import Callable
@@ -33,8 +43,9 @@ from typing import Any
 
 from comparison.ablations import DetachedClassificationGenerator
 from comparison.class_memory import PrototypeGenerator
-from comparison.contenders import Contender
+from comparison.contenders import Contender, control
 from comparison.pictures import PUBLISHED
+from comparison.ranked_pull import RankedPull
 from comparison.soft_labels import ClassifiedSoftly, SoftlyLabelled
 from pml_gca import GlobalCorrelationGenerator
 from pml_gca.generators import BaseGenerator, ClassifiedGenerator, ConstantGenerator, RandomGenerator
@@ -63,6 +74,18 @@ class SoftConstant(SoftlyLabelled, ConstantGenerator):
 
 class SoftCoin(SoftlyLabelled, RandomGenerator):
     """λ by coin with soft labels."""
+
+
+class RankedGraph(RankedPull, DetachedClassificationGenerator):
+    """GCA-HNG that pulls by rank, its node classification kept out of the embeddings."""
+
+
+class RankedConstant(RankedPull, ConstantGenerator):
+    """All channels are pulled alike, by rank."""
+
+
+class RankedCoin(RankedPull, RandomGenerator):
+    """A random half of the channels is pulled, by rank."""
 
 
 def with_graph(kind: Callable[..., BaseGenerator]) -> Callable[..., BaseGenerator]:
@@ -123,6 +146,29 @@ BEYOND_THE_BATCH = {
     "h2_random_prototypes": plain("26 random prototypes", PrototypeGenerator, count=26, hardest=False),
 }
 
+STREAMS: dict[str, Any] = {"label_smoothing": 0.1, "temperature": 0.2, "generator_lr": PUBLISHED["generator_lr"]}
+BOTH_STREAMS = {
+    "h3_shared": plain("one classifier of graph nodes and embeddings", streams="graph", **STREAMS),
+    "h3_twice": plain("one classifier of the embeddings twice, dropout", streams="dropout", **STREAMS),
+    "h3_alone": plain("one classifier of the embeddings", streams="alone", **STREAMS),
+}
+
+HARDEST: dict[str, Any] = {"alpha": 0.0, "merging": "hardest"}
+AT_FEATURES = {
+    "h4_coin": plain("λ by coin at the features, hardest candidates", at_features="coin"),
+    "h4_constant": plain("λ = 0.5 at the features, hardest candidates", at_features="constant"),
+    "h4_coin_embeddings": plain("λ by coin at the embeddings, hardest candidates", control, **HARDEST),
+    "h4_constant_embeddings": plain(
+        "λ = 0.5 at the embeddings, hardest candidates", control, coefficient=0.5, **HARDEST
+    ),
+}
+
+BY_RANK = {
+    "h5_learned": plain("pulled by rank, learned λ", RankedGraph, **LEARNED),
+    "h5_isotropic": plain("pulled by rank, all channels alike", RankedConstant),
+    "h5_coin": plain("pulled by rank, λ by coin", RankedCoin),
+}
+
 CROSSED = {
     "h6_coin": crossed("a coin per channel"),
     "h6_scalar": crossed("a scalar of Beta(0.4, 0.4)", mask="scalar"),
@@ -136,7 +182,20 @@ CROSSED = {
     "h6_embedded_averages": crossed("at the embeddings, averaged proxies", place="embeddings", proxies="averaged"),
 }
 
-IDEAS = {**SOFT_LABELS, **BEYOND_THE_BATCH, **CROSSED}
+GRAPH_OF_CLASSES = {
+    "h7_told": crossed("a graph's coins, to be told from others", mask="told", generator_lr=1.5e-4),
+    "h7_adversarial": crossed("a graph's coins, against the loss", mask="adversarial", generator_lr=1.5e-4),
+}
+
+IDEAS = {
+    **SOFT_LABELS,
+    **BEYOND_THE_BATCH,
+    **BOTH_STREAMS,
+    **AT_FEATURES,
+    **BY_RANK,
+    **CROSSED,
+    **GRAPH_OF_CLASSES,
+}
 
 NEED_PROXIES = {
     *(name for name in SOFT_LABELS if not name.startswith("h1_classified")),
@@ -152,7 +211,15 @@ TO_CONTROLS = (
     ("h2_random_prototype", "h2_hardest_prototype"),
     ("h2_random_prototypes", "h2_hardest_prototypes"),
     ("hardest", "h2_hardest_prototypes"),
+    ("h3_twice", "h3_shared"),
+    ("h3_alone", "h3_shared"),
+    ("h4_coin_embeddings", "h4_coin"),
+    ("h4_constant_embeddings", "h4_constant"),
+    ("h5_isotropic", "h5_learned"),
+    ("h5_coin", "h5_learned"),
     ("crossed_81", "h6_coin"),
     *((f"h6_{control}", "h6_coin") for control in ("scalar", "own_coin", "embeddings", "dropped", "half", "double")),
+    ("h6_coin", "h7_told"),
+    ("h6_coin", "h7_adversarial"),
 )
 """From each control to its idea."""

@@ -25,7 +25,8 @@ COMMON = {
     *("iterations", "embedding_size", "image_size", "classes_per_batch", "samples_per_class", "evaluate_every"),
     *("augment", "widths", "data", "backbone", "weights", "frozen_through", "views", "lr"),
     *("crossed", "miner", "memory", "classifier", "classifier_weight"),
-    *("group", "mask", "place", "crossed_weight", "proxies", "head_counts"),
+    *("streams", "label_smoothing", "temperature", "group", "at_features"),
+    *("mask", "place", "crossed_weight", "proxies", "head_counts"),
     *DEFAULTS,
 }
 """Settings that no generator takes."""
@@ -62,7 +63,8 @@ class Run:
             )
         elif own := list(loss.parameters()):
             groups.append({"params": own, "lr": proxy_lr})
-        self.extras = Extras(settings, train.num_classes, loss, cell.inputs.device)
+        num_features = getattr(self.network, "num_features", 0)
+        self.extras = Extras(settings, train.num_classes, loss, cell.inputs.device, num_features=num_features)
         groups += self.extras.parameter_groups(lr)
         self.loss = self.extras.loss.to(cell.inputs.device)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=settings["weight_decay"], fused=True)
@@ -92,7 +94,7 @@ class Run:
             Diverged: embeddings are no longer finite.
         """
         images, labels = self.batch()
-        features = self.network.features(images) if self.settings.get("crossed") else None
+        features = self.network.features(images) if self.extras.needs_features else None
         embeddings = self.network(images) if features is None else self.network.head(features)
         if not embeddings.isfinite().all():
             raise Diverged

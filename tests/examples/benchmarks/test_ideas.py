@@ -30,6 +30,8 @@ class TinyData:
 class TinyNetwork(nn.Module):
     """A trunk and a head."""
 
+    num_features = 12
+
     def __init__(self):
         super().__init__()
         self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(48, 12), nn.ReLU())
