@@ -20,7 +20,7 @@ from pml_gca.losses import NAMED_LOSSES
 from pml_gca.paper.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted(path for path in (ROOT / "docs").rglob("*.md") if "site" not in path.relative_to(ROOT).parts)
 PAGES = [*DOCS, ROOT / "README.md", *sorted((ROOT / "examples").rglob("README.md"))]
 EACH_OF_DOCS, EACH_PAGE = (
     pytest.mark.parametrize("page", pages, ids=[str(page.relative_to(ROOT)) for page in pages])
@@ -51,16 +51,16 @@ def test_there_are_pages_with_commands() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors that GitHub gives the headings of a page."""
+    """Return the anchors that GitHub gives the headings of a page, and those that the site gives API entries."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.*)", text, flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    entries = set(re.findall(r"^::: (\S+)", text, flags=re.MULTILINE))
+    return entries | {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @EACH_PAGE
 def test_links_anchors_and_pictures_exist(page: Path) -> None:
     targets = re.findall(r"\]\(([^)]+)\)", page.read_text())
-    assert targets or page.parent != ROOT / "docs"
     for target in targets:
         if target.startswith("https://"):
             continue

@@ -92,7 +92,7 @@ def negative_attention(
 ) -> Tensor:
     r"""Return the attention of every node to the nodes of other classes, with H heads and a sink of score 0.
 
-    .. math:: w_{ij} = \exp(s_{ij}) / (1 + \sum_{j: y_j \ne y_i} \exp(s_{ij})), \quad s_{ij} = q_i k_j / \sqrt{D/H}
+    $$w_{ij} = \exp(s_{ij}) / (1 + \sum_{j: y_j \ne y_i} \exp(s_{ij})), \quad s_{ij} = q_i k_j / \sqrt{D/H}$$
 
     The 1 is one more score of 0, without a value: a node without negatives gets a zero message.
 
@@ -214,7 +214,7 @@ class EdgeBlock(nn.Module):
         r"""Return the attention of each undirected edge to its end nodes: (E, D).
 
         With u and c of `fold`, the score difference of the two ends is
-        :math:`(e_{ij} \cdot (u_i - u_j) + c_i - c_j)/\sqrt{D}`. The softmax over two ends is its sigmoid.
+        $(e_{ij} \cdot (u_i - u_j) + c_i - c_j)/\sqrt{D}$. The softmax over two ends is its sigmoid.
         """
         pairs, (folded, offset, values) = listed.pairs(edges.device), listed.enter(*self.fold(nodes))
         folded_i, folded_j = at_ends(folded, pairs)

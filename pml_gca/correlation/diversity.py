@@ -15,8 +15,10 @@ from .tiles import add_to_second, default_chunk_size, turned
 def diversity_loss(coefficients: Tensor, edges: EdgeList, edge_chunk_size: int | None = None) -> Tensor:
     r"""Return how alike the coefficients of each node are, over all ordered pairs.
 
-    .. math:: J_{div} = 1 - \sqrt{\sum_{ijd} (\lambda_{ijd} - \bar{\lambda}_{id})^2 / N^2}, \quad
-              \bar{\lambda}_{id} = \text{mean}_j \lambda_{ijd}
+    $$
+    J_{div} = 1 - \sqrt{\sum_{ijd} (\lambda_{ijd} - \bar{\lambda}_{id})^2 / N^2}, \quad
+    \bar{\lambda}_{id} = \text{mean}_j \lambda_{ijd}
+    $$
 
     Args:
         coefficients: (E, D), of the listed edges.

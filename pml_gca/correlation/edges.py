@@ -13,7 +13,7 @@ from ..utils.norms import scale_of
 def standardize(embeddings: Tensor) -> Tensor:
     r"""Centre each embedding over its channels and scale it to unit length.
 
-    .. math:: \hat{x}_i = (z_i - \bar{z}_i) / \lVert z_i - \bar{z}_i \rVert
+    $$\hat{x}_i = (z_i - \bar{z}_i) / \lVert z_i - \bar{z}_i \rVert$$
 
     An embedding whose channels are all equal, such as a zero vector, correlates with nothing. It becomes the zero
     vector and gets no gradient; otherwise it would become the noise that rounding leaves behind.
@@ -87,7 +87,7 @@ def at_ends(node_values: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
 def correlation_edges(embeddings: Tensor, pairs: Tensor) -> Tensor:
     r"""Return the first edges; the sum of an edge over its channels is the Pearson correlation.
 
-    .. math:: e^0_{ij} = \hat{x}_i \odot \hat{x}_j
+    $$e^0_{ij} = \hat{x}_i \odot \hat{x}_j$$
 
     Args:
         embeddings: (N, D), floating.

@@ -108,7 +108,7 @@ def similarity_loss(nodes: Tensor, anchors: Tensor, synthetic: Tensor) -> Tensor
 class GenerationObjective(nn.Module):
     r"""The generator's own objective, and the loss of the auxiliary classifier that takes part in it.
 
-    .. math:: J_{gen} = \tfrac12 (w_c J_{soft} + w_s J_{sim} + 0.01\,w_d J_{div}), \quad 10\,J_{aux}
+    $$J_{gen} = \tfrac{1}{2} (w_c J_{soft} + w_s J_{sim} + 0.01\,w_d J_{div}), \quad 10\,J_{aux}$$
 
     Args:
         classifier: the auxiliary classifier, D to num_classes. It is frozen in J_soft, and learns from J_aux.

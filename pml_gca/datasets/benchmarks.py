@@ -83,7 +83,7 @@ def load_benchmark(
         root: the data set's folder.
         image_size: side of the images in pixels, 8 to 1024.
         val_fraction: share of the training classes to hold out, in [0, 1); 0 for none.
-        seed: seed for the choice of held-out classes, 0 to 2**63 - 1.
+        seed: seed for the choice of held-out classes, 0 to `2**63 - 1`.
         unreadable: `"stop"` raises an error on access to a file that cannot be read. `"skip"` decodes all files
             up front, leaves out the unreadable ones, and warns.
         check_train: whether to look for the files to train and validate on. False is for testing alone. These files

@@ -46,7 +46,7 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         image_size: side S in pixels, 8 to 1024; the shorter side is scaled to it and the centre cut out.
         fractions: shares of the classes for train, val and test; only val's may be 0. Train and test get 2 classes
             or more, val 1 or more.
-        seed: seed of the split, 0 to 2**63 - 1.
+        seed: seed of the split, 0 to `2**63 - 1`.
         augment: distort an image on each access, by torch's global random number generator; None: for train only.
             Without it, images are returned as they are.
         distortion: ranges of the affine distortion; None means `PHOTO_RANGE`.

@@ -40,7 +40,7 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
         TypeError, ValueError: `generator` is no generator, or classifies nodes already; or an option is of the wrong
             type or out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pml_gca.generators import HardestNegativeGenerator
         >>> generator = ClassifiedGenerator(HardestNegativeGenerator(num_classes=10, embedding_size=8))

@@ -27,7 +27,7 @@ class ConstantGenerator(InterpolationGenerator):
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> generator = ConstantGenerator(num_classes=10, embedding_size=8, coefficient=0.3)
         >>> negatives = generator(torch.randn(6, 8), torch.tensor([0, 0, 4, 4, 7, 7]))

@@ -9,10 +9,10 @@ ROUNDING = 8  # in units of the dtype's resolution: a sum of two unit vectors of
 
 
 def mix(first: Tensor, second: Tensor, share: Tensor, normalize: bool) -> Tensor:
-    r"""Return points between two rows, with t the share of the first: :math:`v = t\,a + (1 - t)\,b`.
+    r"""Return points between two rows, with t the share of the first: $v = t\,a + (1 - t)\,b$.
 
     With `normalize`, rows and mixture have unit length. The mixture is then scaled to the length
-    :math:`t \lVert a \rVert + (1 - t) \lVert b \rVert`, about that of the embeddings it is compared with. Opposite
+    $t \lVert a \rVert + (1 - t) \lVert b \rVert$, about that of the embeddings it is compared with. Opposite
     directions that cancel give the zero vector.
 
     Args:
@@ -33,7 +33,7 @@ def mix_directions(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], 
 
 
 def reflect(points: Tensor, axes: Tensor) -> Tensor:
-    r"""Return points mirrored about the lines through 0 and `axes`: :math:`q = 2 (p \cdot u) u - p`, with u = a/‖a‖.
+    r"""Return points mirrored about the lines through 0 and `axes`: $q = 2 (p \cdot u) u - p$, with u = a/‖a‖.
 
     Length and angle with the axis stay the same. A zero vector is no axis: the point stays where it is.
 

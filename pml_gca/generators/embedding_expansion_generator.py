@@ -12,7 +12,7 @@ class EmbeddingExpansionGenerator(HardestPointGenerator):
 
     Between each two samples x, x' of a class lie n points at equal distances,
 
-    .. math:: v_k = \frac{k\,x' + (n + 1 - k)\,x}{n + 1}, \quad k = 1, \dots, n
+    $$v_k = \frac{k\,x' + (n + 1 - k)\,x}{n + 1}, \quad k = 1, \dots, n$$
 
     For every anchor and other class the negative is the nearest point of the class, real or synthetic. Anchors without
     a positive generate nothing, and are counted.
@@ -38,7 +38,7 @@ class EmbeddingExpansionGenerator(HardestPointGenerator):
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> generator = EmbeddingExpansionGenerator(num_classes=10, embedding_size=8)
         >>> negatives = generator(torch.randn(6, 8), torch.tensor([0, 0, 4, 4, 7, 7]))

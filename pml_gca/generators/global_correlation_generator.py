@@ -51,7 +51,7 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
         TypeError, ValueError: an argument is of the wrong type or out of range, or `embedding_size` is not divisible
             by `num_heads`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> generator = GlobalCorrelationGenerator(num_classes=10, embedding_size=8)
         >>> negatives = generator(torch.randn(6, 8), torch.tensor([0, 0, 4, 4, 7, 7]))

@@ -25,9 +25,10 @@ TERMS = ("reconstruction_loss", "softmax_loss", "auxiliary_classification_loss",
 class HardnessAwareGenerator(BaseGenerator):
     r"""Hardness-aware negatives (HDML): every negative of the batch, pulled toward the anchor by one shared amount.
 
-    .. math::
-        \hat{z}_{ij} = z_i + \frac{d^+ + (d^- - d^+)\,e^{-\alpha/L}}{d^-}\,(z_j - z_i) \text{ if } d^+ < d^-,
-        \text{ else } z_j
+    $$
+    \hat{z}_{ij} = z_i + \frac{d^+ + (d^- - d^+)\,e^{-\alpha/L}}{d^-}\,(z_j - z_i) \text{ if } d^+ < d^-,
+    \text{ else } z_j
+    $$
 
     Here d⁺ is the distance of the anchor's next positive, d⁻ that of the negative, and L the level of the metric loss.
     All negatives of a batch are pulled alike, straight, and never nearer than the positive. There is one synthetic
@@ -37,7 +38,7 @@ class HardnessAwareGenerator(BaseGenerator):
     With `reembed` a network i, D → 2D → D, maps ẑ to z̃ = i(ẑ), to make it an embedding of the negative's class again.
     It is trained by
 
-    .. math:: J_{gen} = \frac{1}{B} \sum_b \lVert i(z_b) - z_b \rVert^2 + w\,J_{soft}
+    $$J_{gen} = \frac{1}{B} \sum_b \lVert i(z_b) - z_b \rVert^2 + w\,J_{soft}$$
 
     J_soft is the cross-entropy of z̃ and the negatives' labels under an auxiliary linear classifier. The classifier is
     frozen in J_soft, and learns from the real embeddings. Both terms see detached embeddings. The wrapped loss's
@@ -60,7 +61,7 @@ class HardnessAwareGenerator(BaseGenerator):
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> generator = HardnessAwareGenerator(num_classes=10, embedding_size=8)
         >>> negatives = generator(torch.randn(6, 8), torch.tensor([0, 0, 4, 4, 7, 7]))

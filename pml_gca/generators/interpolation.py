@@ -26,7 +26,7 @@ def pull_strength(alpha: float, metric_level: Tensor | float, dtype: torch.dtype
 
 
 def pull_ratio(near: Tensor, far: Tensor, strength: Tensor | float) -> tuple[Tensor, Tensor]:
-    r"""Return a and b of the ratio :math:`r_{ij} = a + b\,\lambda_{ij}` of `interpolate`.
+    r"""Return a and b of the ratio $r_{ij} = a + b\,\lambda_{ij}$ of `interpolate`.
 
     Args:
         near: d⁺, distance of the anchor's positive.
@@ -46,9 +46,10 @@ def interpolate(
 ) -> Tensor:
     r"""Pull real negatives toward their anchors, channel by channel, never nearer than the positive.
 
-    .. math::
-        r_{ij} = (d^+ + (d^- - d^+)\,\lambda_{ij}\,s) / d^-, \qquad
-        \hat{z}_{ij} = z_i + r_{ij} \odot (z_j - z_i) \text{ if } d^+ < d^- \text{ else } z_j
+    $$
+    r_{ij} = (d^+ + (d^- - d^+)\,\lambda_{ij}\,s) / d^-, \qquad
+    \hat{z}_{ij} = z_i + r_{ij} \odot (z_j - z_i) \text{ if } d^+ < d^- \text{ else } z_j
+    $$
 
     This is the paper's equation. `synthesize` computes the same without building all candidates.
 

@@ -17,7 +17,7 @@ def merging_weights(draws: Tensor, plan: CandidatePlan) -> Tensor:
     r"""Return the weights with which the candidates of a class merge into one negative, for uniform draws u.
 
     The candidates of a class, in batch order, merge by t ← ẑ_1, then t ← (1 − u_m) ẑ_m + u_m t. Unrolled, candidate m
-    weighs :math:`(1 - u_m) \prod_{l > m} u_l`, with u_1 taken as 0; the weights of a class sum to 1.
+    weighs $(1 - u_m) \prod_{l > m} u_l$, with u_1 taken as 0; the weights of a class sum to 1.
 
     Args:
         draws: (A, N) in [0, 1], one per anchor and node; those of the first node of a class are not used.

@@ -18,7 +18,7 @@ class MixupGenerator(BaseGenerator):
 
     In Metrix an anchor meets mixtures of a positive p and a negative n,
 
-    .. math:: v = \lambda\,p + (1 - \lambda)\,n, \quad \lambda \sim \text{Beta}(a, a), \quad a = 2
+    $$v = \lambda\,p + (1 - \lambda)\,n, \quad \lambda \sim \text{Beta}(a, a), \quad a = 2$$
 
     each counted as a negative with weight 1 − λ and as a positive with weight λ. A synthetic negative here has no
     weight, and is no positive. The draw carries the weight instead: λ ~ Beta(a, a + 1), whose density is that of
@@ -45,7 +45,7 @@ class MixupGenerator(BaseGenerator):
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> generator = MixupGenerator(num_classes=10, embedding_size=8)
         >>> negatives = generator(torch.randn(6, 8), torch.tensor([0, 0, 4, 4, 7, 7]))

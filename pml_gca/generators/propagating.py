@@ -107,7 +107,7 @@ class Propagating:
         Warns:
             UserWarning: the step does not fit into the memory that is free.
 
-        Example:
+        Examples:
             >>> from pml_gca import GlobalCorrelationGenerator
             >>> generator = GlobalCorrelationGenerator(num_classes=100, embedding_size=512)
             >>> print(generator.cost(81, samples_per_class=3))  # doctest: +ELLIPSIS

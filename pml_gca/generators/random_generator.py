@@ -27,7 +27,7 @@ class RandomGenerator(InterpolationGenerator):
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> generator = RandomGenerator(num_classes=10, embedding_size=8)
         >>> negatives = generator(torch.randn(6, 8), torch.tensor([0, 0, 4, 4, 7, 7]))

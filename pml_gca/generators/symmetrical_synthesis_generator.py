@@ -11,7 +11,7 @@ class SymmetricalSynthesisGenerator(HardestPointGenerator):
 
     Each sample p of a class is mirrored about the line through 0 and each other sample a of it,
 
-    .. math:: q = 2\,(p \cdot u)\,u - p, \quad u = a / \lVert a \rVert
+    $$q = 2\,(p \cdot u)\,u - p, \quad u = a / \lVert a \rVert$$
 
     which has the length of p, and its cosine similarity to a. For every anchor and other class the negative is the
     nearest point of the class, real or synthetic. Anchors without a positive generate nothing, and are counted.
@@ -31,7 +31,7 @@ class SymmetricalSynthesisGenerator(HardestPointGenerator):
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> generator = SymmetricalSynthesisGenerator(num_classes=10, embedding_size=8)
         >>> negatives = generator(torch.randn(6, 8), torch.tensor([0, 0, 4, 4, 7, 7]))

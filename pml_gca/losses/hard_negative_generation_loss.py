@@ -76,7 +76,7 @@ class HardNegativeGenerationLoss(ScheduledLoss):
             generator; `beta` or `level_momentum` is out of range; `process_group` is no group, or given without
             `gather_across_devices`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytorch_metric_learning import losses
         >>> from pml_gca import GlobalCorrelationGenerator

@@ -61,7 +61,7 @@ def build_backbone(
         ValueError: no model has that name, or it lacks the part to freeze.
         ConnectionError: the weights could not be downloaded.
 
-    Example:
+    Examples:
         >>> trunk = build_backbone("resnet50", pretrained=False, frozen="batch_norm")
         >>> trunk.num_features
         2048

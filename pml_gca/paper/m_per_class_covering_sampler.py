@@ -31,7 +31,7 @@ class MPerClassCoveringSampler(Sampler[int]):
             `length_before_new_iter` is not a positive integer, or `seed` not an integer of at least 0;
             `batch_size` is not a multiple of `m`, or exceeds M samples of every class, or an epoch.
 
-    Example:
+    Examples:
         >>> sampler = MPerClassCoveringSampler([0, 0, 0, 0, 7, 7, 7, 7], m=2, batch_size=4, length_before_new_iter=8)
         >>> sorted(sampler)  # two batches of both classes: all samples
         [0, 1, 2, 3, 4, 5, 6, 7]

@@ -52,7 +52,7 @@ class RecallCalculator(pml.AccuracyCalculator):
     only recall is requested, only the largest K neighbours are searched, and `k` has no influence. Unlike in PML, a `k`
     larger than the reference set means all of it: PML then counts neighbours that do not exist.
 
-    Metrics depend only on which labels are equal, not on their values: PML's float32 merges distinct ids from 2**24
+    Metrics depend only on which labels are equal, not on their values: PML's float32 merges distinct ids from 2²⁴
     on. Labels of several columns are equal if all columns are.
 
     Args:
@@ -76,7 +76,7 @@ class RecallCalculator(pml.AccuracyCalculator):
         ValueError: `recall_at` is empty, holds a value below 1 or a value twice; or as PML raises for its own
             arguments.
 
-    Example:
+    Examples:
         >>> import torch
         >>> calculator = RecallCalculator(include=("recall_at_1", "recall_at_2"), recall_at=(1, 2))
         >>> embeddings = torch.tensor([[0.0], [1.0], [1.5], [9.0]])

@@ -1,6 +1,6 @@
 """Prepare embeddings and labels for retrieval metrics.
 
-PML casts labels to float32, which represents integers exactly only up to 2**24. Beyond that, distinct classes merge.
+PML casts labels to float32, which represents integers exactly only up to 2²⁴. Beyond that, distinct classes merge.
 """
 
 from collections.abc import Callable, Sequence

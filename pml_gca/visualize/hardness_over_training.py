@@ -41,7 +41,7 @@ def hardness(anchors: Tensor, positives: Tensor, synthetic: Tensor) -> Tensor:
         TypeError: an argument is not a tensor of floats.
         ValueError: shapes are not as described, or a value is not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> anchors, positives = torch.zeros(3, 1), torch.tensor([[1.0], [2.0], [0.0]])
         >>> ratios = hardness(anchors, positives, torch.tensor([[1.0], [8.0], [5.0]]))

@@ -65,7 +65,7 @@ class Glyphs(Dataset[tuple[Tensor, int]]):
     Args:
         split: `"train"`, `"val"` or `"test"`.
         image_size: side S of the images in pixels, 8 to 128.
-        seed: seed of the fixed distortions, 0 to 2**63 - 1; unused with `augment`.
+        seed: seed of the fixed distortions, 0 to `2**63 - 1`; unused with `augment`.
         augment: new distortions on each access (True) or fixed ones (False); None: new for train, fixed otherwise.
         distortion: ranges that the distortions are drawn from.
         cache_dir: folder for the drawn glyphs (a file of some MB per image size), created if missing. None means
