@@ -5,7 +5,7 @@ Peng et al., "Globally Correlation-Aware Hard Negative Generation", IJCV 2024, h
 Where each equation stands, with norm(x) = LayerNorm(GELU(x)):
 
 - e⁰_ij = x̂_i ⊙ x̂_j: `edges.correlation_edges`
-- w_ij = exp(s_ij) / (1 + Σ_j exp(s_ij)) over negatives j: `blocks.negative_attention`
+- w_ij = exp(s_ij) / (1 + Σ_j exp(s_ij)) over negatives j: `attention.negative_attention`
 - a_i = norm(h_i + Linear(Σ_j w_ij v_j)): `blocks.NodeBlock.attend`
 - Σ_j GELU(Linear(e_ij)): `blocks.NodeBlock.forward`
 - b_i = norm(a_i + messages), h_i ← norm(b_i + FF(b_i)): `blocks.NodeBlock.update`

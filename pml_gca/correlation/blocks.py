@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..utils.norms import excess_of
 from ..utils.running_statistics import WideBuffers
+from .attention import negative_attention
 from .edge_list import EdgeList
 from .edges import at_ends, sum_over_neighbours
 
@@ -87,41 +88,6 @@ def linear(module: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
 
 
-def negative_attention(
-    query: Tensor, key: Tensor, value: Tensor, labels: Tensor, num_heads: int, scale: Tensor | None = None
-) -> Tensor:
-    r"""Return the attention of every node to the nodes of other classes, with H heads and a sink of score 0.
-
-    $$w_{ij} = \exp(s_{ij}) / (1 + \sum_{j: y_j \ne y_i} \exp(s_{ij})), \quad s_{ij} = q_i k_j / \sqrt{D/H}$$
-
-    The 1 is one more score of 0, without a value: a node without negatives gets a zero message.
-
-    Scores may be of any size. Here the largest score is subtracted first, and the scale is restored afterwards. Fused
-    attention would lose large scores: its backward pass computes exp(s - log Σ exp(s)) from rounded numbers.
-
-    Args:
-        query, key, value: (N, D), in float32 or wider.
-        labels: (N,) long.
-        num_heads: H, a divisor of D.
-        scale: (N, 1), at least 1, if scores may overflow. Dividing queries by it, and keys by its maximum, brings them
-            to a usual size.
-
-    Returns:
-        (N, D), the heads' messages side by side.
-    """
-    restored: Tensor | float = math.sqrt(num_heads / query.shape[1])
-    if scale is not None and scale.shape[0] > 0:
-        largest = scale.amax()
-        query, key = query / scale, key / largest
-        restored = (scale * (largest * restored)).clamp_max(torch.finfo(query.dtype).max)
-    q, k, v = (x.unflatten(1, (num_heads, -1)).transpose(0, 1) for x in (query, key, value))
-    scores = torch.bmm(q, k.mT).masked_fill(labels[:, None] == labels, -math.inf)
-    scores = F.pad(scores, (0, 1))  # the sink: the last score, which all nodes see
-    below = scores - scores.detach().amax(dim=2, keepdim=True)
-    weights = (below * restored).softmax(dim=2)[..., :-1]
-    return torch.bmm(weights, v).transpose(0, 1).flatten(1)
-
-
 class NodeBlock(nn.Module):
     """Nodes attend to their negatives, take in messages of all their edges, and pass a feed-forward net.
 
@@ -148,12 +114,18 @@ class NodeBlock(nn.Module):
 
     def forward(self, nodes: Tensor, edges: Tensor, listed: EdgeList, labels: Tensor) -> Tensor:
         """Return the next (N, D) nodes from (N, D) nodes, (E, D) edges, as they are listed, and (N,) labels."""
-        nodes = self.attend(nodes, labels)
+        nodes = self.attend(nodes, labels, num_memory=listed.num_memory)
         made, pairs = F.gelu(self.edge_to_node(edges)), listed.pairs(edges.device)
         (messages,) = listed.leave(sum_over_neighbours(made, pairs, len(nodes)))
-        return self.update(nodes, messages)
+        return self.update(nodes, messages, listed.num_memory)
 
-    def attend(self, nodes: Tensor, labels: Tensor, attention: Callable[..., Tensor] = negative_attention) -> Tensor:
+    def attend(
+        self,
+        nodes: Tensor,
+        labels: Tensor,
+        attention: Callable[..., Tensor] = negative_attention,
+        num_memory: int = 0,
+    ) -> Tensor:
         """Return a = norm(h + Linear(attention over negatives)), (N, D), for (N, D) nodes h and (N,) labels.
 
         The first nodes are as long as the embeddings: compute in float32 or wider, also under autocast.
@@ -162,14 +134,20 @@ class NodeBlock(nn.Module):
             x = nodes.to(torch.promote_types(nodes.dtype, torch.float32))
             scale = excess_of(x) if self.any_length else None
             q, k, v = (linear(module, x) for module in (self.query, self.key, self.value))
-            heard = F.gelu(x + linear(self.out, attention(q, k, v, labels, self.num_heads, scale)))
+            heard = F.gelu(x + linear(self.out, attention(q, k, v, labels, self.num_heads, scale, num_memory)))
             if self.any_length:
                 heard = heard / excess_of(heard)  # eps is negligible beside a variance this large
             weight, bias = (parameter.to(x.dtype) for parameter in (self.norm.weight, self.norm.bias))
             return F.layer_norm(heard, x.shape[1:], weight, bias, self.norm.eps).to(self.norm.weight.dtype)
 
-    def update(self, nodes: Tensor, messages: Tensor) -> Tensor:
-        """Return norm(b + FF(b)), (N, D), where b = norm(a + messages) of (N, D) nodes a and their edges' messages."""
+    def update(self, nodes: Tensor, messages: Tensor, num_memory: int = 0) -> Tensor:
+        """Return norm(b + FF(b)), (N, D), where b = norm(a + messages) of (N, D) nodes a and their edges' messages.
+
+        With a memory, the messages of nodes of the batch count B/N each, see `edges`.
+        """
+        if num_memory:
+            size = len(nodes) - num_memory
+            messages = torch.cat([messages[:size] * (size / len(nodes)), messages[size:]])
         nodes = self.norm(F.gelu(nodes + messages.to(nodes.dtype)))
         return self.norm(F.gelu(nodes + self.contract(F.gelu(self.expand(nodes)))))
 

@@ -36,7 +36,7 @@ class Correlations:
     """The result of the propagated graph, for a batch of N embeddings of D channels.
 
     Attributes:
-        node_logits: (N, num_classes), class scores of the propagated nodes.
+        node_logits: (N, num_classes), class scores of the propagated nodes; without those of a memory.
         coefficients: (E, D) in (0, 1), channel-wise λ of each edge, in the order of `pairs`. 1 keeps a channel of a
             synthetic negative at the real negative; 0 pulls it to the distance of the positive. (0, D) from a
             propagation without coefficients.
@@ -64,11 +64,11 @@ class Correlations:
         return self.edges.pairs(self.node_logits.device)
 
     def dense(self) -> Tensor:
-        """Return the coefficients as a symmetric (N, N, D) tensor."""
+        """Return the coefficients as a symmetric (N, N, D) tensor, of a graph without a memory."""
         return to_dense(self.coefficients, len(self.node_logits))
 
     def mean_coefficients(self) -> Tensor:
-        """Return the channel means of the coefficients: (N, N), symmetric."""
+        """Return the channel means of the coefficients, of a graph without a memory: (N, N), symmetric."""
         return to_dense(self.coefficients.mean(dim=1), len(self.node_logits))
 
     def with_gradient_to(self, embeddings: Tensor, loss: Tensor) -> Tensor:

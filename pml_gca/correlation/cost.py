@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .edges import count_edges
 from .tiles import default_chunk_size
 
 SMALLEST_CHUNK = 256  # below it, matrix products slow down
@@ -22,12 +23,13 @@ class StepCost:
     The trunk and the wrapped loss come on top.
 
     Attributes:
-        batch_size: N, nodes of the graph: the batch, and references if any.
+        batch_size: B, nodes of the graph: the batch, and references if any.
         keeps_activations: whether hidden activations are kept for the backward pass; else they are recomputed.
         edge_chunk_size: edges computed at a time.
         multiply_adds: of all matrix products, in forward and backward. The backward pass counts twice where it also
             computes gradients of the embeddings.
         bytes: peak allocation on top of parameters, their gradients and the embeddings.
+        memory_size: M, further nodes from a memory.
     """
 
     batch_size: int
@@ -35,11 +37,13 @@ class StepCost:
     edge_chunk_size: int
     multiply_adds: int
     bytes: int
+    memory_size: int = 0
 
     def __str__(self) -> str:
         kept = "kept" if self.keeps_activations else f"recomputed in chunks of {self.edge_chunk_size} edges"
+        memory = f" and a memory of {self.memory_size}" if self.memory_size else ""
         return (
-            f"batch of {self.batch_size}: {self.multiply_adds / 1e9:.1f} G multiply-adds, "
+            f"batch of {self.batch_size}{memory}: {self.multiply_adds / 1e9:.1f} G multiply-adds, "
             f"{self.bytes / 1e9:.2f} GB (activations {kept})"
         )
 
@@ -58,6 +62,7 @@ class Sizes:
         state_bytes: bytes of a value in sums and norms.
         with_coefficients: whether λ is learned; if not, edges are updated for the nodes alone.
         num_shares: W, processes that share the edges.
+        num_memory: M, how many of the nodes are a memory, without edges among each other.
     """
 
     num_nodes: int
@@ -69,11 +74,17 @@ class Sizes:
     state_bytes: int = 4
     with_coefficients: bool = True
     num_shares: int = 1
+    num_memory: int = 0
 
     @property
     def num_edges(self) -> int:
         """Number of edges that one process computes."""
-        return -(-self.num_nodes * (self.num_nodes + 1) // (2 * self.num_shares))
+        return -(-count_edges(self.num_nodes, num_memory=self.num_memory) // self.num_shares)
+
+    @property
+    def num_ordered_pairs(self) -> int:
+        """Number of ordered pairs of nodes that share an edge."""
+        return self.num_nodes**2 - self.num_memory**2
 
     @property
     def updates_below(self) -> int:
@@ -95,20 +106,22 @@ def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
     skips the last layer's edge update. Without coefficients, one pass serves both.
     """
     d, k, n, e = sizes.embedding_size, sizes.num_layers, sizes.num_nodes, sizes.num_edges
+    batch = n - sizes.num_memory  # a memory is not classified
     u, below = sizes.edge_updates, sizes.updates_below
     node_layer = 12  # query, key, value, out, and 8 of the feed-forward net
     folding = 4  # of the edge attention: g, key, folded query, value
     per_edge, per_node = 3 * (k + 8 * u), 3 * (k * node_layer + u * folding + 1)
-    attention, classifiers = 6 * k * n, 3 * n  # two products forward, four backward
+    attention, classifiers = 6 * k, 3 * batch  # two products forward, four backward
     if not keeps_activations:
-        per_edge, attention = per_edge + k + 4 * u, attention + 2 * k * n
+        per_edge, attention = per_edge + k + 4 * u, attention + 2 * k
     if sizes.with_coefficients:
         per_edge += 3 - 1  # the coefficients; the first edges need no gradient in the pass for all terms
         per_edge, per_node = per_edge + k + 8 * below, per_node + k * node_layer + below * folding + 1
-        attention, classifiers = attention + 4 * k * n, classifiers + 3 * n + 2 * sizes.num_negatives
+        attention, classifiers = attention + 4 * k, classifiers + 3 * batch + 2 * sizes.num_negatives
         if not keeps_activations:
-            per_edge, attention = per_edge + k + 4 * below, attention + 2 * k * n
-    return d * d * (per_edge * e + per_node * n) + attention * n * d + sizes.num_classes * d * classifiers
+            per_edge, attention = per_edge + k + 4 * below, attention + 2 * k
+    products = d * d * (per_edge * e + per_node * n)
+    return products + attention * sizes.num_ordered_pairs * d + sizes.num_classes * d * classifiers
 
 
 def step_bytes(sizes: Sizes, keeps_activations: bool, edge_chunk_size: int) -> int:
@@ -125,7 +138,7 @@ def step_bytes(sizes: Sizes, keeps_activations: bool, edge_chunk_size: int) -> i
     at_negatives = e * d * ((k + 3) * state + product) + 4 * s * d * state
     workspace = min(edge_chunk_size, e) * d * ((8 if keeps_activations else 16) * product + 5 * state)
     in_sweep = e * d * state * 23 * (k + 1) // 10 + workspace
-    lookup = e * (48 + 8 * k) + 3 * 8 * sizes.num_nodes**2
+    lookup = e * (48 + 8 * k) + 3 * 8 * sizes.num_ordered_pairs
     sums = 26 * k * d * d * state  # gradients of the parameters, before autograd takes them
     return hidden + max(at_negatives, in_sweep) + lookup + sums
 

@@ -9,7 +9,7 @@ from ..utils.dtypes import compute_dtype
 from ..utils.recompute_gradients import differentiate_plain
 from .edge_list import EdgeList
 from .edges import at_ends, edge_multiplicity, sum_over_neighbours
-from .tiles import add_to_second, default_chunk_size, turned
+from .tiles import add_to_second, default_chunk_size
 
 
 def diversity_loss(coefficients: Tensor, edges: EdgeList, edge_chunk_size: int | None = None) -> Tensor:
@@ -19,6 +19,8 @@ def diversity_loss(coefficients: Tensor, edges: EdgeList, edge_chunk_size: int |
     J_{div} = 1 - \sqrt{\sum_{ijd} (\lambda_{ijd} - \bar{\lambda}_{id})^2 / N^2}, \quad
     \bar{\lambda}_{id} = \text{mean}_j \lambda_{ijd}
     $$
+
+    With a memory, sums and means are over the pairs that share an edge, and N² is their number; see `edges`.
 
     Args:
         coefficients: (E, D), of the listed edges.
@@ -38,11 +40,11 @@ def plain_diversity_loss(coefficients: Tensor, edges: EdgeList) -> Tensor:
     num_nodes, pairs = edges.num_nodes, edges.pairs(coefficients.device)
     values = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
     add = edges.everywhere or (lambda *sums: sums)
-    means = add(sum_over_neighbours(values, pairs, num_nodes))[0] / max(num_nodes, 1)
+    means = add(sum_over_neighbours(values, pairs, num_nodes))[0] / edges.degrees(values)
     mean_i, mean_j = at_ends(means, pairs)
     squares = (values - mean_i).square() + (values - mean_j).square()
     (spread,) = edges.leave((squares.sum(dim=1) * edge_multiplicity(pairs, values.dtype)).sum() / 2)
-    return 1 - (spread / max(num_nodes, 1) ** 2).clamp_min(2 * torch.finfo(values.dtype).tiny).sqrt()
+    return 1 - (spread / max(edges.num_ordered_pairs, 1)).clamp_min(2 * torch.finfo(values.dtype).tiny).sqrt()
 
 
 class Diversity(torch.autograd.Function):
@@ -56,8 +58,8 @@ class Diversity(torch.autograd.Function):
             values = coefficients[tile.rows].to(dtype).view(*tile.shape, -1)
             total[tile.nodes] += values.sum(dim=0)
             add_to_second(total, tile, values, skip_self=True)
-        mean = edges.total(total)[0] / max(num_nodes, 1)
-        turned_mean, spread = turned(mean), mean.new_zeros(())
+        mean = edges.total(total)[0] / edges.degrees(total)
+        turned_mean, spread = edges.turned(mean), mean.new_zeros(())
         for tile in tiles:
             values = coefficients[tile.rows].to(dtype).view(*tile.shape, -1)
             # Both ends of an edge see it; a self pair has one end, met twice.
@@ -66,7 +68,7 @@ class Diversity(torch.autograd.Function):
             spread += (by_ends.sum(dim=2) * tile.multiplicity(mean)).sum() / 2
         (spread,) = edges.total(spread)
         # The bound keeps the root's infinite slope at 0 out of the gradient.
-        root = (spread / max(num_nodes, 1) ** 2).clamp_min(torch.finfo(dtype).tiny).sqrt()
+        root = (spread / max(edges.num_ordered_pairs, 1)).clamp_min(torch.finfo(dtype).tiny).sqrt()
         ctx.edges, ctx.tiles = edges, tiles
         ctx.save_for_backward(coefficients, mean, root)
         return 1 - root
@@ -77,9 +79,9 @@ class Diversity(torch.autograd.Function):
         coefficients, mean, root = ctx.saved_tensors
         if torch.is_grad_enabled():
             return differentiate_plain(ctx, lambda c: plain_diversity_loss(c, ctx.edges), {0: coefficients}, [grad])
-        turned_mean, out = turned(mean), torch.empty_like(coefficients)
+        turned_mean, out = ctx.edges.turned(mean), torch.empty_like(coefficients)
         # d root = Σ (2 λ_ij - mean_i - mean_j) dλ_ij / (N² root) per ordered pair; zero where nothing differs.
-        scale = -grad / (root * max(len(mean), 1) ** 2)
+        scale = -grad / (root * max(ctx.edges.num_ordered_pairs, 1))
         scale = scale.masked_fill(root.square() <= 2 * torch.finfo(root.dtype).tiny, 0.0)
         for tile in ctx.tiles:
             values = 2 * coefficients[tile.rows].to(mean.dtype).view(*tile.shape, -1)

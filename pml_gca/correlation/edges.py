@@ -2,6 +2,21 @@
 
 Axis legend for this package: N nodes, E = N(N + 1)/2 undirected edges (self pairs included), D channels, H heads.
 Method: Peng et al., "Globally Correlation-Aware Hard Negative Generation", IJCV 2024, https://arxiv.org/abs/2411.13145
+
+The last M nodes may be a memory of past batches. Memory nodes have no edges among each other, and none to themselves:
+with B = N − M there are E = B(B + 1)/2 + B M edges. Let 𝒩(i) be the nodes that share an edge with node i: all N nodes
+for a node of the batch, itself included; the B nodes of the batch for a memory node. All equations hold with "all j"
+read as "j ∈ 𝒩(i)":
+
+- attention: w_ij = exp(s_ij) / (1 + Σ_{j ∈ 𝒩(i), y_j ≠ y_i} exp(s_ij)). A memory node hears negatives of the batch.
+- messages: b_i = norm(a_i + B/|𝒩(i)| Σ_{j ∈ 𝒩(i)} GELU(Linear(e_ij))), B times their mean: the sum over all j without a
+  memory. A plain sum would grow with the memory and drown a_i, and differ between the batch and the memory.
+- edges: t_ij and e_ij as before, for the E edges; both ends are updated nodes, memory nodes included.
+- BatchNorm before λ: over the B² + 2 B M ordered pairs (i, j), j ∈ 𝒩(i). BatchNorm before the node logits: over the B
+  nodes of the batch; memory nodes get no logits.
+- J_div = 1 − √(Σ_i Σ_{j ∈ 𝒩(i)} ‖λ_ij − mean_{j ∈ 𝒩(i)} λ_ij‖² / (B² + 2 B M)).
+
+Everything else sums over anchors, which are in the batch.
 """
 
 import torch
@@ -34,36 +49,50 @@ def standardize(embeddings: Tensor) -> Tensor:
     return torch.where(constant, 0.0, varied / torch.linalg.vector_norm(varied, dim=1, keepdim=True))
 
 
-def count_edges(num_nodes: int, first_ends: range | None = None) -> int:
+def count_edges(num_nodes: int, first_ends: range | None = None, num_memory: int = 0) -> int:
     """Return how many undirected edges there are whose first end lies in a range of nodes, all by default."""
+    circle = num_nodes - num_memory
     if first_ends is None:
-        return num_nodes * (num_nodes + 1) // 2
+        return circle * (circle + 1) // 2 + circle * num_memory
     # Half way round an even circle, only the first half of the nodes lists an edge.
-    half_way = 0 if num_nodes % 2 else max(min(first_ends.stop, num_nodes // 2) - first_ends.start, 0)
-    return (num_nodes + 1) // 2 * len(first_ends) + half_way
+    half_way = 0 if circle % 2 else max(min(first_ends.stop, circle // 2) - first_ends.start, 0)
+    return ((circle + 1) // 2 + num_memory) * len(first_ends) + half_way
 
 
-def edge_pairs(num_nodes: int, device: torch.device | None = None, first_ends: range | None = None) -> Tensor:
+def edge_pairs(
+    num_nodes: int, device: torch.device | None = None, first_ends: range | None = None, num_memory: int = 0
+) -> Tensor:
     """Return the end nodes of every undirected edge, self pairs included, in circulant order.
 
     Edges are sorted by the offset d from their first to their second end, around the circle of nodes, and then by
     their first end: all (i, i), then all (i, i + 1 mod N), and so on. In this order edges meet their ends without a
     lookup: the first ends of one offset are the list of nodes, the second ends that list turned by d.
 
+    With a memory, that circle holds the B nodes of the batch. Behind its edges are listed those to the memory: all
+    (i, B), then all (i, B + 1), and so on.
+
     Args:
         num_nodes: N.
         device: of the result.
         first_ends: list only edges whose first end lies in this range of nodes.
+        num_memory: M, how many of the last nodes are a memory.
 
     Returns:
-        (2, E) long; E = N(N + 1)/2 for all edges.
+        (2, E) long; E = N(N + 1)/2 for all edges, or B(B + 1)/2 + B M with a memory.
     """
-    edge = torch.arange(count_edges(num_nodes, first_ends), device=device)
-    width = max(num_nodes if first_ends is None else len(first_ends), 1)  # edges of one offset
+    circle = num_nodes - num_memory
+    edge = torch.arange(count_edges(circle, first_ends), device=device)
+    width = max(circle if first_ends is None else len(first_ends), 1)  # edges of one offset
     first = edge % width
     if first_ends is not None:
         first += first_ends.start
-    return torch.stack([first, (first + edge // width) % max(num_nodes, 1)])
+    pairs = torch.stack([first, (first + edge // width) % max(circle, 1)])
+    if not num_memory:
+        return pairs
+    start, stop = (0, circle) if first_ends is None else (first_ends.start, first_ends.stop)
+    memory, own = torch.arange(circle, num_nodes, device=device), torch.arange(start, stop, device=device)
+    to_memory = torch.stack([own.repeat(num_memory), memory.repeat_interleave(stop - start)])
+    return torch.cat([pairs, to_memory], dim=1)
 
 
 def edge_index(num_nodes: int, device: torch.device | None = None) -> Tensor:

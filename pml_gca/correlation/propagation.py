@@ -134,7 +134,7 @@ class CorrelationPropagation(nn.Module):
         nodes = self.first_nodes(embeddings)
         for layer in self.layers:
             nodes, edges = layer(nodes, edges, listed, labels)
-        logits = self.node_classifier(self.node_norm(nodes).to(dtype))
+        logits = self.node_classifier(self.node_norm(nodes[: listed.num_batch]).to(dtype))
         if self.with_coefficients:
             normalised = self.edge_norm(edges, edge_multiplicity(pairs), listed.everywhere).to(dtype)
             coefficients = self.edge_coefficients(normalised).sigmoid()
@@ -148,7 +148,14 @@ class CorrelationPropagation(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             return linear(self.input, embeddings.to(torch.promote_types(self.input.weight.dtype, torch.float32)))
 
-    def sizes(self, num_nodes: int, num_negatives: int, num_shares: int = 1) -> Sizes:
+    def count_negatives(self, num_nodes: int, samples_per_class: int, num_memory: int = 0) -> int:
+        """Return how many synthetic negatives there are if each class has so many samples among the nodes."""
+        classes, batch = -(-num_nodes // samples_per_class), num_nodes - num_memory
+        if num_memory:  # which repeats classes
+            classes = min(classes, max(self.node_classifier.out_features, -(-batch // samples_per_class)))
+        return batch * max(classes - 1, 0)
+
+    def sizes(self, num_nodes: int, num_negatives: int, num_shares: int = 1, num_memory: int = 0) -> Sizes:
         """Return the sizes that the cost of a step depends on, with the dtypes that hold now."""
         weight = self.input.weight
         return Sizes(
@@ -161,4 +168,5 @@ class CorrelationPropagation(nn.Module):
             state_bytes=torch.promote_types(weight.dtype, torch.float32).itemsize,
             with_coefficients=self.with_coefficients,
             num_shares=num_shares,
+            num_memory=num_memory,
         )

@@ -4,6 +4,8 @@ Edges are listed in circulant order (`edge_pairs`): edge (d, i) connects node i 
 nodes. A tile is a rectangle of offsets d and first ends i. Its edge values, (R, D), are a dense box of shape (offsets,
 first ends, D). The values of its first ends are a slice of the nodes, those of its second ends a slice of the nodes
 `turned`.
+
+With a memory, the circle holds the B nodes of the batch. Edge (d, i) with d ≥ B connects node i with memory node d.
 """
 
 import functools
@@ -24,15 +26,17 @@ class Tile:
 
     Attributes:
         rows: where its R edges are in the list of edges.
-        offsets: range of offsets.
+        offsets: range of offsets; beyond the circle, range of memory nodes.
         nodes: range of first ends.
         shape: number of offsets and of first ends; their product is R.
+        circle: number of nodes around the circle.
     """
 
     rows: slice
     offsets: slice
     nodes: slice
     shape: tuple[int, int]
+    circle: int
 
     def multiplicity(self, like: Tensor) -> Tensor:
         """Return how many ordered pairs each edge stands for: (offsets, first ends), 1 for self pairs, else 2."""
@@ -42,6 +46,30 @@ class Tile:
         return count
 
 
+class WithMemory:
+    """Values of nodes around the circle, turned, and of the memory nodes beyond it, by tile.
+
+    Args:
+        around: (B + 1, B, ...), as `turned` without a memory.
+        memory: (M, ...).
+    """
+
+    def __init__(self, around: Tensor, memory: Tensor) -> None:
+        self.around, self.memory = around, memory
+
+    def __getitem__(self, ends: tuple[slice, slice]) -> Tensor:
+        """Return the values of the second ends of `tile.offsets, tile.nodes`: (offsets, first ends, ...)."""
+        offsets, nodes = ends
+        circle = self.around.shape[1]
+        if offsets.start < circle:
+            return self.around[ends]
+        values = self.memory[offsets.start - circle : offsets.stop - circle, None]
+        return values.expand(-1, nodes.stop - nodes.start, *values.shape[2:])
+
+
+Turned = Tensor | WithMemory
+
+
 def default_chunk_size(embedding_size: int, device: torch.device) -> int:
     """Return how many edges to compute at a time by default."""
     values = CPU_TILE_VALUES if device.type == "cpu" else GPU_TILE_VALUES
@@ -49,15 +77,19 @@ def default_chunk_size(embedding_size: int, device: torch.device) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def edge_tiles(num_nodes: int, max_edges: int, first_ends: range | None = None) -> tuple[Tile, ...]:
+def edge_tiles(
+    num_nodes: int, max_edges: int, first_ends: range | None = None, num_memory: int = 0
+) -> tuple[Tile, ...]:
     """Return the edges of a graph of `num_nodes` nodes in tiles of at most `max_edges` and similar size.
 
     With `first_ends`, only edges whose first end lies in this range of nodes, as `edge_pairs` lists them.
     """
-    own = range(num_nodes) if first_ends is None else first_ends
+    circle = num_nodes - num_memory
+    own = range(circle) if first_ends is None else first_ends
     # Half way round an even circle, every edge is met from both ends. Only the first half of the nodes lists it.
-    bands = [(0, (num_nodes + 1) // 2, num_nodes), (num_nodes // 2, 1, num_nodes // 2)][: 2 - num_nodes % 2]
-    tiles = []
+    bands = [(0, (circle + 1) // 2, circle), (circle // 2, 1, circle // 2)][: 2 - circle % 2]
+    bands.append((circle, num_memory, circle))
+    tiles, row = [], 0
     for first_offset, num_offsets, stop in bands:
         width = min(stop, own.stop) - own.start
         if width <= 0:
@@ -66,8 +98,8 @@ def edge_tiles(num_nodes: int, max_edges: int, first_ends: range | None = None) 
         for offsets in _ranges(first_offset, num_offsets, -(-num_offsets // together)):
             for nodes in _ranges(own.start, width, -(-width // max_edges)):
                 shape = (offsets.stop - offsets.start, nodes.stop - nodes.start)
-                start = offsets.start * len(own) + nodes.start - own.start
-                tiles.append(Tile(slice(start, start + shape[0] * shape[1]), offsets, nodes, shape))
+                tiles.append(Tile(slice(row, row + shape[0] * shape[1]), offsets, nodes, shape, circle))
+                row += shape[0] * shape[1]
     return tuple(tiles)
 
 
@@ -77,13 +109,16 @@ def _ranges(start: int, length: int, parts: int) -> Iterator[slice]:
         yield slice(start + part * length // parts, start + (part + 1) * length // parts)
 
 
-def turned(values: Tensor) -> Tensor:
+def turned(values: Tensor, num_memory: int = 0) -> "Turned":
     """Return (N, ...) values of nodes, turned by each offset d: (N + 1, N, ...), where [d, i] is of node i + d.
 
     `turned(values)[tile.offsets, tile.nodes]` are the values of a tile's second ends. The result is a view whose rows
-    overlap: do not write to it.
+    overlap: do not write to it. With `num_memory` the last nodes are a memory beyond the circle; the result then only
+    serves tiles.
     """
-    return torch.cat([values, values]).unfold(0, len(values), 1).movedim(-1, 1)
+    circle = values[: len(values) - num_memory]
+    around = torch.cat([circle, circle]).unfold(0, len(circle), 1).movedim(-1, 1)
+    return WithMemory(around, values[len(circle) :]) if num_memory else around
 
 
 def add_to_second(sums: Tensor, tile: Tile, values: Tensor, skip_self: bool = False) -> None:
@@ -100,12 +135,15 @@ def add_to_second(sums: Tensor, tile: Tile, values: Tensor, skip_self: bool = Fa
     count, width = values.shape[:2]
     if count == 0:
         return
+    if tile.offsets.start >= tile.circle:
+        sums[tile.offsets] += values.sum(dim=1)
+        return
     # Row d belongs d nodes further on. Pad the rows, and refold them one value shorter: row d then moves by d.
     pitch = width + count - 1
     padded = F.pad(values, (0, 0) * (values.ndim - 2) + (0, count))
     sheared = padded.flatten(0, 1)[: count * pitch].view(count, pitch, *values.shape[2:]).sum(dim=0)
     # Sums beyond the last node belong to the first nodes, around the circle.
-    start = (tile.nodes.start + tile.offsets.start + skip) % len(sums)
-    before_end = min(pitch, len(sums) - start)
+    start = (tile.nodes.start + tile.offsets.start + skip) % tile.circle
+    before_end = min(pitch, tile.circle - start)
     sums[start : start + before_end] += sheared[:before_end]
     sums[: pitch - before_end] += sheared[before_end:]

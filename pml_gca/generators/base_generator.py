@@ -141,6 +141,7 @@ class BaseGenerator(ModuleWithRecords):
         *,
         names: tuple[str, str] = ("embeddings", "labels"),
         references_checked: bool = False,
+        num_memory: int = 0,
     ) -> Batch:
         """Check a batch, and start the one copy to the host that it needs.
 
@@ -151,6 +152,7 @@ class BaseGenerator(ModuleWithRecords):
             phase: see `Batch`.
             names: of the first two arguments, for messages.
             references_checked: whether the values of references were checked before; only those of anchors are now.
+            num_memory: see `Batch`.
 
         Raises:
             TypeError, ValueError: as `forward`; on a GPU not yet for values.
@@ -170,7 +172,7 @@ class BaseGenerator(ModuleWithRecords):
             names=names,
             num_checked=num_anchors if references_checked else None,
         )
-        return Batch(embeddings, labels, num_anchors, host, phase)
+        return Batch(embeddings, labels, num_anchors, host, phase, num_memory=num_memory)
 
     def check_shapes(
         self, embeddings: object, labels: object, names: tuple[str, str] = ("embeddings", "labels")

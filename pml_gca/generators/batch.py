@@ -77,6 +77,7 @@ class Batch:
         phase: the half of an alternating schedule that is computed: `"embedding"`, `"generation"`, or `"all"` for
             both at once. See `HardNegativeGenerationLoss.phase`.
         processes: those that share the work of the graph, and have the same batch; None for no sharing.
+        num_memory: M, how many of the last references are a memory: the graph has no edges among them.
     """
 
     embeddings: Tensor
@@ -85,6 +86,7 @@ class Batch:
     host: HostValues
     phase: str = "all"
     processes: Processes | None = None
+    num_memory: int = 0
 
     @cached_property
     def anchors(self) -> Tensor:
@@ -104,8 +106,10 @@ class Batch:
 
     @property
     def edges(self) -> EdgeList | None:
-        """The edges of the graph that this process computes; None for all."""
-        return None if self.processes is None else EdgeList.share(len(self.embeddings), self.processes)
+        """The edges of the graph that this process computes; None for those of all pairs of nodes."""
+        if self.processes is None and not self.num_memory:
+            return None
+        return EdgeList.share(len(self.embeddings), self.processes, self.num_memory)
 
     def wants(self, objective: str) -> bool:
         """Return whether an objective counts in this `phase`. Others need not be computed.

@@ -75,7 +75,7 @@ class InterpolationGenerator(BaseGenerator):
         if draws is None:
             draws = torch.rand(batch.num_anchors, len(nodes), dtype=nodes.dtype, device=nodes.device)
         weights = class_weights(self.merging, nodes, plan, draws)
-        edges = EdgeList(len(nodes)) if graph is None else graph.edges
+        edges = EdgeList(len(nodes), num_memory=batch.num_memory) if graph is None else graph.edges
         if coefficients is None:
             coefficients = self.coefficients_of_edges(edges.num_edges, nodes, graph)
         strength = pull_strength(self.alpha, metric_level, nodes.dtype)

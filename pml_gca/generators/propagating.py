@@ -91,7 +91,7 @@ class Propagating:
             check_positive_int("edge_chunk_size", value)
         self.propagation.edge_chunk_size = value
 
-    def cost(self, batch_size: int, samples_per_class: int = 2) -> StepCost:
+    def cost(self, batch_size: int, samples_per_class: int = 2, *, memory_size: int = 0) -> StepCost:
         """Return the estimated cost of one training step; the trunk and the wrapped loss come on top.
 
         It depends on the device, dtype and autocast that hold at the call, and on how much memory is free.
@@ -100,9 +100,11 @@ class Propagating:
             batch_size: B, references included.
             samples_per_class: of the batch. More of them give fewer synthetic negatives to classify: a small part of
                 the cost, unless there are thousands of training classes.
+            memory_size: M, embeddings in a full memory, see `HardNegativeGenerationLoss`. Its samples are taken to be
+                of as many classes as there can be.
 
         Raises:
-            TypeError, ValueError: an argument is no positive integer.
+            TypeError, ValueError: an argument is no positive integer; `memory_size` may be 0.
 
         Warns:
             UserWarning: the step does not fit into the memory that is free.
@@ -115,8 +117,10 @@ class Propagating:
         """
         check_positive_int("batch_size", batch_size)
         check_positive_int("samples_per_class", samples_per_class)
-        other_classes = max(-(-batch_size // samples_per_class) - 1, 0)
-        sizes = self.propagation.sizes(batch_size, batch_size * other_classes)
-        device = self.propagation.input.weight.device
-        keeps, chunk = choose_memory(sizes, self.propagation.edge_chunk_size, device)
-        return StepCost(batch_size, keeps, chunk, step_multiply_adds(sizes, keeps), step_bytes(sizes, keeps, chunk))
+        check_positive_int("memory_size", memory_size, minimum=0)
+        num_nodes, graph = batch_size + memory_size, self.propagation
+        num_negatives = graph.count_negatives(num_nodes, samples_per_class, memory_size)
+        sizes = graph.sizes(num_nodes, num_negatives, num_memory=memory_size)
+        keeps, chunk = choose_memory(sizes, graph.edge_chunk_size, graph.input.weight.device)
+        work, space = step_multiply_adds(sizes, keeps), step_bytes(sizes, keeps, chunk)
+        return StepCost(batch_size, keeps, chunk, work, space, memory_size)

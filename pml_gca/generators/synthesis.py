@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..correlation.edge_list import EdgeList
-from ..correlation.tiles import Tile, add_to_second, default_chunk_size, turned
+from ..correlation.tiles import Tile, add_to_second, default_chunk_size
 from ..utils.norms import are_usual, length, scale_of
 from ..utils.recompute_gradients import differentiate_plain
 from .interpolation import positive_distances, pull_ratio
@@ -48,15 +48,14 @@ def synthesize(
         return z[:0], coefficients[:0].to(z.dtype)
     edges = edges or EdgeList(num_nodes)
     first, second = edges.pairs(z.device)
-    rest = (num_nodes - num_anchors, num_nodes)  # references are no anchors, but have edges
-    slots = torch.cat([plan.slots, plan.slots.new_full(rest, len(plan.synthetic_anchors))])
-    weights = torch.cat([weights.to(z.dtype), weights.new_zeros(rest, dtype=z.dtype)])
-    # Spread zero-weight pairs over all slots to avoid contention of atomics.
-    has_none = slots == len(plan.synthetic_anchors)
+    start, end = torch.stack([first, second]), torch.stack([second, first])  # both ways
+    anchors = start.clamp_max(num_anchors - 1)
+    slots, weights = plan.slots[anchors, end], weights.to(z.dtype)[anchors, end]
+    # References are no anchors, but have edges. Spread zero-weight pairs over all slots to avoid contention of atomics.
+    has_none = (start >= num_anchors) | (slots == len(plan.synthetic_anchors))
     anywhere = torch.arange(slots.numel(), device=z.device).view_as(slots) % len(plan.synthetic_anchors)
-    slots, weights = torch.where(has_none, anywhere, slots), weights.masked_fill(has_none, 0.0)
+    by_edge = torch.where(has_none, anywhere, slots), weights.masked_fill(has_none, 0.0)
     near = torch.cat([positive_distances(z, plan), z.new_zeros(num_nodes - num_anchors)])
-    by_edge = [torch.stack([x[first, second], x[second, first]]) for x in (slots, weights)]
     if not isinstance(strength, Tensor):
         strength = torch.tensor(strength, device="cpu")  # on the host: it takes part without a copy
     chunk = edge_chunk_size or default_chunk_size(z.shape[1], z.device)
@@ -89,7 +88,7 @@ class Synthesis(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         anchors = nodes.index_select(0, synthetic_anchors)
         synthetic = anchors if edges.processes is None else torch.zeros_like(anchors)
-        pull = Pull(nodes, coefficients, near, strength, lengths)
+        pull = Pull(edges, nodes, coefficients, near, strength, lengths)
         for tile in edges.tiles(chunk):
             pull.start(tile)
             scaled = weights[:, tile.rows].view_as(pull.near)
@@ -111,7 +110,7 @@ class Synthesis(torch.autograd.Function):
         if torch.is_grad_enabled():
             plain, inputs = Synthesis.plain(ctx)
             return differentiate_plain(ctx, plain, inputs, [for_nodes, for_coefficients])
-        pull = Pull(nodes, coefficients, near, strength, lengths)
+        pull = Pull(ctx.edges, nodes, coefficients, near, strength, lengths)
         grad_nodes, grad_near = torch.zeros_like(nodes), torch.zeros_like(near)
         grad_coefficients = coefficients.new_empty(coefficients.shape) if for_coefficients is not None else None
         for tile in ctx.tiles:
@@ -164,6 +163,7 @@ class Pull:
     """The pull of candidates, tile by tile: each edge's second end toward its first, and the other way round.
 
     Args:
+        edges: the list of edges.
         nodes: (N, D), z.
         coefficients: (E, D), λ.
         near: (N,), d⁺ of each node.
@@ -171,9 +171,11 @@ class Pull:
         lengths: (N, 1), as from `scale_of`.
     """
 
-    def __init__(self, nodes: Tensor, coefficients: Tensor, near: Tensor, strength: Tensor, lengths: Tensor) -> None:
+    def __init__(
+        self, edges: EdgeList, nodes: Tensor, coefficients: Tensor, near: Tensor, strength: Tensor, lengths: Tensor
+    ) -> None:
         self.ends, self.all_coefficients, self.strength = (nodes, near, lengths), coefficients, strength
-        self.turned = [turned(x) for x in self.ends]
+        self.turned = [edges.turned(x) for x in self.ends]
 
     def start(self, tile: Tile) -> None:
         """Compute z_j − z_i, d⁻, and a and b of `pull_ratio` both ways, of the edges of `tile`."""

@@ -2,6 +2,8 @@
 
 Everything works on tensors, so that autograd gives the oracle's gradients too. Parameters are read from a
 `GlobalCorrelationGenerator` by name; none of its code runs.
+
+The last `num_memory` nodes are a memory: they have no edges among each other. Edges are the keys of a dict, (i, j).
 """
 
 import math
@@ -39,14 +41,15 @@ def initial_edge(z_i: Tensor, z_j: Tensor) -> Tensor:
     return x_i * x_j
 
 
-def node_update(block, h: list[Tensor], e: dict, labels: list[int]) -> list[Tensor]:
+def node_update(block, h: list[Tensor], e: dict, labels: list[int], num_memory: int = 0) -> list[Tensor]:
     n, size = len(h), len(h[0]) // block.num_heads
     updated = []
     for i in range(n):
+        neighbours = [j for j in range(n) if (i, j) in e]
         heads = []
         for head in range(block.num_heads):
             part = slice(head * size, (head + 1) * size)
-            negatives = [j for j in range(n) if labels[j] != labels[i]]
+            negatives = [j for j in neighbours if labels[j] != labels[i]]
             query = linear(block.query, h[i])[part]
             scores = [torch.exp(query @ linear(block.key, h[j])[part] / math.sqrt(size)) for j in negatives]
             message = torch.zeros_like(query)
@@ -54,7 +57,8 @@ def node_update(block, h: list[Tensor], e: dict, labels: list[int]) -> list[Tens
                 message = message + score / (1 + sum(scores)) * linear(block.value, h[j])[part]
             heads.append(message)
         a = post_norm(block.norm, h[i] + linear(block.out, torch.cat(heads)))
-        b = post_norm(block.norm, a + sum(F.gelu(linear(block.edge_to_node, e[i, j])) for j in range(n)))
+        messages = sum(F.gelu(linear(block.edge_to_node, e[i, j])) for j in neighbours) / len(neighbours)
+        b = post_norm(block.norm, a + (n - num_memory) * messages)
         updated.append(post_norm(block.norm, b + linear(block.contract, F.gelu(linear(block.expand, b)))))
     return updated
 
@@ -73,24 +77,30 @@ def edge_update(block, h: list[Tensor], e: dict) -> dict:
     return updated
 
 
-def propagate(propagation, z: Tensor, labels: list[int]) -> SimpleNamespace:
+def propagate(propagation, z: Tensor, labels: list[int], num_memory: int = 0) -> SimpleNamespace:
     """Logits (N, classes), coefficients (N, N, D) and running statistics after one training pass; no dropout.
 
-    Of a propagation without coefficients, the logits alone.
+    Of a propagation without coefficients, the logits alone. A memory has no logits; coefficients are NaN where there is
+    no edge.
     """
     n = len(z)
+    batch = range(n - num_memory)
     h = [linear(propagation.input, row) for row in z]
-    e = {(i, j): initial_edge(z[i], z[j]) for i in range(n) for j in range(n)}
+    e = {(i, j): initial_edge(z[i], z[j]) for i in range(n) for j in range(n) if i in batch or j in batch}
     for layer in propagation.layers:
-        h = node_update(layer.node, h, e, labels)
+        h = node_update(layer.node, h, e, labels, num_memory)
         if layer.edge is not None:
             e = edge_update(layer.edge, h, e)
-    nodes, node_mean, node_variance = batch_norm(propagation.node_norm, h)
+    nodes, node_mean, node_variance = batch_norm(propagation.node_norm, h[: len(batch)])
     logits = torch.stack([linear(propagation.node_classifier, row) for row in nodes])
     if not propagation.with_coefficients:
         return SimpleNamespace(logits=logits)
     edges, edge_mean, edge_variance = batch_norm(propagation.edge_norm, list(e.values()))
-    coefficients = [torch.sigmoid(linear(propagation.edge_coefficients, row)) for row in edges]
+    found = {
+        pair: torch.sigmoid(linear(propagation.edge_coefficients, row)) for pair, row in zip(e, edges, strict=True)
+    }
+    none = torch.full_like(z[0], math.nan)
+    coefficients = [found.get((i, j), none) for i in range(n) for j in range(n)]
     return SimpleNamespace(
         logits=logits,
         coefficients=torch.stack(coefficients).reshape(n, n, -1),
@@ -138,21 +148,32 @@ def mean(values: list[Tensor]) -> Tensor | float:
     return sum(values) / len(values) if values else 0.0
 
 
-def objectives(generator, z: Tensor, labels: list[int], draws: Tensor, level: float) -> SimpleNamespace:
+def diversity(coefficients: Tensor) -> Tensor:
+    """J_div over the pairs that share an edge; others are NaN."""
+    spread, count = 0.0, 0
+    for row in coefficients:
+        present = row[~row[:, 0].isnan()]
+        spread = spread + ((present - present.mean(dim=0)) ** 2).sum()
+        count += len(present)
+    return 1 - torch.sqrt(spread / count)
+
+
+def objectives(
+    generator, z: Tensor, labels: list[int], draws: Tensor, level: float, num_memory: int = 0
+) -> SimpleNamespace:
     """Each term of the objectives as a function of z and all parameters; routing is up to the caller."""
-    graph = propagate(generator.propagation, z, labels)
+    graph, size = propagate(generator.propagation, z, labels, num_memory), len(labels) - num_memory
     strength = math.exp(-generator.alpha / level)
-    negatives = synthesize(z.detach(), labels, graph.coefficients, draws, strength, len(labels))
+    negatives = synthesize(z.detach(), labels, graph.coefficients, draws, strength, size)
     weight, bias = (p.detach() for p in generator.objective.classifier.parameters())
     auxiliary = generator.objective.classifier
     soft = mean([cross_entropy(weight @ synthetic + bias, label) for _, label, synthetic in negatives])
     similar = mean([1 - F.cosine_similarity(z[i].detach(), synthetic, dim=0) for i, _, synthetic in negatives])
-    centred = graph.coefficients - graph.coefficients.mean(dim=1, keepdim=True)
-    diverse = 1 - torch.sqrt((centred**2).sum() / len(labels) ** 2)
+    diverse = diversity(graph.coefficients)
     return SimpleNamespace(
         graph=graph,
-        negatives=synthesize(z, labels, graph.coefficients.detach(), draws, strength, len(labels)),
-        node_classification=mean([cross_entropy(row, y) for row, y in zip(graph.logits, labels, strict=True)]),
+        negatives=synthesize(z, labels, graph.coefficients.detach(), draws, strength, size),
+        node_classification=mean([cross_entropy(row, y) for row, y in zip(graph.logits, labels[:size], strict=True)]),
         generator=0.5
         * (
             generator.objective.classification_weight * soft
@@ -160,5 +181,5 @@ def objectives(generator, z: Tensor, labels: list[int], draws: Tensor, level: fl
             + 0.01 * generator.objective.diversity_weight * diverse
         ),
         auxiliary=10
-        * mean([cross_entropy(linear(auxiliary, row.detach()), y) for row, y in zip(z, labels, strict=True)]),
+        * mean([cross_entropy(linear(auxiliary, row.detach()), y) for row, y in zip(z[:size], labels, strict=False)]),
     )

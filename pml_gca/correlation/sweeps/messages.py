@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...utils.recompute_gradients import differentiate_plain
 from ..edges import sum_over_neighbours
-from ..tiles import add_to_second, turned
+from ..tiles import add_to_second
 from .rows import EdgeRows, EdgeState, SweepPlan, add_product
 
 
@@ -31,7 +31,8 @@ class EdgeMessages(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
     ) -> Tensor:
-        edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias), turned(kept) if norm_weight is None else None)
+        turned_nodes = plan.edges.turned(kept) if norm_weight is None else None
+        edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias), turned_nodes)
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
         hidden = kept.new_empty(plan.edges.num_edges, len(w), dtype=plan.matmul_dtype) if plan.keep_hidden else None
         total = kept.new_zeros(num_nodes, kept.shape[1])
@@ -59,9 +60,9 @@ class EdgeMessages(torch.autograd.Function):
         plan: SweepPlan = ctx.plan
         kept, norm_weight, norm_bias, weight, bias, hidden = ctx.saved_tensors
         to_parameters = plan.gradient_pass.to_parameters
-        is_first, turned_grad = norm_weight is None, turned(grad)
+        is_first, turned_grad = norm_weight is None, plan.edges.turned(grad)
         to_edges = ctx.needs_input_grad[2] and (plan.gradient_pass.to_embeddings or not is_first)
-        edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias), turned(kept) if is_first else None)
+        edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias), plan.edges.turned(kept) if is_first else None)
         edges.start_backward(to_parameters)
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
         grad_w, grad_b = kept.new_zeros(weight.shape), kept.new_zeros(bias.shape)

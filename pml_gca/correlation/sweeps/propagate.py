@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...utils.dtypes import compute_dtype, matmul_dtype
-from ..blocks import negative_attention
+from ..attention import negative_attention
 from ..correlations import Correlations
 from ..cost import choose_memory
 from ..edge_list import EdgeList
@@ -40,7 +40,8 @@ def propagate(
     edges = EdgeState(*plan.edges.enter(standardize(embeddings).to(plan.state_dtype)))
     for layer in module.layers:
         nodes, edges = sweep_layer(cast("PropagationLayer", layer), plan, nodes, edges, labels)
-    logits = module.node_classifier(module.node_norm(nodes).to(module.input.weight.dtype))
+    classified = module.node_norm(nodes[: plan.edges.num_batch])
+    logits = module.node_classifier(classified.to(module.input.weight.dtype))
     coefficients = sweep_coefficients(module, plan, edges) if module.with_coefficients else edges.kept[:0]
     return Correlations(logits, coefficients, embeddings, plan.edge_chunk_size, plan.gradient_pass, plan.edges)
 
@@ -50,11 +51,12 @@ def sweep_layer(
 ) -> tuple[Tensor, EdgeState]:
     """Compute what `layer.forward` does, tile by tile."""
     node, block = layer.node, layer.edge
-    nodes = node.attend(nodes, labels, negative_attention if plan.keep_hidden else RecomputedAttention.apply)
+    attention = negative_attention if plan.keep_hidden else RecomputedAttention.apply
+    nodes = node.attend(nodes, labels, attention, plan.edges.num_memory)
     with torch.autocast(nodes.device.type, enabled=False):  # swept functions cast their inputs
         messages = EdgeMessages.apply(plan, len(nodes), *edges, node.edge_to_node.weight, node.edge_to_node.bias)
     (messages,) = plan.edges.leave(messages)
-    nodes = node.update(nodes, messages)
+    nodes = node.update(nodes, messages, plan.edges.num_memory)
     if block is None:
         return nodes, edges
     dtype = messages.dtype
@@ -86,13 +88,14 @@ def sweep_coefficients(module: "CorrelationPropagation", plan: SweepPlan, edges:
 
 def plan_sweeps(module: "CorrelationPropagation", edges: EdgeList, device: torch.device) -> SweepPlan:
     """Plan the sweeps over listed edges; look up the free memory once per number of nodes."""
-    num_nodes, shares = edges.num_nodes, edges.processes.size if edges.processes else 1
+    shares = edges.processes.size if edges.processes else 1
     matmul, state = matmul_dtype(module.input.weight), compute_dtype(module.input.weight)
     learns = torch.is_grad_enabled()
     memory = memory_of.setdefault(module, {})
-    key = (num_nodes, shares, device, matmul, module.edge_chunk_size)
+    key = (edges.num_nodes, edges.num_memory, shares, device, matmul, module.edge_chunk_size)
     if learns and key not in memory:
-        sizes = module.sizes(num_nodes, num_nodes * max(num_nodes // 2 - 1, 0), shares)
+        num_negatives = module.count_negatives(edges.num_nodes, 2, edges.num_memory)
+        sizes = module.sizes(edges.num_nodes, num_negatives, shares, edges.num_memory)
         memory[key] = choose_memory(sizes, module.edge_chunk_size, device)
     keep, chunk = memory.get(key, (False, 0))
     chunk = chunk or module.edge_chunk_size or default_chunk_size(module.input.in_features, device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..correlations import GradientPass
 from ..edge_list import EdgeList
 from ..edges import at_ends
-from ..tiles import Tile, add_to_second
+from ..tiles import Tile, Turned, add_to_second
 
 NORM_EPS = 1e-5
 
@@ -71,10 +71,10 @@ class EdgeRows:
 
     Args:
         state: what is kept.
-        turned_nodes: `turned(state.kept)` for the first edges; None for others.
+        turned_nodes: `EdgeList.turned(state.kept)` for the first edges; None for others.
     """
 
-    def __init__(self, state: EdgeState, turned_nodes: Tensor | None = None) -> None:
+    def __init__(self, state: EdgeState, turned_nodes: Turned | None = None) -> None:
         self.kept, self.weight, self.bias = state
         self.turned = turned_nodes
 
@@ -116,7 +116,7 @@ class Ends:
     """
 
     def __init__(
-        self, folded: Tensor, offset: Tensor, values: Tensor, turned_ends: Sequence[Tensor], mask: Tensor | None
+        self, folded: Tensor, offset: Tensor, values: Tensor, turned_ends: Sequence[Turned], mask: Tensor | None
     ) -> None:
         self.ends, self.turned, self.mask = (folded, offset, values), turned_ends, mask
         self.scale = 1 / math.sqrt(folded.shape[1])

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ...utils.recompute_gradients import differentiate_plain
 from ..edges import at_ends
-from ..tiles import turned
 from .rows import NORM_EPS, EdgeRows, EdgeState, Ends, PostNorm, SweepPlan, add_product, plain_post_norm
 
 
@@ -43,8 +42,8 @@ class EdgeUpdate(torch.autograd.Function):
         w2: Tensor,
         b2: Tensor,
     ) -> Tensor:
-        turned_ends = [turned(x) for x in (folded, offset, values)]
-        edges = EdgeRows(EdgeState(kept, in_weight, in_bias), turned(kept) if in_weight is None else None)
+        turned_ends = [plan.edges.turned(x) for x in (folded, offset, values)]
+        edges = EdgeRows(EdgeState(kept, in_weight, in_bias), plan.edges.turned(kept) if in_weight is None else None)
         ends = Ends(folded, offset, values, turned_ends, mask)
         dtype = plan.matmul_dtype
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
@@ -83,8 +82,8 @@ class EdgeUpdate(torch.autograd.Function):
         dtype, to_parameters = plan.matmul_dtype, plan.gradient_pass.to_parameters
         *saved, _, hidden, normed, spread = ctx.saved_tensors
         kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2 = saved
-        turned_ends, is_first = [turned(x) for x in (folded, offset, values)], in_weight is None
-        edges = EdgeRows(EdgeState(kept, in_weight, in_bias), turned(kept) if is_first else None)
+        turned_ends, is_first = [plan.edges.turned(x) for x in (folded, offset, values)], in_weight is None
+        edges = EdgeRows(EdgeState(kept, in_weight, in_bias), plan.edges.turned(kept) if is_first else None)
         edges.start_backward(to_parameters)
         to_edges = ctx.needs_input_grad[1] and (plan.gradient_pass.to_embeddings or not is_first)
         ends = Ends(folded, offset, values, turned_ends, mask)
