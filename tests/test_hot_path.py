@@ -184,6 +184,8 @@ def test_a_step_waits_for_no_device(meta, level_momentum, chunk):
     assert value.device == z.grad.device == torch.device("meta")
     assert all(p.grad.shape == p.shape for p in loss.parameters())
     assert [t.device.type for t in meta] == ["meta"]  # labels and check, once
+    with pytest.raises(RuntimeError, match="meta"):
+        loss.logs()  # the values to log are on the device until they are asked for
 
 
 @pytest.mark.parametrize("merging", ["random", "mean", "hardest"])

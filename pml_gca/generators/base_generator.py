@@ -13,6 +13,7 @@ from ..utils.batch_checks import check_embeddings, check_labels, largest_value
 from ..utils.dtypes import compute_dtype
 from ..utils.host import to_device
 from ..utils.norms import length
+from ..utils.records import UnrecordedValues
 from ..utils.running_statistics import restored_on_error
 from ..utils.validation import (
     check_choice,
@@ -77,6 +78,7 @@ class BaseGenerator(ModuleWithRecords):
         super().__init__(collect_stats=collect_stats)
         self.num_classes = num_classes
         self.embedding_size = embedding_size
+        self.observed = UnrecordedValues()
         if self.collect_stats:
             self.start_collecting_stats()
 
@@ -87,6 +89,21 @@ class BaseGenerator(ModuleWithRecords):
             generator.add_to_recordable_attributes(list_of_names=list(generator.stat_names), is_stat=True)
             # Not a stat: PML resets those when a batch begins, and this one is known only after backward.
             generator.add_to_recordable_attributes(name="gradient_norm")
+
+    def observe(self, **values: Tensor | float) -> None:
+        """Keep statistics of the present batch, scalars, for `HardNegativeGenerationLoss.logs`.
+
+        They stay on their device. Only if statistics are collected for PML's records are they read now.
+        """
+        self.observed.update({name: x.detach() if isinstance(x, Tensor) else x for name, x in values.items()})
+        if self.collect_stats:
+            for name, value in values.items():
+                setattr(self, name, value.item() if isinstance(value, Tensor) else value)
+
+    def reset_stats(self) -> None:
+        """Forget the statistics of the batch before; PML's interface."""
+        super().reset_stats()
+        self.observed.clear()
 
     def generate(self, batch: Batch, metric_level: Tensor | float = math.inf) -> SyntheticNegatives:
         """Generate negatives for the anchors of a batch.

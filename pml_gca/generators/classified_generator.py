@@ -97,8 +97,7 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
             raise ValueError(CLASSIFIED_ALREADY.format(type(self.generator).__name__))
         batch.finish()  # labels out of range must not reach a cross-entropy: on a GPU it would abort the process
         loss = classification_loss(graph.node_logits[: batch.num_anchors], batch.anchor_labels)
-        if self.collect_stats:
-            setattr(self, TERM, loss.item())
+        self.observe(**{TERM: loss})
         return replace(negatives, objectives={TERM: loss, **negatives.objectives})
 
     def largest_value(self, dtype: torch.dtype) -> float:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..correlation.correlations import Correlations
 from ..correlation.objective import GenerationObjective, classification_loss
 from ..utils.dtypes import matmul_dtype
+from ..utils.moments import std_mean
 from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_learning_rates
 from .base_generator import BaseGenerator
@@ -150,20 +151,18 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
         if learns_classes:
             terms |= self.objective.classify(nodes[: batch.num_anchors], labels)
         objectives |= self.objective.weighted(terms)
-        if self.collect_stats:
-            for name, term in {**objectives, **terms}.items():  # the unweighted term where both have one
-                setattr(self, name, term.item())
+        self.observe(**{**objectives, **terms})  # the unweighted term where both have one
         return objectives
 
     def record(
         self, nodes: Tensor, coefficients: Tensor, synthetic: Tensor, weights: Tensor, plan: CandidatePlan
     ) -> None:
-        """Record mean and deviation of λ, and the hardness of the negatives."""
+        """Observe mean and deviation of λ; if statistics are collected, also the hardness of the negatives."""
         if coefficients.numel() > 1:
-            deviation, mean = torch.std_mean(coefficients.detach().to(synthetic.dtype))
-            self.lambda_mean, self.lambda_std = mean.item(), deviation.item()
-        if len(synthetic):
-            self.hardness = hardness(nodes, synthetic, weights, plan)
+            deviation, mean = std_mean(coefficients.detach(), synthetic.dtype)
+            self.observe(lambda_mean=mean, lambda_std=deviation)
+        if self.collect_stats and len(synthetic):
+            self.observe(hardness=hardness(nodes, synthetic, weights, plan))
 
     def largest_value(self, dtype: torch.dtype) -> float:
         """Return the base class's value; less in float16, where the gradients of coefficients overflow earlier."""

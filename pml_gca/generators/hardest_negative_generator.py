@@ -59,8 +59,7 @@ class HardestNegativeGenerator(BaseGenerator):
             anchors = nodes[: batch.num_anchors]
             nearest = nearest_of_each_class(anchors, points, class_of, plan.num_classes, self.normalize)
             synthetic = points.index_select(0, nearest[plan.anchors, plan.classes])
-        if self.collect_stats:
-            self.num_negatives, self.num_skipped_anchors = len(synthetic), plan.num_skipped_anchors
+        self.observe(num_negatives=len(synthetic), num_skipped_anchors=plan.num_skipped_anchors)
         return SyntheticNegatives(
             synthetic.to(batch.embeddings.dtype),
             plan.labels,

@@ -118,8 +118,7 @@ class HardnessAwareGenerator(BaseGenerator):
                     anchors = nodes[: batch.num_anchors]
                     objectives = self._objectives(anchors, batch.anchor_labels, synthetic, plan.labels)
                 synthetic = self._reembed_without_learning(synthetic)
-        if self.collect_stats:
-            self.num_negatives, self.num_skipped_anchors = len(synthetic), plan.num_skipped_anchors
+        self.observe(num_negatives=len(synthetic), num_skipped_anchors=plan.num_skipped_anchors)
         return SyntheticNegatives(
             synthetic.to(batch.embeddings.dtype), plan.labels, plan.anchors, objectives, plan.num_skipped_anchors
         )
@@ -168,7 +167,5 @@ class HardnessAwareGenerator(BaseGenerator):
         soft = frozen_classification_loss(made[len(real) :], weight, bias, candidate_labels)
         auxiliary = classification_loss(linear(classifier, real.to(weight.dtype)), anchor_labels)
         generation = reconstruction + self.softmax_weight * soft
-        if self.collect_stats:
-            for name, term in zip(TERMS, (reconstruction, soft, auxiliary, generation), strict=True):
-                setattr(self, name, term.item())
+        self.observe(**dict(zip(TERMS, (reconstruction, soft, auxiliary, generation), strict=True)))
         return {"generation_loss": generation, "auxiliary_classification_loss": auxiliary}

@@ -84,9 +84,8 @@ class InterpolationGenerator(BaseGenerator):
         objectives: dict[str, Tensor] = {}
         if self.training and torch.is_grad_enabled():
             objectives = self.objectives(batch, graph, coefficients, learned, plan)
-        if self.collect_stats:
-            self.num_negatives, self.num_skipped_anchors = len(synthetic), plan.num_skipped_anchors
-            self.record(nodes, coefficients, synthetic, weights, plan)
+        self.observe(num_negatives=len(synthetic), num_skipped_anchors=plan.num_skipped_anchors)
+        self.record(nodes, coefficients, synthetic, weights, plan)
         return SyntheticNegatives(
             synthetic.to(batch.embeddings.dtype),
             plan.synthetic_labels,
@@ -131,7 +130,7 @@ class InterpolationGenerator(BaseGenerator):
     def record(
         self, nodes: Tensor, coefficients: Tensor, synthetic: Tensor, weights: Tensor, plan: CandidatePlan
     ) -> None:
-        """Record further statistics; called only where they are collected, as it may wait for the device."""
+        """Observe further statistics; wait for the device only if they are collected for PML's records."""
 
     def interpolation_strength(self, metric_level: Tensor | float) -> Tensor:
         """Return s = e^{-α/L}, as `pull_strength` does: 1 for an infinite level, 0 for one of 0.

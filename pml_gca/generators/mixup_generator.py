@@ -102,8 +102,7 @@ class MixupGenerator(BaseGenerator):
         else:
             positives, negatives = (nodes.index_select(0, end) for end in ends)
             synthetic = mix(positives, negatives, share, normalize=False)
-        if self.collect_stats:
-            self.num_negatives, self.num_skipped_anchors = len(synthetic), plan.num_skipped_anchors
+        self.observe(num_negatives=len(synthetic), num_skipped_anchors=plan.num_skipped_anchors)
         return SyntheticNegatives(
             synthetic.to(batch.embeddings.dtype),
             plan.labels,

@@ -194,8 +194,7 @@ class HardNegativeGenerationLoss(ScheduledLoss):
         if len(negatives):
             levels.observe_generator(generator, negatives.objectives, batch.phase)
         values = dict(zip(SUB_LOSSES, (metric, weight * synthetic, objective), strict=True))
-        if self.collect_stats:
-            self._record(values, weight, batch.phase)
+        self.keep_values({**values, "synthetic_weight": weight}, embeddings, batch, negatives)
         return values
 
     def _synthetic_loss(self, loss: nn.Module, batch: SyntheticBatch) -> Tensor:

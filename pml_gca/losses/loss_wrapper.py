@@ -95,6 +95,9 @@ class LossWrapper(BaseMetricLossFunction):
         total: Tensor = self.total_reducer(loss_dict, embeddings, labels)
         return total
 
+    def keep_evaluation(self, value: object) -> None:
+        """Take notice of the wrapped loss's value of a batch in evaluation."""
+
     def evaluate(self, embeddings: Tensor, labels: Tensor | None, *args: Any) -> Tensor:
         """Compute the wrapped loss and the wrapper's own regularizer.
 
@@ -105,6 +108,7 @@ class LossWrapper(BaseMetricLossFunction):
         labels = as_long(labels)
         # PML detects references by their labels being another object: the same labels stay the same object.
         value = call_loss(loss, embeddings, labels, *(labels if x is labels_given else as_long(x) for x in args))
+        self.keep_evaluation(value)
         if not self.all_regularization_loss_names():
             return value
         return self.sum_sub_losses({"metric_loss": as_scalar(value, loss)}, embeddings, labels_given)

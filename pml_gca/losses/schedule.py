@@ -1,4 +1,4 @@
-"""What a training loop asks of a loss with a generator: levels, phases, optimizer groups, records."""
+"""What a training loop asks of a loss with a generator: levels, phases, optimizer groups."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from ..generators.base_generator import BaseGenerator
 from ..generators.batch import PHASES
 from ..utils.validation import check_learning_rates
 from .levels import LossLevels
-from .loss_wrapper import LossWrapper
+from .logs import LoggedLoss
 
 
-class ScheduledLoss(LossWrapper):
+class ScheduledLoss(LoggedLoss):
     """A loss with a generator, as a training loop sees it. A subclass sets `generator` and `levels`."""
 
     generator: BaseGenerator
@@ -70,12 +70,3 @@ class ScheduledLoss(LossWrapper):
         check_learning_rates(lr=lr, classifier_lr=classifier_lr, loss_lr=loss_lr)
         groups, own = self.generator.parameter_groups(lr, classifier_lr=classifier_lr), list(self.loss.parameters())
         return [*groups, {"params": own, "lr": loss_lr}] if own else groups
-
-    def _record(self, values: dict[str, Tensor], weight: Tensor, phase: str) -> None:
-        """Record the sub-losses; the phase "generation" adds to the records of the phase before."""
-        records = {name: float(value.detach()) for name, value in {**values, "synthetic_weight": weight}.items()}
-        if phase == "generation":
-            new = {"generator_loss": records["generator_loss"]}
-            records = {name: getattr(self, name, 0) + new.get(name, 0) for name in records}
-        for name, value in records.items():
-            setattr(self, name, value)

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 
+def inside_transform() -> bool:
+    """Return whether this is inside `torch.vmap` or another transform, which do not let a tensor's values be read."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def check_no_transform(name: str) -> None:
-    """Raise inside `torch.vmap` and other transforms, which do not let a tensor's values be read."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    """Raise inside `torch.vmap` and other transforms."""
+    if inside_transform():
         raise TypeError(
             f"{name} cannot be read inside torch.vmap, torch.func.grad or another transform of torch.func: call "
             "pml_gca outside of it, one batch at a time, and take gradients by backward()"

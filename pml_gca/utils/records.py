@@ -17,6 +17,10 @@ class UnrecordedModules(UserDict[str, Any]):
     """
 
 
+class UnrecordedValues(UserDict[str, Any]):
+    """Values by name that record-keeper does not visit, as no `UnrecordedModules`."""
+
+
 def hide_modules_from_records(module: nn.Module) -> None:
     """Hide the current children of `module` from record-keeper; for PyTorch nothing changes."""
     module.__dict__["_modules"] = UnrecordedModules(module._modules)
