@@ -78,8 +78,8 @@ class LoggedLoss(LossWrapper):
         - `num_negatives`, `num_skipped_anchors`: synthetic negatives, and anchors that have none.
         - `hardest_synthetic_similarity`, `hardest_real_similarity`: the largest cosine similarity of an anchor to one
           of its synthetic negatives, and to a real negative; both are means over anchors with synthetic negatives.
-        - `embedding_gradient_norm`: Euclidean norm of the gradient of the embeddings, from everything that they train. If
-          batches are gathered, of those of all processes, from this loss.
+        - `embedding_gradient_norm`: Euclidean norm of the gradient of the embeddings, from all that is trained by them.
+          If batches are gathered: of the embeddings of all processes, from this loss.
         - `generator_gradient_norm`: of the gradient that the generator's parameters hold now.
         """
         if not self.training:

@@ -49,7 +49,7 @@ def test_a_training_batch(z):
     assert found["generator_loss"] == pytest.approx(sum(negatives.objectives.values()).item())
     assert found["generation_loss"] == pytest.approx(negatives.objectives["generation_loss"].item())
     assert found["auxiliary_classification_loss"] == pytest.approx(
-        float(negatives.objectives["auxiliary_classification_loss"]) / 10
+        negatives.objectives["auxiliary_classification_loss"].item() / 10
     )
     assert (found["metric_level"], found["generator_level"]) == (float(loss.metric_level), float(loss.generator_level))
     assert found["lambda_mean"] == pytest.approx(float(correlations.coefficients.mean()), rel=1e-9)
