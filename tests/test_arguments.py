@@ -144,6 +144,7 @@ CALLS = {
         {
             "beta": "number",
             "level_momentum": "momentum",
+            "gather_across_devices": "flag",
             "collect_stats": "optional flag",
             "reducer": "module",
             "embedding_regularizer": "module",
@@ -154,7 +155,12 @@ CALLS = {
     "GlobalCorrelationMiner": (
         GlobalCorrelationMiner,
         {"generator": generator_of()},
-        {"negatives_per_anchor": "count", "output": "text", "collect_stats": "optional flag"},
+        {
+            "negatives_per_anchor": "count",
+            "output": "text",
+            "gather_across_devices": "flag",
+            "collect_stats": "optional flag",
+        },
     ),
     "PublishedNPairsLoss": (PublishedNPairsLoss, {}, {"samples_per_class": "count"}),
     "RecallCalculator": (

@@ -17,8 +17,8 @@ ERRORS: tuple[type[Exception], ...] = (TypeError, ValueError, RuntimeError)  # r
 def gather_tensor(x: Tensor, processes: Processes) -> Tensor:
     """Return the tensors of all processes, (W, ...), in the order of ranks; they have one shape and dtype."""
     sent = x.detach().contiguous().flatten().view(torch.uint8)  # backends differ in the dtypes that they take
-    received = sent.new_empty(processes.size * len(sent))
-    dist.all_gather_into_tensor(received, sent, group=processes.group)
+    received = sent.new_empty(processes.size, len(sent))
+    dist.all_gather(list(received), sent, group=processes.group)
     return received.view(x.dtype).view(processes.size, *x.shape)
 
 

@@ -6,6 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch.distributed as dist
+from pytorch_metric_learning.losses import MultipleLosses
+from torch import nn
 
 from ..distributed.arguments import CallArguments, Limits
 from ..distributed.gathering import gathered
@@ -13,7 +15,15 @@ from ..distributed.processes import Gathering
 from ..generators.base_generator import BaseGenerator
 from ..generators.hardest_negative_generator import HardestNegativeGenerator
 from ..utils.callers import called_from
-from .families import synthetic_loss, tuple_synthetic_loss
+from .families import (
+    angular_synthetic_loss,
+    joint_tuple_synthetic_loss,
+    labelled_synthetic_loss,
+    nca_synthetic_loss,
+    synthetic_loss,
+    triplet_synthetic_loss,
+    tuple_synthetic_loss,
+)
 from .references import check_arguments
 
 WRAPPER = "pytorch_metric_learning.utils.distributed"
@@ -21,6 +31,14 @@ REFUSED_INSIDE = (
     "HardNegativeGenerationLoss(..., gather_across_devices=True) gathers the batch of all processes itself, and PML's "
     "DistributedLossWrapper would do so once more. Take the wrapper away: call loss(embeddings, labels) with the rows "
     "of each process; DistributedDataParallel(loss) may stay"
+)
+ANY_ORDER = (
+    angular_synthetic_loss,
+    joint_tuple_synthetic_loss,
+    labelled_synthetic_loss,
+    nca_synthetic_loss,
+    triplet_synthetic_loss,
+    tuple_synthetic_loss,
 )
 WRONG_INSIDE = (
     "DistributedLossWrapper around HardNegativeGenerationLoss is not exact: {reasons}. Take the wrapper away and build "
@@ -87,7 +105,14 @@ def faults_inside_wrapper(loss: Any, phase: str | None, given: CallArguments, si
         reasons.append(f"gradients of its own parameters are {size} times too large")
     if given.ref_emb is not None and not given.repeats_batch:
         reasons.append("references, such as those of efficient=True, have no gradient")
-    is_pairwise = synthetic_loss.dispatch(type(loss.loss)) is tuple_synthetic_loss
-    if not (type(loss.generator) is HardestNegativeGenerator and is_pairwise):
+    if not (type(loss.generator) is HardestNegativeGenerator and takes_any_order(loss.loss)):
         reasons.append("each process has its own order of the rows and its own random draws")
     return reasons
+
+
+def takes_any_order(loss: nn.Module) -> bool:
+    """Return whether a loss is known not to depend on the order of its rows, nor on random draws."""
+    if isinstance(loss, MultipleLosses):
+        members = loss.losses.values() if loss.is_dict else loss.losses
+        return all(takes_any_order(member) for member in members)
+    return synthetic_loss.dispatch(type(loss)) in ANY_ORDER and getattr(loss, "triplets_per_anchor", "all") == "all"

@@ -13,9 +13,13 @@ from .hard_negative_generation_loss import HardNegativeGenerationLoss
 class TakesGenerationLoss:
     """Let a PML wrapper take a `HardNegativeGenerationLoss` around each loss that it supports."""
 
+    WITHOUT_GATHERING: str
+
     def __init__(self, loss: nn.Module, *args: Any, **kwargs: Any) -> None:
         if isinstance(loss, HardNegativeGenerationLoss):
             self.check_loss_support(type(loss.loss).__name__)
+            if loss.gathering.enabled:
+                raise ValueError(self.WITHOUT_GATHERING)
         super().__init__(loss, *args, **kwargs)  # type: ignore[call-arg]
 
     @classmethod
@@ -36,7 +40,14 @@ class SelfSupervisedLoss(TakesGenerationLoss, losses.SelfSupervisedLoss):
 
     Raises:
         Exception: PML does not support the loss, or the one inside it.
+        ValueError: the loss inside it gathers batches.
     """
+
+    WITHOUT_GATHERING = (
+        "SelfSupervisedLoss numbers the samples of each process from 0, so different samples would share a label. Call "
+        "the loss itself: labels = rank * batch_size + torch.arange(batch_size); loss(torch.cat([embeddings, views]), "
+        "labels.repeat(2))"
+    )
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
         """Compute PML's loss of (B, D) embeddings and their (B, D) views.
@@ -64,7 +75,14 @@ class CrossBatchMemory(TakesGenerationLoss, losses.CrossBatchMemory):
 
     Raises:
         Exception: PML does not support the loss, or the one inside it.
+        ValueError: the loss inside it gathers batches.
     """
+
+    WITHOUT_GATHERING = (
+        "CrossBatchMemory pairs the rows of its own process with its memory, and the loss inside it would gather those "
+        "of all processes. Build the loss without gather_across_devices, and gather around the memory, as PML does: "
+        "DistributedLossWrapper(CrossBatchMemory(loss, ...))"
+    )
 
     embedding_memory: Tensor
     label_memory: Tensor

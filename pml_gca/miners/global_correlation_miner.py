@@ -2,16 +2,30 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor, nn
 
+from ..distributed.arguments import CallArguments, Limits
+from ..distributed.gathering import gathered
+from ..distributed.processes import Gathering
 from ..generators import GlobalCorrelationGenerator
 from ..losses.references import join_references
 from ..utils.batch_checks import check_labels
+from ..utils.callers import called_from
 from ..utils.validation import check_pml_arguments, check_positive_int
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+WRAPPER = "pytorch_metric_learning.utils.distributed"
+REFUSED_INSIDE = (
+    "GlobalCorrelationMiner(..., gather_across_devices=True) gathers the batch of all processes itself, and PML's "
+    "DistributedMinerWrapper would do so once more. Take the wrapper away: call miner(embeddings, labels) with the "
+    "rows of each process"
+)
 
 
 @contextmanager
@@ -38,6 +52,9 @@ class GlobalCorrelationMiner(BaseMiner):
             it.
         negatives_per_anchor: number of negatives to mine for each anchor.
         output: `"triplets"`, each positive with each mined negative, or `"pairs"`.
+        gather_across_devices: with `torch.distributed`, mine the rows of all processes, each of which calls the miner
+            with its own rows. All return the same indices, of the global batch, for a loss that gathers likewise.
+        process_group: of `torch.distributed`, whose processes gather; None for all.
         **kwargs: `collect_stats` and others, as for any PML miner.
 
     Raises:
@@ -54,6 +71,8 @@ class GlobalCorrelationMiner(BaseMiner):
         *,
         negatives_per_anchor: int = 1,
         output: Literal["triplets", "pairs"] = "triplets",
+        gather_across_devices: bool = False,
+        process_group: "ProcessGroup | None" = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(generator, GlobalCorrelationGenerator):
@@ -62,7 +81,9 @@ class GlobalCorrelationMiner(BaseMiner):
         if output not in ("triplets", "pairs"):
             raise ValueError(f"output must be 'triplets' or 'pairs', got {output!r}")
         check_pml_arguments(kwargs)
+        gathering = Gathering(gather_across_devices, process_group)
         super().__init__(**kwargs)
+        self.gathering = gathering
         self._generator = (generator,)  # a tuple hides it from PyTorch: the loss owns it
         self.negatives_per_anchor = negatives_per_anchor
         self.output = output
@@ -73,6 +94,23 @@ class GlobalCorrelationMiner(BaseMiner):
         return self._generator[0]
 
     @torch.compiler.disable
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the mined indices, see the class.
+
+        Raises:
+            TypeError, ValueError: an argument is not as in the class; if batches are gathered, in any process, and then
+                in all. Or the miner gathers batches, and is inside PML's `DistributedMinerWrapper`.
+        """
+        if self.gathering.enabled and called_from(WRAPPER):
+            raise ValueError(REFUSED_INSIDE)
+        generator, given = self.generator, CallArguments(embeddings, labels, None, ref_emb, ref_labels)
+        limits = Limits(generator.num_classes, generator.largest_value)
+        with gathered(self.gathering, generator, given, mode="mining", limits=limits) as whole:
+            mined: tuple[Tensor, ...] = super().forward(*whole[:2], *whole[3:])
+        return mined
+
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, ...]:
         """Return the mined indices, see the class; PML's interface."""
         check_labels(labels, len(embeddings))

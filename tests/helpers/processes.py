@@ -14,18 +14,18 @@ TESTS = Path(__file__).parents[1]
 TIMEOUT = 600  # seconds; a hang is a failure
 
 
-def launch(program: str, world: int, folder: Path) -> list[Any]:
-    """Run `python -m helpers.PROGRAM`, which calls `start`, and return what each of its processes returned.
+def launch(program: str, folder: Path, *worlds: int) -> dict[int, list[Any]]:
+    """Run `python -m helpers.PROGRAM`, which calls `start`, once for each number of processes.
 
     It is a new process: one that has not started threads before it forks.
+
+    Returns:
+        What each process returned, by their number.
     """
+    paths = os.pathsep.join(filter(None, (str(TESTS), *sys.path)))
     process = subprocess.Popen(
-        [sys.executable, "-m", f"helpers.{program}", str(world), str(folder)],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS), *sys.path))),
-        },
+        [sys.executable, "-m", f"helpers.{program}", str(folder), *map(str, worlds)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -37,7 +37,10 @@ def launch(program: str, world: int, folder: Path) -> list[Any]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, output
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+    return {
+        world: [torch.load(folder / f"{world}" / f"{rank}.pt", weights_only=False) for rank in range(world)]
+        for world in worlds
+    }
 
 
 def start(function: Callable[[int, int, Path], Any]) -> None:
@@ -45,8 +48,10 @@ def start(function: Callable[[int, int, Path], Any]) -> None:
     import torch._dynamo  # DistributedDataParallel imports it; once is faster than in each process
 
     torch.set_num_threads(1)
-    world, folder = int(sys.argv[1]), Path(sys.argv[2])
-    torch.multiprocessing.start_processes(_run, (function, world, folder), nprocs=world, start_method="fork")
+    for world in map(int, sys.argv[2:]):
+        folder = Path(sys.argv[1]) / f"{world}"
+        folder.mkdir()
+        torch.multiprocessing.start_processes(_run, (function, world, folder), nprocs=world, start_method="fork")
 
 
 def _run(rank: int, function: Callable[[int, int, Path], Any], world: int, folder: Path) -> None:

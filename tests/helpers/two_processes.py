@@ -1,10 +1,7 @@
-"""The program of two processes on the CPU: run every case once, and save the results.
+"""The program of two processes without gathering: run every case once.
 
-python two_processes.py FOLDER
+python -m helpers.two_processes FOLDER 2
 """
-
-import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -12,6 +9,7 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from torch.nn.parallel import DistributedDataParallel
 
+from helpers.processes import join, start
 from pml_gca import GlobalCorrelationGenerator, GlobalCorrelationMiner, HardNegativeGenerationLoss
 from pml_gca.trainers import AlternatingTrainer
 
@@ -108,9 +106,8 @@ def make_trainer(rank, metric_loss):
     )
 
 
-def run_process(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+def run_process(rank, world, folder):
+    join(rank, world, folder)
     results = {}
     labels = torch.tensor(USUAL)
     for efficient in (False, True):
@@ -140,12 +137,9 @@ def run_process(rank, folder):
         make_trainer(rank, DistributedDataParallel(make_loss()))
     except ValueError as error:
         results["alternating", "without"] = str(error)
-    torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+    return results
 
 
 if __name__ == "__main__":
-    import torch._dynamo  # DistributedDataParallel imports it; once is faster than in each process
-
-    torch.set_num_threads(1)
-    torch.multiprocessing.start_processes(run_process, (sys.argv[1],), nprocs=WORLD, start_method="fork")
+    start(run_process)

@@ -1,7 +1,5 @@
 """A network and a loss in several processes, and what one process computes of the same rows."""
 
-from contextlib import contextmanager
-
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -20,8 +18,8 @@ def make_trunk():
 def make_loss(name="MultiSimilarityLoss", generator=None, gather=True, **kwargs):
     """A loss as after some training: its negatives count, and are pulled."""
     torch.manual_seed(2)
-    generator = generator or GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2)
-    loss = HardNegativeGenerationLoss(WORKS[name](NUM_CLASSES), generator, gather_across_devices=gather, **kwargs)
+    make = generator or (lambda: GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2))
+    loss = HardNegativeGenerationLoss(WORKS[name](NUM_CLASSES), make(), gather_across_devices=gather, **kwargs)
     with torch.no_grad():
         for level, value in ((loss.levels.metric, 4.0), (loss.levels.generator, 15.0)):
             level.value.fill_(value)
@@ -38,12 +36,11 @@ def make_rows(labels, seed=3):
     return centres[labels] + torch.randn(len(labels), INPUTS, generator=generator, dtype=torch.float64), labels
 
 
-@contextmanager
-def draws_of_all(seed):
-    """The random numbers that processes share whose first one was seeded by `seed`."""
-    torch.manual_seed(seed)
-    torch.manual_seed(int(torch.empty((), dtype=torch.long).random_()))
-    yield
+def draw(seed, rank=0, gather=True):
+    """Seed the generator of a process; without gathering, by what processes share whose first one has this seed."""
+    torch.manual_seed(seed + rank if gather else seed)
+    if not gather:
+        torch.manual_seed(int(torch.empty((), dtype=torch.long).random_()))
 
 
 def average(parameters):
@@ -85,13 +82,19 @@ def same_everywhere(title, tensors):
     return [] if torch.equal(flat, first) else [f"{title}: not bit-equal to the first process"]
 
 
+def own_rows(labels, sizes, rank, seed=3):
+    """Inputs and labels of one process."""
+    x, y = make_rows(labels, seed)
+    mine = torch.arange(len(y)).split(sizes)[rank]
+    return x[mine], y[mine]
+
+
 def step(rank, sizes, labels, name="MultiSimilarityLoss", seed=77, **options):
     """Compute one step in this process's part of the rows."""
     trunk, loss = make_trunk(), make_loss(name, **options)
-    x, y = make_rows(labels)
-    mine = torch.arange(len(y)).split(sizes)[rank]
-    torch.manual_seed(seed + rank)
-    value = loss(trunk(x[mine]), y[mine])
+    x, y = own_rows(labels, sizes, rank)
+    draw(seed, rank)
+    value = loss(trunk(x), y)
     value.backward()
     average(trunk.parameters())
     return kept(value, trunk, loss)
@@ -101,7 +104,7 @@ def alone(labels, name="MultiSimilarityLoss", seed=77, **options):
     """Compute the same step in one process."""
     trunk, loss = make_trunk(), make_loss(name, gather=False, **options)
     x, y = make_rows(labels)
-    with draws_of_all(seed):
-        value = loss(trunk(x), y)
+    draw(seed, gather=False)
+    value = loss(trunk(x), y)
     value.backward()
     return kept(value, trunk, loss)

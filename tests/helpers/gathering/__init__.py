@@ -1,0 +1,1 @@
+"""Cases that several processes run together; each yields its failures."""

@@ -1,0 +1,35 @@
+"""Run all cases in each process; a process returns its failures.
+
+python -m helpers.gathering.program FOLDER WORLD...
+"""
+
+import traceback
+from pathlib import Path
+
+import torch.distributed as dist
+
+from helpers.gathering import refusals, uses, values, wrapper
+from helpers.processes import join, start
+
+CASES = {
+    2: (*values.CASES, *uses.CASES, *refusals.CASES, *wrapper.CASES),
+    3: (values.losses_everywhere, uses.in_a_group, refusals.bad_input, *wrapper.CASES),
+    4: (values.losses_everywhere, values.optimizers),
+}
+
+
+def run(rank: int, world: int, folder: Path) -> list[str]:
+    join(rank, world, folder)
+    failures = []
+    for case in CASES[world]:
+        try:
+            failures += [f"{case.__name__}: {failure}" for failure in case(rank, world)]
+        except Exception:
+            failures.append(f"{case.__name__}: {traceback.format_exc()}")
+            break  # the others wait in another place
+    dist.destroy_process_group()
+    return failures
+
+
+if __name__ == "__main__":
+    start(run)
