@@ -2,36 +2,18 @@
 
 import argparse
 import sys
-from pathlib import Path
+
+from parsers.evaluate_checkpoint import build_parser
+
+if __name__ == "__main__":
+    build_parser().parse_args()  # shows --help and typing errors before the imports below, which take seconds
 
 from pml_gca.datasets import load_benchmark
-from pml_gca.paper import RECIPES, Options, evaluate, find_recipe, load_published_checkpoint
+from pml_gca.paper import Options, evaluate, find_recipe, load_published_checkpoint
 from pml_gca.paper.report import percent
-from pml_gca.utils.command_line import add_image_options, check_minimums
+from pml_gca.utils.command_line import check_minimums
 from pml_gca.utils.runs import write_json
 from pml_gca.utils.tables import metrics_table
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Evaluate one of the authors' published checkpoints on the test classes of its data set, with "
-        "PML's tester. Print Recall@K, MAP@R and R-precision in percent, as a Markdown table.",
-        epilog="Example: evaluate_checkpoint.py --checkpoint bestR_1.pth --recipe resnet50_cub --data-root data/cub",
-    )
-    add = parser.add_argument
-    add("--checkpoint", required=True, type=Path, metavar="FILE", help="a .pth file of the method's authors")
-    add(
-        "--recipe",
-        required=True,
-        metavar="NAME",
-        help=f"recipe that it was trained with, which also names the data set: one of {', '.join(RECIPES)}",
-    )
-    add("--data-root", required=True, type=Path, metavar="DIR", help="folder of the data set")
-    add("--batch-size", type=int, default=256, metavar="N", help="images per batch (default: %(default)s)")
-    add("--image-size", type=int, default=224, metavar="S", help="side of the crops, in pixels (default: %(default)s)")
-    add_image_options(parser)
-    add("--out", type=Path, metavar="FILE.json", help="also write the results to this file, as numbers from 0 to 1")
-    return parser
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -1,8 +1,11 @@
 """Write characters in 16 fonts in the folder layout of CUB-200-2011, to try the paper's protocol without a download."""
 
-import argparse
 import sys
-from pathlib import Path
+
+from parsers.glyphs_as_cub import build_parser
+
+if __name__ == "__main__":
+    build_parser().parse_args()  # shows --help and typing errors before the imports below, which take seconds
 
 from PIL import Image
 from tqdm import tqdm
@@ -13,19 +16,7 @@ FIRST_TEST_CLASS = 101  # CUB trains on classes 1 to 100
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "folder", type=Path, help="where to write the folder CUB_200_2011; created if it does not exist"
-    )
-    parser.add_argument(
-        "--classes",
-        type=int,
-        default=100,
-        help="number of training classes, and of test classes (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--image-size", type=int, default=256, help="side of the images, in pixels (default: %(default)s)"
-    )
+    parser = build_parser()
     args = parser.parse_args(argv)
     if not 2 <= args.classes <= 100:
         parser.error(f"--classes must lie in [2, 100], got {args.classes}")

@@ -1,9 +1,15 @@
 """Run an experiment of the paper: one command with a recipe, a data root, and any loss."""
 
 import argparse
+import sys
+
+from parsers.reproduce import build_parser
+
+if __name__ == "__main__":
+    build_parser().parse_args()  # shows --help and typing errors before the imports below, which take seconds
+
 import importlib
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +18,7 @@ from torch import nn
 
 from pml_gca import visualize
 from pml_gca.datasets import Benchmark, load_benchmark, small_classes
-from pml_gca.losses import NAMED_LOSSES
 from pml_gca.paper import (
-    RECIPES,
     Experiment,
     Options,
     changed_recipe,
@@ -22,103 +26,15 @@ from pml_gca.paper import (
     find_recipe,
     identity,
     seeds_table,
+    unused_settings,
 )
 from pml_gca.utils import runs
-from pml_gca.utils.command_line import add_folder_options, add_image_options, check_minimums
-
-ONE_OF = ", ".join(RECIPES)
+from pml_gca.utils.command_line import check_minimums
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train and evaluate like the paper, with PML's trainer and tester. Print a table over seeds, with "
-        "the paper's numbers where they are known. A run that was stopped continues with --resume.",
-        epilog="Example: reproduce.py --recipe resnet50_cub --data-root data/cub --loss proxy_anchor --seeds 5 --amp",
-    )
-    what = parser.add_argument_group("experiment")
-    what.add_argument("--recipe", required=True, metavar="NAME", help=f"one of {ONE_OF}")
-    what.add_argument("--data-root", required=True, type=Path, metavar="DIR", help="folder of the data set")
-    what.add_argument(
-        "--loss",
-        default="n_pairs",
-        metavar="NAME",
-        help=f"one of {', '.join(NAMED_LOSSES)}; or your own as module:function, called with num_classes and "
-        "embedding_size (default: %(default)s)",
-    )
-    what.add_argument(
-        "--generator",
-        choices=("gca", "hardest", "none"),
-        default="gca",
-        help="gca: GCA-HNG; hardest: the hardest real negatives and a linear classifier; none: the loss alone "
-        "(default: %(default)s)",
-    )
-    what.add_argument("--epochs", type=int, metavar="N", help="epochs instead of the recipe's")
-    what.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change the recipe: backbone=mobilenetv3_small_100 (any model of timm), dataset=folder (your own folder "
-        "of class folders), alpha=3, ..., or any other option of GlobalCorrelationGenerator: merging=hardest, ...",
-    )
-    how = parser.add_argument_group("training and evaluation")
-    how.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="number of runs, with seeds 0 to N - 1 (default: 1)"
-    )
-    how.add_argument("--first-seed", type=int, default=0, metavar="S", help="seed of the first run (default: 0)")
-    how.add_argument(
-        "--schedule",
-        choices=("alternating", "one_backward"),
-        default="alternating",
-        help="alternating: as published; one_backward: one backward pass for everything, which is faster "
-        "(default: %(default)s)",
-    )
-    how.add_argument(
-        "--sampler",
-        choices=("covering", "random"),
-        default="covering",
-        help="covering: each image of a class is used once before any is repeated, as published; random: PML's sampler "
-        "(default: %(default)s)",
-    )
-    how.add_argument(
-        "--select-on",
-        choices=("val", "test", "last"),
-        default="val",
-        help="epoch to report. val: the best one on held-out training classes; test: the best one on the test "
-        "classes, as in the published code; last: the last one (default: %(default)s)",
-    )
-    how.add_argument(
-        "--val-fraction",
-        type=float,
-        metavar="F",
-        help="share of the training classes to hold out (default: 0.1 with --select-on val, otherwise 0)",
-    )
-    how.add_argument(
-        "--evaluate-every", type=int, default=1, metavar="N", help="epochs between evaluations (default: %(default)s)"
-    )
-    how.add_argument(
-        "--eval-batch-size", type=int, default=128, metavar="N", help="images per batch (default: %(default)s)"
-    )
-    how.add_argument("--amp", action="store_true", help="train with bfloat16 autocast")
-    how.add_argument("--random-weights", action="store_true", help="start from random weights instead of ImageNet's")
-    how.add_argument(
-        "--image-size", type=int, default=224, metavar="S", help="side of the crops, in pixels (default: %(default)s)"
-    )
-    how.add_argument(
-        "--small-classes",
-        choices=("repeat", "stop"),
-        default="repeat",
-        help="if a class has fewer images than a batch takes of it: repeat them, or stop (default: %(default)s)",
-    )
-    how.add_argument("--download", action="store_true", help="download the data set first, if PML can")
-    add_image_options(parser)
-    add_folder_options(parser, "runs/RECIPE-LOSS-GENERATOR")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="run one batch of everything, and print the hours and memory of the whole experiment; write nothing",
-    )
+    """Return the arguments, completed by `complete`."""
+    parser = build_parser()
     args = parser.parse_args(argv)
     check_minimums(parser, args, seeds=1, first_seed=0, workers=0, image_size=16)
     try:
@@ -153,6 +69,9 @@ def complete(args: argparse.Namespace) -> None:
         evaluate_every=args.evaluate_every,
         eval_batch_size=args.eval_batch_size,
     )
+    unused = sorted({change.partition("=")[0] for change in args.set} & unused_settings(args.generator))
+    if unused:
+        print(f"--set {', '.join(unused)}: not used with --generator {args.generator}", file=sys.stderr)
     title = f"{args.recipe.name}-{args.loss.replace(':', '.')}-{args.generator}"
     args.out = args.out or Path("runs") / title
 

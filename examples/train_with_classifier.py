@@ -1,15 +1,16 @@
-"""Train a small network for retrieval with PML's TrainWithClassifier, and compare GCA-HNG with the loss alone.
-
-The network trains twice from one seed: with the metric loss alone, and with the same loss and GCA-HNG's hard negatives.
-Prints a table over classes that neither has seen, and draws learning curves and examples of retrieved images.
-"""
+"""Train a small network for retrieval with PML's TrainWithClassifier, and compare generators with the loss alone."""
 
 import argparse
 import sys
+
+from parsers.train_with_classifier import KINDS, NUM_HEADS, SAMPLES_PER_CLASS, SEVERAL, parse_arguments
+
+if __name__ == "__main__":
+    parse_arguments()  # shows --help and typing errors before the imports below, which take seconds
+
 import time
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,16 +19,13 @@ from torch import Tensor, nn
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss, visualize
 from pml_gca.datasets import ClassFolder, Glyphs, check_queries, small_classes
-from pml_gca.generators import BaseGenerator, ClassifiedGenerator, HardestNegativeGenerator
+from pml_gca.generators import NAMED_GENERATORS, ClassifiedGenerator
 from pml_gca.losses import NAMED_LOSSES
-from pml_gca.utils import RecallCalculator, TrainingRun, command_line, records, runs, tables
+from pml_gca.names import LOSS_ALONE
+from pml_gca.utils import RecallCalculator, TrainingRun, records, runs, tables
 
 RECALLS = {"recall_at_1": "Recall@1", "recall_at_2": "@2", "recall_at_4": "@4", "recall_at_8": "@8"}
 METRICS = {**RECALLS, "mean_average_precision_at_r": "MAP@R", "r_precision": "R-precision"}
-KINDS = {"none": "{}", "gca": "{} + GCA-HNG", "hardest": "{} + hardest real negatives, classified"}
-SEVERAL = {"both": ("none", "gca"), "all": tuple(KINDS)}
-SAMPLES_PER_CLASS = 3
-NUM_HEADS = 2  # of the generator's attention
 
 
 def load_data(args: argparse.Namespace) -> dict[str, Any]:
@@ -59,13 +57,10 @@ def build_loss(kind: str, args: argparse.Namespace, num_classes: int) -> tuple[n
     """Return PML's loss, alone or wrapped, and its parameter groups."""
     size = args.embedding_size
     loss = NAMED_LOSSES[args.loss](num_classes, size)
-    if kind == "none":
+    if kind == LOSS_ALONE:
         return loss, [{"params": list(loss.parameters()), "lr": args.generator_lr}]
-    generator: BaseGenerator
-    if kind == "gca":
-        generator = GlobalCorrelationGenerator(num_classes, size, num_layers=args.layers, num_heads=NUM_HEADS)
-    else:
-        generator = ClassifiedGenerator(HardestNegativeGenerator(num_classes, size))
+    options = {"num_layers": args.layers, "num_heads": NUM_HEADS} if kind == "gca" else {}
+    generator = NAMED_GENERATORS[kind](num_classes, size, **options)
     loss = HardNegativeGenerationLoss(loss, generator, collect_stats=True)
     return loss, loss.parameter_groups(lr=args.generator_lr)
 
@@ -88,8 +83,9 @@ def train(name: str, kind: str, args: argparse.Namespace, data: dict[str, Any], 
     optimizers = {f"{part}_optimizer": adamw(model.parameters()) for part, model in models.items()}
     if any(group["params"] for group in groups):
         optimizers["metric_loss_optimizer"] = adamw(groups)
-    if isinstance(loss, HardNegativeGenerationLoss):
-        print(f"{name}: a step of the generator, {loss.generator.cost(batch_size, SAMPLES_PER_CLASS)}")
+    generator = getattr(loss, "generator", None)
+    if isinstance(generator, (GlobalCorrelationGenerator, ClassifiedGenerator)):  # others cost little
+        print(f"{name}: a step of the generator, {generator.cost(batch_size, SAMPLES_PER_CLASS)}")
 
     hooks = records.build_hooks(run.folder)  # for record-keeper and TensorBoard
     tester = testers.GlobalEmbeddingSpaceTester(
@@ -141,36 +137,6 @@ def train(name: str, kind: str, args: argparse.Namespace, data: dict[str, Any], 
     return run.finish({**result, "neighbours": neighbours.tolist()})
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("--loss", choices=NAMED_LOSSES, default="n_pairs", help="metric loss of PML (default: %(default)s)")
-    kinds = "none: the loss alone; gca: with GCA-HNG; hardest: with the hardest real negatives and a second classifier"
-    kinds += "; both: none and gca; all: all three (default: %(default)s)"
-    add("--generator", choices=(*KINDS, *SEVERAL), default="both", help=kinds)
-    add("--data", type=Path, metavar="DIR", help="folder of class folders of images (default: characters in 16 fonts)")
-    for name, default, what in (
-        ("epochs", 8, "epochs, each followed by a validation"),
-        ("iterations", 100, "training iterations in each epoch"),
-        ("seed", 0, "seed of weights, batches and distortions"),
-        ("classes-per-batch", 27, f"classes in a batch, with {SAMPLES_PER_CLASS} images each"),
-        ("image-size", 32, "side of the images, in pixels"),
-        ("embedding-size", 128, "channels of an embedding"),
-        ("layers", 1, "propagation layers of GCA-HNG"),
-        ("lr", 1e-3, "learning rate of the network and its classifier"),
-        ("generator-lr", 1e-3, "learning rate of the generator, and of proxies if the loss has any"),
-    ):
-        add(f"--{name}", type=type(default), default=default, metavar="N", help=f"{what} (default: %(default)s)")
-    command_line.add_folder_options(parser, "runs/LOSS-seedN")
-    args = parser.parse_args(argv)
-    at_least_1 = dict.fromkeys(("epochs", "iterations", "classes_per_batch", "embedding_size", "layers"), 1)
-    command_line.check_minimums(parser, args, **at_least_1, image_size=16)
-    if args.embedding_size % NUM_HEADS:
-        parser.error(f"--embedding-size must be divisible by {NUM_HEADS}, got {args.embedding_size}")
-    args.out = args.out or Path("runs") / f"{args.loss}-seed{args.seed}"
-    return args
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     try:
@@ -178,7 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"--data: {error}" if args.data else str(error))
     queries = visualize.choose_queries(data["test"], 8, args.seed)
-    names = {kind: name.format(args.loss.replace("_", "-")) for kind, name in KINDS.items()}
+    loss = args.loss.replace("_", "-")
+    names = {kind: loss if kind == LOSS_ALONE else f"{loss} + {title}" for kind, title in KINDS.items()}
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "overwrite", "generator")}
     try:
         runs.claim_folder(args.out, settings, resume=args.resume, overwrite=args.overwrite, runs=tuple(KINDS))

@@ -1,7 +1,12 @@
 """Check pml-gca on a device: whether it works, what makes the host wait, and how exact the results are."""
 
-import argparse
 import sys
+
+from cost.parsers import check_device_parser
+
+if __name__ == "__main__":
+    check_device_parser().parse_args()  # shows --help and typing errors before the imports below, which take seconds
+
 import traceback
 import warnings
 from collections import Counter
@@ -31,12 +36,7 @@ REFERENCES = Path(__file__).parents[2] / "tests" / "data"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description="Train two steps with every generator, loss and precision. List the lines of code where the host "
-        "waits for a GPU. Compare results with the CPU in float64 on the reference files of tests/data. Exit with 1 "
-        "if a step fails.",
-    )
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu, ... (default: %(default)s)")
+    parser = check_device_parser()
     args = parser.parse_args(argv)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU")

@@ -9,10 +9,12 @@ from .global_correlation_generator import GlobalCorrelationGenerator
 from .hardest_negative_generator import HardestNegativeGenerator
 from .hardness_aware_generator import HardnessAwareGenerator
 from .mixup_generator import MixupGenerator
+from .named_generators import NAMED_GENERATORS
 from .random_generator import RandomGenerator
 from .symmetrical_synthesis_generator import SymmetricalSynthesisGenerator
 
 __all__ = [
+    "NAMED_GENERATORS",
     "BaseGenerator",
     "Batch",
     "ClassifiedGenerator",

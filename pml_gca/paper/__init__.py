@@ -14,7 +14,7 @@ from .published_n_pairs_loss import PublishedNPairsLoss
 from .recipe import Recipe, changed_recipe
 from .recipes import RECIPES, find_recipe
 from .report import seeds_table
-from .training_setup import TrainingSetup, build_training_setup
+from .training_setup import TrainingSetup, build_training_setup, unused_settings
 
 __all__ = [
     "RECIPES",
@@ -38,4 +38,5 @@ __all__ = [
     "metric_names",
     "published_state_dict",
     "seeds_table",
+    "unused_settings",
 ]

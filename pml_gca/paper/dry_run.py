@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 
 from ..correlation.cost import StepCost
 from ..datasets import Benchmark
+from ..generators.propagating import Propagating
 from ..utils import runs
 from ..utils.records import build_hooks
 from .backbones import set_warm_up
@@ -38,7 +39,7 @@ class DryRun:
         hours: time of all epochs and evaluations of one seed.
         peak_bytes: peak memory of a training step, of the GPU if there is one, else of the process.
         search_bytes: main memory of the search for neighbours, estimated.
-        step_cost: cost of the generator, if there is one.
+        step_cost: cost of the generator, if it has a classifier or a graph; others cost little.
     """
 
     load_seconds: float
@@ -88,7 +89,7 @@ def dry_run(recipe: Recipe, benchmark: Benchmark, options: Options, *, backbone:
     trainer = setup.trainer(recipe, options, dataset=batch, iterations_per_epoch=1)
     trainer.dataloader_num_workers = 0
     step_cost = None
-    if setup.generator is not None:
+    if isinstance(setup.generator, Propagating):
         with trainer.autocast():
             step_cost = setup.generator.cost(recipe.batch_size, recipe.samples_per_class)
     # On a GPU the first step in either state also loads and selects kernels.

@@ -8,11 +8,9 @@ import torch
 from torch import nn
 
 from ..losses import NAMED_LOSSES
+from ..names import GENERATORS, LOSS_ALONE
 from ..utils.validation import check_flag, check_positive_int, make_plain, suggestion
 from .published_n_pairs_loss import PublishedNPairsLoss
-
-GENERATORS = {"gca": " + GCA-HNG", "hardest": " + hardest real negatives, classified", "none": ""}
-"""The generators, each with its part of a title."""
 
 SCHEDULES = ("alternating", "one_backward")
 SELECTIONS = ("val", "test", "last")
@@ -27,8 +25,7 @@ class Options:
     Attributes:
         loss: a name in `pml_gca.losses.NAMED_LOSSES`, or a function of `(num_classes, embedding_size)`. Here
             `"n_pairs"` means `PublishedNPairsLoss`.
-        generator: `"gca"`; `"hardest"` for the hardest real negatives and a linear classifier; or `"none"` for
-            the loss alone.
+        generator: a name in `pml_gca.generators.NAMED_GENERATORS`, or `"none"` for the loss alone.
         schedule: `"alternating"` as published, or `"one_backward"`, which is faster.
         select_on: which epoch is reported. `"val"`: the best on held-out training classes. `"test"`: the best on
             the test classes, as in the published code, which flatters. `"last"`: the last.
@@ -62,10 +59,13 @@ class Options:
     eval_batch_size: int = 128
 
     def __post_init__(self) -> None:
-        choices = {"generator": tuple(GENERATORS), "schedule": SCHEDULES, "select_on": SELECTIONS, "sampler": SAMPLERS}
+        generators = (*GENERATORS, LOSS_ALONE)
+        choices = {"generator": generators, "schedule": SCHEDULES, "select_on": SELECTIONS, "sampler": SAMPLERS}
         for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+            found = getattr(self, name)
+            if found not in known:
+                meant = suggestion(str(found), known)
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {found!r}{meant}")
         if not isinstance(self.loss, str) and not callable(self.loss):
             raise TypeError(
                 f"loss must be a name or a function of (num_classes, embedding_size), got {type(self.loss).__name__}"
@@ -104,7 +104,7 @@ class Options:
     @property
     def title(self) -> str:
         """Name of loss and generator in tables and figures."""
-        return f"{self.loss_name}{GENERATORS[self.generator]}"
+        return self.loss_name if self.generator == LOSS_ALONE else f"{self.loss_name} + {GENERATORS[self.generator]}"
 
     def identity(self) -> dict[str, Any]:
         """Return the options that must agree for runs to share a table."""

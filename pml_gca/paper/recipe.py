@@ -12,6 +12,9 @@ from ..generators import GlobalCorrelationGenerator
 from ..utils.validation import check_flag, check_number, check_positive_int, check_string, make_plain, suggestion
 from .backbones import check_frozen
 
+OF_THE_GRAPH = ("num_heads", "alpha", "classification_weight", "similarity_weight", "diversity_weight")
+"""Fields of a recipe that are keywords of `GlobalCorrelationGenerator`, beside `num_layers`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -114,8 +117,7 @@ class Recipe:
     @property
     def generator_settings(self) -> dict[str, Any]:
         """Keywords of `GlobalCorrelationGenerator`, without `num_layers`: a checkpoint's parameters tell that one."""
-        names = ("num_heads", "alpha", "classification_weight", "similarity_weight", "diversity_weight")
-        return {**{name: getattr(self, name) for name in names}, **self.generator_options}
+        return {**{name: getattr(self, name) for name in OF_THE_GRAPH}, **self.generator_options}
 
     def settings(self) -> dict[str, Any]:
         """Return all fields, with the generator's options in one flat dict. Options at their default are left out."""

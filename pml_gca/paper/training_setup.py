@@ -15,14 +15,18 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..correlation.blocks import initialize_attention
 from ..datasets import Benchmark
-from ..generators import BaseGenerator, ClassifiedGenerator, GlobalCorrelationGenerator, HardestNegativeGenerator
+from ..generators import NAMED_GENERATORS, BaseGenerator, GlobalCorrelationGenerator
 from ..losses import HardNegativeGenerationLoss
+from ..names import LOSS_ALONE
 from ..trainers import AlternatingTrainer, AutocastTrainer
 from .backbones import build_backbone, build_head, freeze
 from .evaluation import check_split
 from .m_per_class_covering_sampler import MPerClassCoveringSampler
 from .options import Options
-from .recipe import Recipe
+from .recipe import GENERATOR_OPTIONS, OF_THE_GRAPH, Recipe
+
+CONTROLS = ("constant", "random")
+"""Generators that are GCA-HNG with other coefficients λ."""
 
 
 @dataclass
@@ -36,7 +40,7 @@ class TrainingSetup:
     gradient_clippers: dict[str, Callable[[], Any]]
 
     @property
-    def generator(self) -> GlobalCorrelationGenerator | ClassifiedGenerator | None:
+    def generator(self) -> BaseGenerator | None:
         """The generator of hard negatives, if there is one."""
         return getattr(self.loss_funcs["metric_loss"], "generator", None)
 
@@ -122,14 +126,15 @@ def build_training_setup(
     own = list(loss.parameters())
     groups: list[dict[str, Any]] = [{"params": own, "lr": own_lr}] if own else []
     factors: list[Callable[[int], float]] = [partial(stepwise_decay, recipe)] if own else []
-    if options.generator != "none":
+    if options.generator != LOSS_ALONE:
         generator = build_generator(recipe, options, num_classes)
         loss = HardNegativeGenerationLoss(loss, generator, beta=recipe.beta, level_momentum=None)
         groups = loss.parameter_groups(recipe.generator_lr, classifier_lr=recipe.classifier_lr, loss_lr=own_lr)
-        factors.insert(0, partial(cosine_to_zero, recipe.epochs))
-        if options.generator == "gca":  # its second group is the auxiliary classifier
-            groups[1]["weight_decay"] = recipe.classifier_weight_decay
-            factors.insert(1, constant)
+        of_generator = groups[: len(groups) - len(factors)]
+        for group in of_generator[1:]:  # after what generates, its auxiliary classifier
+            group["weight_decay"] = recipe.classifier_weight_decay
+        first = [partial(cosine_to_zero, recipe.epochs) for _ in of_generator[:1]]
+        factors = [*first, *(constant for _ in of_generator[1:]), *factors]
     loss = loss.to(device)
     if groups:
         optimizer = optimizers["metric_loss_optimizer"] = AdamW(groups, weight_decay=recipe.weight_decay)
@@ -148,14 +153,28 @@ def build_training_setup(
 
 
 def build_generator(recipe: Recipe, options: Options, num_classes: int) -> BaseGenerator:
-    """Return GCA-HNG's generator with the settings of the recipe, or hardest negatives with a linear classifier."""
-    size = recipe.embedding_size
-    if options.generator == "hardest":
-        return ClassifiedGenerator(HardestNegativeGenerator(num_classes, size))
-    generator = GlobalCorrelationGenerator(num_classes, size, num_layers=recipe.num_layers, **recipe.generator_settings)
-    if recipe.xavier_attention:
+    """Return the generator of these options; of the recipe's settings it gets those in `taken_settings`."""
+    given = {"num_layers": recipe.num_layers, **recipe.generator_settings}
+    taken = {name: given[name] for name in taken_settings(options.generator) if name in given}
+    generator = NAMED_GENERATORS[options.generator](num_classes, recipe.embedding_size, **taken)
+    if isinstance(generator, GlobalCorrelationGenerator) and recipe.xavier_attention:
         initialize_attention(generator)
     return generator
+
+
+def unused_settings(generator: str) -> set[str]:
+    """Return the names of the settings of GCA-HNG in a recipe that another generator, or the loss alone, ignores."""
+    return set(taken_settings("gca")) - set(taken_settings(generator))
+
+
+def taken_settings(generator: str) -> tuple[str, ...]:
+    """Return the settings of a recipe that a generator takes, by its name: GCA-HNG all, its controls those they share.
+
+    Others have settings of their own papers.
+    """
+    if generator == "gca":
+        return ("num_layers", *OF_THE_GRAPH, *GENERATOR_OPTIONS)
+    return ("alpha", "merging") if generator in CONTROLS else ()
 
 
 def check_feasible(recipe: Recipe, benchmark: Benchmark, options: Options) -> None:

@@ -32,15 +32,26 @@ def add_folder_options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--overwrite", action="store_true", help="delete the runs in --out and start again")
 
 
-def add_image_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--unreadable`, `--workers` and `--device`: how images are read, and where they are processed."""
+def check_classes_per_batch(parser: argparse.ArgumentParser, count: int) -> None:
+    """Exit with a message if a batch has too few classes to hold a negative."""
+    if count < 2:
+        parser.error(f"--classes-per-batch must be at least 2, or no batch has negatives, got {count}")
+
+
+def add_unreadable_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--unreadable`: what to do with images that cannot be read."""
     parser.add_argument(
         "--unreadable",
         choices=("stop", "skip"),
         default="stop",
-        help="if images cannot be read: stop at the first, or find them all first and leave them out "
+        help="if images cannot be read, or a class folder holds none: stop, or name them all and leave them out "
         "(default: %(default)s)",
     )
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--unreadable`, `--workers` and `--device`: how images are read, and where they are processed."""
+    add_unreadable_option(parser)
     parser.add_argument(
         "--workers",
         type=int,

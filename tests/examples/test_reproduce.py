@@ -7,6 +7,8 @@ import torch
 from helpers import layouts
 from helpers.states import assert_bitwise_equal
 
+from pml_gca.generators import NAMED_GENERATORS
+from pml_gca.names import GENERATORS
 from pml_gca.paper import Experiment
 from pml_gca.paper.recipes import RECIPES
 
@@ -138,6 +140,17 @@ def test_hardest_real_negatives(roots, tmp_path, capsys):
     assert not [name for name in loss if "edge" in name]
 
 
+@pytest.mark.parametrize("name", sorted(set(NAMED_GENERATORS) - {"gca", "hardest"}))
+def test_every_generator_by_name(name, roots, tmp_path, capsys):
+    arguments = ["--set", "dropout=0.2", "--generator", name, "--epochs", "1", "--select-on", "last"]
+    reproduce_cub(roots, tmp_path / "dry", *arguments, "--dry-run")
+    printed = capsys.readouterr()
+    assert "one seed, all epochs" in printed.out
+    assert f"--set dropout, num_heads, num_layers: not used with --generator {name}" in printed.err
+    reproduce_cub(roots, tmp_path / "out", *arguments)
+    assert f"n_pairs + {GENERATORS[name]}, unseen classes" in capsys.readouterr().out
+
+
 def test_options_of_the_generator(roots, tmp_path, capsys):
     more = ["dropout=0.3", "merging=hardest", "xavier_attention=false"]
     arguments = [*TINY, *more, "--epochs", "1", "--select-on", "last", "--sampler", "random"]
@@ -185,6 +198,7 @@ def test_dry_run_of_every_recipe(recipe, roots, tmp_path, capsys):
         (["--recipe", "resnet50_cup"], "no recipe is called 'resnet50_cup' (did you mean resnet50_cub?)"),
         (["--loss", "npairs"], "no loss is called 'npairs' (did you mean n_pairs?); there are n_pairs, contrastive"),
         (["--loss", "nowhere:loss"], "--loss nowhere:loss: No module named 'nowhere'"),
+        (["--generator", "hdlm"], "argument --generator: invalid choice: 'hdlm'"),
         (["--device", "cuda"], "device is 'cuda', but torch finds no GPU"),
         (["--device", "abacus"], "device must be cpu, cuda, cuda:1 or the like, got 'abacus'"),
         (["--set", "samples_per_class=1"], "samples_per_class must be at least 2"),

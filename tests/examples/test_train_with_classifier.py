@@ -10,7 +10,8 @@ from helpers.states import assert_bitwise_equal
 from PIL import Image
 
 from pml_gca import HardNegativeGenerationLoss
-from pml_gca.generators import BaseGenerator
+from pml_gca.generators import NAMED_GENERATORS, BaseGenerator
+from pml_gca.names import GENERATORS
 
 SETTINGS = ["--epochs", "3", "--iterations", "3", "--classes-per-batch", "4", "--image-size", "16"]
 SETTINGS += ["--embedding-size", "8"]
@@ -119,6 +120,21 @@ def test_hardest_real_negatives(pictures, tmp_path, capsys, monkeypatch):
         train_with_classifier.main([*common, "--generator", "hardest"])
 
 
+@pytest.mark.parametrize("name", NAMED_GENERATORS)
+def test_every_generator_is_made_by_name(name):
+    args = train_with_classifier.parse_arguments(["--generator", name])
+    loss, groups = train_with_classifier.build_loss(name, args, 5)
+    assert type(loss.generator) is type(NAMED_GENERATORS[name](5, 128))
+    assert [p for group in groups for p in group["params"]] == list(loss.parameters())
+
+
+@pytest.mark.parametrize("name", ["mixup", "hdml_reembed"])
+def test_generators_without_a_graph_train(name, pictures, tmp_path, capsys):
+    common = ["--data", str(pictures), *SETTINGS, "--epochs", "1", "--out", str(tmp_path)]
+    train_with_classifier.main([*common, "--generator", name])
+    assert f"| n-pairs + {GENERATORS[name]} |" in capsys.readouterr().out
+
+
 def test_bad_data_folder(tmp_path):
     (tmp_path / "data" / "only").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "data" / "only" / "a.png")
@@ -186,6 +202,7 @@ def test_training_that_diverges_ends_in_a_sentence(pictures, tmp_path):
 def test_bad_arguments_and_help(capsys):
     for option, value, message in (
         ("--epochs", "0", "--epochs must be at least 1, got 0"),
+        ("--classes-per-batch", "1", "--classes-per-batch must be at least 2, or no batch has negatives, got 1"),
         ("--image-size", "8", "--image-size must be at least 16"),
         ("--embedding-size", "7", "--embedding-size must be divisible by 2, got 7"),
     ):

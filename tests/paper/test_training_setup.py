@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pml_gca.generators import HardestNegativeGenerator
-from pml_gca.paper import Options, PublishedNPairsLoss, build_training_setup, recipes
+from pml_gca.generators import NAMED_GENERATORS, HardestNegativeGenerator
+from pml_gca.paper import Options, PublishedNPairsLoss, build_training_setup, recipes, unused_settings
 from pml_gca.paper.backbones import set_warm_up
+from pml_gca.paper.training_setup import build_generator
 from pml_gca.trainers import AlternatingTrainer, AutocastTrainer
 
 RECIPE = replace(
@@ -110,10 +111,49 @@ def test_hardest_real_negatives_with_a_linear_classifier():
         setup.lr_schedulers["metric_loss_scheduler_by_epoch"].step()
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("loss", ["n_pairs", "proxy_anchor"])
+@pytest.mark.parametrize("name", NAMED_GENERATORS)
+def test_every_generator_by_name(name, loss):
+    setup = make(generator=name, loss=loss)
+    wrapped = setup.loss_funcs["metric_loss"]
+    assert type(setup.generator) is type(NAMED_GENERATORS[name](7, 16))
+    if name in ("constant", "random"):
+        assert setup.generator.alpha == RECIPE.alpha
+    if name in ("hdml", "hdml_reembed"):
+        assert setup.generator.alpha == 90
+    optimizer = setup.optimizers.get("metric_loss_optimizer")
+    groups = [] if optimizer is None else optimizer.param_groups
+    held = {id(p) for group in groups for p in group["params"]}
+    assert held == {id(p) for p in wrapped.parameters()}
+    learned = {"gca": [1.5e-4, 1e-3], "hardest": [1.5e-4], "hdml_reembed": [1.5e-4, 1e-3]}.get(name, [])
+    proxies = [0.1] if loss == "proxy_anchor" else []
+    assert [group["lr"] for group in groups] == pytest.approx(learned + proxies)
+    for _ in range(RECIPE.epochs if groups else 0):
+        setup.lr_schedulers["metric_loss_scheduler_by_epoch"].step()
+    ended = [0.0, *learned[1:]] if learned else []
+    assert [group["lr"] for group in groups] == pytest.approx(ended + [rate / 8 for rate in proxies], abs=1e-12)
+    if len(learned) == 2:
+        assert groups[1]["weight_decay"] == RECIPE.classifier_weight_decay
+
+
+def test_settings_that_a_generator_takes():
+    recipe = replace(RECIPE, alpha=2, generator_options={"merging": "mean", "dropout": 0.3})
+    for name in ("constant", "random"):
+        generator = build_generator(recipe, Options(generator=name, pretrained=False), 7)
+        assert (generator.alpha, generator.merging) == (2, "mean")
+        assert unused_settings(name) >= {"num_layers", "num_heads", "dropout", "diversity_weight"}
+        assert not unused_settings(name) & {"alpha", "merging"}
+    assert unused_settings("gca") == set()
+    assert unused_settings("mixup") == unused_settings("none") > unused_settings("random")
+
+
 @pytest.mark.parametrize(
     ("options", "trainer"),
     [
         ({}, AlternatingTrainer),
+        ({"generator": "hdml_reembed"}, AlternatingTrainer),
+        ({"generator": "mixup"}, AutocastTrainer),
         ({"schedule": "one_backward"}, AutocastTrainer),
         ({"generator": "hardest"}, AutocastTrainer),
         ({"generator": "none"}, AutocastTrainer),
@@ -125,7 +165,7 @@ def test_the_trainer_of_a_schedule(options, trainer):
     made = setup.trainer(RECIPE, Options(pretrained=False, **options), dataset=[])
     assert type(made) is trainer
     assert (setup.generator is None) == (options.get("generator") == "none")
-    assert ("metric_loss_optimizer" in setup.optimizers) == (options != {"generator": "none"})
+    assert ("metric_loss_optimizer" in setup.optimizers) == (options not in ({"generator": "none"}, {"generator": "mixup"}))
 
 
 def test_own_backbone():

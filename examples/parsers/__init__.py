@@ -1,0 +1,1 @@
+"""Command lines of the examples. They load no torch: `--help` is shown at once."""
