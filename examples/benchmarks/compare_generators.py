@@ -2,9 +2,16 @@
 
 import argparse
 import sys
+
+from comparison.parsers import compare_parser
+
+if __name__ == "__main__":
+    compare_parser().parse_args()  # shows --help and typing errors before the imports below, which take seconds
+
 from dataclasses import replace
 
 from comparison.arguments import parse_arguments
+from comparison.forecast import forecast
 from comparison.plan import best_options, check_pair, one_of_each, seeds, trials
 from comparison.report import report, screen_report
 from comparison.running import train_here, train_missing
@@ -107,6 +114,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if args.repeat:
             return repeat(args, *args.repeat)
+        if args.only_forecast:
+            return print(forecast(args))
         if args.add:
             return print(f"{args.out.add()} cells added to the tables in {args.out}")
         if args.time:

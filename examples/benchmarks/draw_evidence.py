@@ -1,10 +1,15 @@
 """Draw the pictures of docs/evidence.md from the results of compare_generators.py."""
 
-import argparse
-import statistics
 import sys
+
+from comparison.parsers import FIGURES as FIGURES
+from comparison.parsers import draw_parser
+
+if __name__ == "__main__":
+    draw_parser().parse_known_args()  # shows --help before the imports below, which take seconds
+
+import statistics
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from comparison.arguments import parse_arguments
@@ -20,7 +25,6 @@ from tqdm import tqdm
 
 from pml_gca import visualize
 
-FIGURES = ("convergence", "gains", "ablations", "hardness", "negatives")
 CURVES = ("none", "none_longer", "symmetrical_synthesis", "graph_hardest", "gca")
 WATCHED = ("none", "hdml", "gca")
 
@@ -134,17 +138,7 @@ def negatives(results: Results) -> Any:
 
 def main(argv: list[str] | None = None) -> None:
     """Draw what the arguments say."""
-    parser = argparse.ArgumentParser(
-        description="Draw figures from the results of compare_generators.py. For 'hardness' and 'negatives' it trains "
-        "seed 0 of three contenders again, unless watched.csv of the study has them, and adds them there. Give the "
-        "arguments of compare_generators.py that the results were made with, too.",
-    )
-    add = parser.add_argument
-    add("--loss", default="n_pairs", help="(default: %(default)s)")
-    add("--figures", nargs="+", choices=FIGURES, default=list(FIGURES), help="(default: all)")
-    add("--seeds", default="5", metavar="N", help="0 to N - 1 (default: %(default)s)")
-    add("--to", type=Path, default=Path("docs"), metavar="DIR", help="folder for the pictures (default: %(default)s)")
-    args, rest = parser.parse_known_args(argv)
+    args, rest = draw_parser().parse_known_args(argv)
     results = Results(args.loss, [*rest, "--seeds", args.seeds])
     draw = {f.__name__: f for f in (convergence, gains, ablations, hardness, negatives)}
     for name in args.figures:

@@ -165,7 +165,8 @@ def test_the_trainer_of_a_schedule(options, trainer):
     made = setup.trainer(RECIPE, Options(pretrained=False, **options), dataset=[])
     assert type(made) is trainer
     assert (setup.generator is None) == (options.get("generator") == "none")
-    assert ("metric_loss_optimizer" in setup.optimizers) == (options not in ({"generator": "none"}, {"generator": "mixup"}))
+    learns_nothing = options in ({"generator": "none"}, {"generator": "mixup"})
+    assert ("metric_loss_optimizer" in setup.optimizers) != learns_nothing
 
 
 def test_own_backbone():
@@ -221,7 +222,7 @@ def test_n_pairs_is_the_published_one():
     ("options", "message"),
     [
         ({"loss": "arc_face"}, r"no loss is called 'arc_face' \(did you mean arcface\?\)"),
-        ({"generator": "daml"}, "generator must be one of gca, hardest, none, got 'daml'"),
+        ({"generator": "daml"}, "generator must be one of gca, hardest, .*, none, got 'daml'"),
         ({"sampler": "all"}, "sampler must be one of covering, random, got 'all'"),
         ({"schedule": "twice"}, "schedule must be one of alternating, one_backward, got 'twice'"),
         ({"device": "abacus"}, "device must be cpu, cuda, cuda:1 or the like, got 'abacus'"),

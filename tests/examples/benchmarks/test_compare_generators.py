@@ -219,6 +219,10 @@ def test_a_report_says_what_results_were_made_with(tmp_path, capsys):
 def test_bad_arguments(capsys):
     for arguments, message in (
         (["--generators", "daml"], "invalid choice: 'daml'"),
+        (["--generators", "hdlm"], "invalid choice: 'hdlm' (did you mean hdml?); see the list"),
+        (["--losses", "npairs"], "argument --losses: invalid choice: 'npairs' (did you mean n_pairs?)"),
+        (["--add"], "--add needs --out, the folder of the study"),
+        (["--time"], "--time needs --out, the folder of the study"),
         (["--time", "--trials-from", "there"], "--time needs the trials of --out"),
         (["--add", "--report"], "not allowed with argument"),
         (["--repeat", "run", "n_pairs", "gca", "first"], "--repeat needs a number"),
