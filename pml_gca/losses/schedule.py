@@ -1,14 +1,16 @@
-"""What a training loop asks of a loss with a generator: levels, phases, optimizer groups."""
+"""What a training loop asks of a loss with a generator: levels, phases, optimizer groups, clipping."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from ..generators.base_generator import BaseGenerator
 from ..generators.batch import PHASES
-from ..utils.validation import check_learning_rates
+from ..utils.validation import check_learning_rates, check_number
 from .levels import LossLevels
 from .logs import LoggedLoss
 
@@ -70,3 +72,42 @@ class ScheduledLoss(LoggedLoss):
         check_learning_rates(lr=lr, classifier_lr=classifier_lr, loss_lr=loss_lr)
         groups, own = self.generator.parameter_groups(lr, classifier_lr=classifier_lr), list(self.loss.parameters())
         return [*groups, {"params": own, "lr": loss_lr}] if own else groups
+
+    def clip_grad_norm_(self, max_norm: float) -> dict[str, Tensor]:
+        """Scale down the gradients of each group of `parameter_groups` whose norm is larger than `max_norm`.
+
+        Each group is clipped on its own: the generator, its classifier, the wrapped loss's own parameters. Call it
+        after `backward()`, and after unscaling if there is a gradient scaler. Clip the network separately. The
+        generator's gradient is often many times as large, and one common norm would shrink the network's with it.
+
+        `torch.nn.utils.clip_grad_norm_` does the work, and also takes parameters that `fully_shard` has sharded. It
+        returns the norm of these as a DTensor: read it with `full_tensor()`. A loss inside the older
+        `FullyShardedDataParallel` is clipped by that module's own method.
+
+        Args:
+            max_norm: the largest Euclidean norm a group may keep, above 0.
+
+        Returns:
+            The norm of each group before clipping, 0-dimensional, under the name of the module that holds it, such as
+            `generator.propagation`. 0 for a group without gradients. Empty if nothing can learn.
+
+        Raises:
+            TypeError, ValueError: `max_norm` is no finite number above 0.
+        """
+        check_number("max_norm", max_norm)
+        if max_norm == 0:
+            raise ValueError("max_norm must be above 0, got 0: nothing would learn")
+        groups = [group["params"] for group in self.parameter_groups(lr=0.0) if group["params"]]
+        names = common_modules(self, groups)
+        return {name: clip_grad_norm_(group, max_norm) for name, group in zip(names, groups, strict=True)}
+
+
+def common_modules(module: nn.Module, groups: list[list[nn.Parameter]]) -> list[str]:
+    """Return the name of the innermost module that holds all parameters of each group; numbered if it repeats."""
+    names = {parameter: name.split(".")[:-1] for name, parameter in module.named_parameters()}
+    found: list[str] = []
+    for number, group in enumerate(groups):
+        levels = zip(*(names[parameter] for parameter in group), strict=False)  # as deep as the shallowest
+        name = ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
+        found.append(name if name not in found else f"{name}_{number}")
+    return found
