@@ -30,6 +30,8 @@ class StepCost:
             computes gradients of the embeddings.
         bytes: peak allocation on top of parameters, their gradients and the embeddings.
         memory_size: M, further nodes from a memory.
+        num_processes: W, processes that share the edges; the numbers are those of one, on average.
+        exchanged_values: values that enter the all-reduces of the shared graph; see `exchanged`.
     """
 
     batch_size: int
@@ -38,13 +40,16 @@ class StepCost:
     multiply_adds: int
     bytes: int
     memory_size: int = 0
+    num_processes: int = 1
+    exchanged_values: int = 0
 
     def __str__(self) -> str:
         kept = "kept" if self.keeps_activations else f"recomputed in chunks of {self.edge_chunk_size} edges"
         memory = f" and a memory of {self.memory_size}" if self.memory_size else ""
+        shared = f", of {self.num_processes} processes that exchange {self.exchanged_values / 1e6:.1f} M values each"
         return (
             f"batch of {self.batch_size}{memory}: {self.multiply_adds / 1e9:.1f} G multiply-adds, "
-            f"{self.bytes / 1e9:.2f} GB (activations {kept})"
+            f"{self.bytes / 1e9:.2f} GB (activations {kept})" + shared * (self.num_processes > 1)
         )
 
 

@@ -23,7 +23,6 @@ from .tiles import default_chunk_size
 OF_EDGES = re.compile(
     r"layers\.\d+\.(node\.edge_to_node|edge\.(norm|expand|expand_norm|contract))\.|edge_(norm|coefficients)\."
 )
-COMPILED = "a compiled propagation cannot share its edges: leave it uncompiled, or set shard_edges=False in the loss"
 
 propagate_in_sweeps: "Callable[[CorrelationPropagation, Tensor, Tensor, EdgeList | None], Correlations] | None"
 try:  # computes the same in less time and memory
@@ -112,10 +111,8 @@ class CorrelationPropagation(nn.Module):
                 same nodes. Gradients of parameters that match `OF_EDGES` are then sums over the own edges alone.
 
         Raises:
-            RuntimeError: called inside activation checkpointing, in training; or compiled, where processes share edges.
+            RuntimeError: called inside activation checkpointing, in training.
         """
-        if listed is not None and listed.processes is not None and torch.compiler.is_compiling():
-            raise RuntimeError(COMPILED)
         if self.training and not torch.compiler.is_compiling():
             check_not_recomputed("the graph's propagation")
         with uncached_without_gradient(embeddings.device.type):

@@ -7,6 +7,7 @@ from torch.func import functional_call
 from ..correlation.correlations import Correlations
 from ..correlation.cost import StepCost, choose_memory, step_bytes, step_multiply_adds
 from ..correlation.edge_list import EdgeList
+from ..correlation.exchanged import exchanged_values
 from ..correlation.propagation import OF_EDGES, CorrelationPropagation
 from ..utils.validation import check_number, check_positive_int
 
@@ -56,6 +57,12 @@ def build_propagation(
     )
 
 
+COMPILED = (
+    "a compiled propagation cannot share its edges with other processes: do not call generator.propagation.compile(), "
+    "or set shard_edges=False"
+)
+
+
 class Propagating:
     """A generator with a graph, `propagation`."""
 
@@ -68,7 +75,12 @@ class Propagating:
 
         PML casts the parameters of its losses to the dtype of the embeddings in the same way. Only `listed` edges are
         computed, all by default. Where processes share the edges, parameters get the gradient of the whole graph.
+
+        Raises:
+            RuntimeError: processes share the edges, and the propagation is compiled.
         """
+        if listed is not None and listed.processes is not None and self.propagation._compiled_call_impl is not None:
+            raise RuntimeError(COMPILED)
         parameters = dict(self.propagation.named_parameters())
         used = {name: p.to(torch.promote_types(p.dtype, dtype)) for name, p in parameters.items()}
         if listed is not None:
@@ -91,7 +103,9 @@ class Propagating:
             check_positive_int("edge_chunk_size", value)
         self.propagation.edge_chunk_size = value
 
-    def cost(self, batch_size: int, samples_per_class: int = 2, *, memory_size: int = 0) -> StepCost:
+    def cost(
+        self, batch_size: int, samples_per_class: int = 2, *, memory_size: int = 0, num_processes: int = 1
+    ) -> StepCost:
         """Return the estimated cost of one training step; the trunk and the wrapped loss come on top.
 
         It depends on the device, dtype and autocast that hold at the call, and on how much memory is free.
@@ -102,6 +116,8 @@ class Propagating:
                 the cost, unless there are thousands of training classes.
             memory_size: M, embeddings in a full memory, see `HardNegativeGenerationLoss`. Its samples are taken to be
                 of as many classes as there can be.
+            num_processes: W, processes that share the edges of the graph, see `HardNegativeGenerationLoss`: then the
+                cost of one of them, on average.
 
         Raises:
             TypeError, ValueError: an argument is no positive integer; `memory_size` may be 0.
@@ -118,9 +134,10 @@ class Propagating:
         check_positive_int("batch_size", batch_size)
         check_positive_int("samples_per_class", samples_per_class)
         check_positive_int("memory_size", memory_size, minimum=0)
+        check_positive_int("num_processes", num_processes)
         num_nodes, graph = batch_size + memory_size, self.propagation
         num_negatives = graph.count_negatives(num_nodes, samples_per_class, memory_size)
-        sizes = graph.sizes(num_nodes, num_negatives, num_memory=memory_size)
+        sizes = graph.sizes(num_nodes, num_negatives, num_processes, memory_size)
         keeps, chunk = choose_memory(sizes, graph.edge_chunk_size, graph.input.weight.device)
         work, space = step_multiply_adds(sizes, keeps), step_bytes(sizes, keeps, chunk)
-        return StepCost(batch_size, keeps, chunk, work, space, memory_size)
+        return StepCost(batch_size, keeps, chunk, work, space, memory_size, num_processes, exchanged_values(sizes))

@@ -14,7 +14,9 @@ from ..distributed.gathering import gathered
 from ..distributed.processes import Gathering
 from ..generators.base_generator import BaseGenerator
 from ..generators.hardest_negative_generator import HardestNegativeGenerator
+from ..generators.propagating import Propagating
 from ..utils.callers import called_from
+from ..utils.validation import check_flag
 from .families import (
     angular_synthetic_loss,
     joint_tuple_synthetic_loss,
@@ -66,7 +68,20 @@ def whole_batch(
         return gathered(gathering, loss, given, mode="the wrapped loss alone")
     check = partial(check_arguments, loss.loss, generator, *given[:2], *given[3:])
     limits = Limits(generator.num_classes, generator.largest_value)
-    return gathered(gathering, loss, given, mode=f"training, phase {phase}", check=check, limits=limits)
+    mode = f"training, phase {phase}" + ", with shared edges" * loss.shard_edges
+    return gathered(gathering, loss, given, mode=mode, check=check, limits=limits)
+
+
+def check_shards(shard_edges: bool, gathering: Gathering, generator: BaseGenerator) -> None:
+    """Raise TypeError or ValueError unless processes can share the edges of the generator's graph, if they shall."""
+    check_flag("shard_edges", shard_edges)
+    if shard_edges and not gathering.enabled:
+        raise ValueError("shard_edges=True shares the graph of a gathered batch: set gather_across_devices=True, too")
+    if shard_edges and not isinstance(generator, Propagating):
+        raise ValueError(
+            f"shard_edges=True shares the work of the generator's graph, and {type(generator).__name__} has none: set "
+            "shard_edges=False"
+        )
 
 
 class WrapperWatch:

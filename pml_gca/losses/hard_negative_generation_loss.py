@@ -1,5 +1,6 @@
 """Any PML loss, learning from generated hard negatives. https://arxiv.org/abs/2411.13145"""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from ..utils.running_statistics import check_not_recomputed, restored_on_error
 from ..utils.validation import check_number
 from .custom_losses import check_uses_negatives
 from .families import SyntheticBatch, synthetic_loss
-from .global_batch import WrapperWatch, whole_batch
+from .global_batch import WrapperWatch, check_shards, whole_batch
 from .levels import LossLevels, synthetic_weight
 from .loss_wrapper import as_scalar, metric_loss_of, without_regularizers
 from .optimizer_watch import FrozenWatch, OptimizerWatch
@@ -56,6 +57,10 @@ class HardNegativeGenerationLoss(ScheduledLoss):
     one process, equal in all. In the first call all take over the parameters of the first process. An `indices_tuple`
     is that of the global batch. With one process, or without `torch.distributed`, nothing is different.
 
+    With `shard_edges=True` as well, each process computes 1/W of the edges of the generator's graph, and the sums over
+    edges are exchanged. Values and gradients are the same, and equal in all processes. All parameters of the loss get
+    whole gradients, as without. Each process still holds all nodes and all synthetic negatives.
+
     Public attributes that this loss does not have are the wrapped loss's: `loss.distance`, `loss.margin`,
     `loss.proxies`, `loss.get_logits(...)`, and `loss.beta` if it has one. β is always `loss.synthetic_beta`.
 
@@ -67,14 +72,16 @@ class HardNegativeGenerationLoss(ScheduledLoss):
         level_momentum: momentum of the running means L and G, in [0, 1). `None` for the published schedule, the mean
             of the previous epoch: then call `end_epoch` after every epoch.
         gather_across_devices: with `torch.distributed`, compute the loss of the rows of all processes; see below.
+        shard_edges: the processes share the work of the generator's graph. It pays where that work is large beside what
+            is exchanged: see `generator.cost(..., num_processes=W)`.
         process_group: of `torch.distributed`, whose processes gather; None for all.
         **kwargs: `embedding_regularizer` and others, as for any PML loss, except `distance`. `collect_stats` defaults
             to the wrapped loss's.
 
     Raises:
         TypeError, ValueError: the loss cannot take synthetic negatives, for the reason given; `generator` is not a
-            generator; `beta` or `level_momentum` is out of range; `process_group` is no group, or given without
-            `gather_across_devices`.
+            generator; `beta` or `level_momentum` is out of range; `process_group` is no group, or it or `shard_edges`
+            is given without `gather_across_devices`; `shard_edges` is given with a generator without a graph.
 
     Examples:
         >>> import torch
@@ -95,6 +102,7 @@ class HardNegativeGenerationLoss(ScheduledLoss):
         beta: float = 20.0,
         level_momentum: float | None = 0.99,
         gather_across_devices: bool = False,
+        shard_edges: bool = False,
         process_group: "ProcessGroup | None" = None,
         **kwargs: Any,
     ) -> None:
@@ -105,10 +113,11 @@ class HardNegativeGenerationLoss(ScheduledLoss):
         if "distance" in kwargs:
             raise ValueError("distance belongs to the wrapped loss: set it there, as in ContrastiveLoss(distance=...)")
         gathering = Gathering(gather_across_devices, process_group)
+        check_shards(shard_edges, gathering, generator)
         kwargs.setdefault("collect_stats", getattr(loss, "collect_stats", None))
         super().__init__(**kwargs)
         self.generator, self.synthetic_beta, self.levels = generator, beta, LossLevels(level_momentum)
-        self.gathering = gathering
+        self.gathering, self.shard_edges = gathering, bool(shard_edges)
         self.optimizer_watch, self.frozen_watch, self.wrapper_watch = OptimizerWatch(), FrozenWatch(), WrapperWatch()
         self._checked_type: type | None = None  # the type of loss that is known to use the negatives
         name_of_beta = "synthetic_beta" if hasattr(loss, "beta") else "beta"
@@ -158,6 +167,8 @@ class HardNegativeGenerationLoss(ScheduledLoss):
                 return self.evaluate(embeddings, labels, indices_tuple, ref_emb, ref_labels)
             assert labels is not None
             batch, (labels, *refs) = make_batch(generator, embeddings, labels, ref_emb, ref_labels, phase=phase)
+            if self.shard_edges:
+                batch = replace(batch, processes=self.gathering.processes())
             self.frozen_watch.reset()
             self.optimizer_watch.begin_batch(generator.parameters())
             if levels.metric.total.device != embeddings.device:
