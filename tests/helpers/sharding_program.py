@@ -188,7 +188,7 @@ def counts(rank, world):
         exchanged.append(tensor.numel())
         return all_reduce(tensor, *args, **kwargs)
 
-    for make, num_memory in ((gca, 0), (gca, 6), (GENERATORS["three layers in chunks"], 0), (classified, 0)):
+    for make, num_memory in ((gca, 0), (gca, 4), (GENERATORS["three layers in chunks"], 0), (classified, 0)):
         generator = make()
         rows = {2: 12, 3: 12, 4: 15}[world]  # the mean over processes of their edges is a whole number
         labels = torch.arange(rows + num_memory) // 3
