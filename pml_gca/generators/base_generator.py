@@ -83,12 +83,12 @@ class BaseGenerator(ModuleWithRecords):
             self.start_collecting_stats()
 
     def start_collecting_stats(self) -> None:
-        """Record statistics from now on, also of generators inside this one. Losses that collect them call it."""
+        """Collect statistics from now on, also of generators inside this one.
+
+        A loss that collects them calls it, and records them as its own.
+        """
         for generator in (module for module in self.modules() if isinstance(module, BaseGenerator)):
             generator.collect_stats = True
-            generator.add_to_recordable_attributes(list_of_names=list(generator.stat_names), is_stat=True)
-            # Not a stat: PML resets those when a batch begins, and this one is known only after backward.
-            generator.add_to_recordable_attributes(name="gradient_norm")
 
     def observe(self, **values: Tensor | float) -> None:
         """Keep statistics of the present batch, scalars, for `HardNegativeGenerationLoss.logs`.
@@ -104,6 +104,8 @@ class BaseGenerator(ModuleWithRecords):
         """Forget the statistics of the batch before; PML's interface."""
         super().reset_stats()
         self.observed.clear()
+        for name in self.stat_names if self.collect_stats else ():
+            setattr(self, name, 0)
 
     def generate(self, batch: Batch, metric_level: Tensor | float = math.inf) -> SyntheticNegatives:
         """Generate negatives for the anchors of a batch.

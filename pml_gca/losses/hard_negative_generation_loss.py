@@ -123,10 +123,9 @@ class HardNegativeGenerationLoss(ScheduledLoss):
         name_of_beta = "synthetic_beta" if hasattr(loss, "beta") else "beta"
         self.add_to_recordable_attributes(list_of_names=[name_of_beta, "metric_level", "generator_level"])
         self.add_to_recordable_attributes(list_of_names=[*SUB_LOSSES, "synthetic_weight"], is_stat=True)
+        self.record_generator()
         self.loss = loss
         self.delegate_attributes()
-        if self.collect_stats:
-            generator.start_collecting_stats()
 
     def _sub_loss_names(self) -> list[str]:
         return list(SUB_LOSSES)

@@ -17,6 +17,8 @@ from .levels import LossLevels
 from .loss_wrapper import LossWrapper
 
 Values = dict[str, Tensor | float]
+COUNTS = ("num_negatives", "num_skipped_anchors")
+SIMILARITIES = ("hardest_synthetic_similarity", "hardest_real_similarity")
 
 
 class KeptValues:
@@ -60,6 +62,29 @@ class LoggedLoss(LossWrapper):
         super().__init__(**kwargs)
         self._kept = KeptValues()
 
+    @property
+    def embedding_gradient_norm(self) -> float:
+        """Norm of the gradient of the embeddings of the last training batch; 0 before `backward()`."""
+        return 0.0 if self._kept.gradient is None else float(self._kept.gradient)
+
+    @property
+    def generator_gradient_norm(self) -> float:
+        """Norm of the gradient that the generator's parameters hold now; 0 without one."""
+        return self.generator.gradient_norm
+
+    def record_generator(self) -> None:
+        """Record the generator's statistics as this loss's own, if it collects any: in one table, under plain names."""
+        if not self.collect_stats:
+            return
+        self.generator.start_collecting_stats()
+        names = dict.fromkeys(name for generator in self._generators() for name in generator.stat_names)
+        self.add_to_recordable_attributes(list_of_names=[*names, *COUNTS, *SIMILARITIES], is_stat=True)
+        # No stats: PML resets those when a batch begins, and these are known only after backward.
+        self.add_to_recordable_attributes(list_of_names=["embedding_gradient_norm", "generator_gradient_norm"])
+
+    def _generators(self) -> list[BaseGenerator]:
+        return [module for module in self.generator.modules() if isinstance(module, BaseGenerator)]
+
     def logs(self) -> dict[str, float]:
         """Return what is worth plotting, as a flat dict for `log_dict` of Lightning, W&B or TensorBoard.
 
@@ -91,12 +116,12 @@ class LoggedLoss(LossWrapper):
             "generator_level": float(self.levels.generator.value),
         }
         levels = {name: level for name, level in levels.items() if not math.isinf(level)}
-        gradients: Values = {}
+        gradients = {}
         if self._kept.gradient is not None:
-            gradients["embedding_gradient_norm"] = self._kept.gradient
+            gradients["embedding_gradient_norm"] = self.embedding_gradient_norm
         if any(p.grad is not None for p in self.generator.parameters()):
-            gradients["generator_gradient_norm"] = self.generator.gradient_norm
-        return {**as_floats(self._kept.training), **levels, **as_floats(gradients)}
+            gradients["generator_gradient_norm"] = self.generator_gradient_norm
+        return {**as_floats(self._kept.training), **levels, **gradients}
 
     def keep_values(self, values: Values, embeddings: Tensor, batch: Batch, negatives: SyntheticNegatives) -> None:
         """Keep what `logs` returns of a training batch; the phase "generation" adds to the phase before.
@@ -113,16 +138,17 @@ class LoggedLoss(LossWrapper):
         if again:
             total = before.get("generator_loss", 0.0) + values["generator_loss"]
             values = {**values, **before, "generator_loss": total}
-        for generator in self.generator.modules():
-            if isinstance(generator, BaseGenerator):
-                values.update(generator.observed)
+        for generator in self._generators():
+            values.update(generator.observed)
         if not again:
             self._kept.watch_gradient(embeddings)
             values.update(similarities(batch, negatives))
         self._kept.training = values
         if self.collect_stats:
-            for name in names:
-                setattr(self, name, float(values[name]))
+            found = {name: getattr(own, name, 0) for own in self._generators() for name in own.stat_names}
+            found |= {name: values[name] for name in (*names, *COUNTS, *SIMILARITIES) if name in values}
+            for name, value in found.items():
+                setattr(self, name, float(value))
 
     def keep_evaluation(self, value: object) -> None:
         """Keep the wrapped loss's value of a batch in evaluation, if it is a number outside transforms."""

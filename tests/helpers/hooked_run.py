@@ -14,7 +14,6 @@ from pml_gca.utils.recall_calculator import RecallCalculator
 
 CLASSES, PER_CLASS, WIDTH, BATCH, ITERATIONS = 4, 6, 8, 8, 3
 LOSS_TABLE = "metric_loss_HardNegativeGenerationLoss"
-GENERATOR_TABLE = LOSS_TABLE + "__modules_generator_GlobalCorrelationGenerator"
 WRAPPED = {
     "n_pairs": lambda d: losses.NPairsLoss(),
     "contrastive": lambda d: losses.ContrastiveLoss(),

@@ -38,13 +38,16 @@ def test_statistics_are_recorded(z):
     }
     assert expected <= of_loss
     generator = loss.generator
-    of_generator = {*generator._record_these, *generator._record_these_stats}
     terms = {"node_classification_loss", "generated_classification_loss", "similarity_loss", "diversity_loss"}
-    counts = {"num_negatives", "num_skipped_anchors", "lambda_mean", "lambda_std", "hardness", "gradient_norm"}
-    assert terms | counts | {"auxiliary_classification_loss"} <= of_generator
-    for module, names in ((loss, of_loss), (generator, of_generator)):
-        for name in names:
-            assert math.isfinite(float(getattr(module, name))), name
+    counts = {"num_negatives", "num_skipped_anchors", "lambda_mean", "lambda_std", "hardness"}
+    of_generator = terms | counts | {"auxiliary_classification_loss"}
+    assert of_generator | {"generator_gradient_norm", "embedding_gradient_norm"} <= of_loss
+    for name in of_loss:
+        assert math.isfinite(float(getattr(loss, name))), name
+    for name in of_generator:
+        assert getattr(loss, name) == pytest.approx(getattr(generator, name)), name
+    assert loss.generator_gradient_norm == generator.gradient_norm
+    assert loss.embedding_gradient_norm == pytest.approx(float(z.grad.norm()))
     assert (generator.num_negatives, generator.num_skipped_anchors) == (NUM_NEGATIVES, SKIPPED)
     assert 0 < generator.lambda_mean < 1
     assert 0 < generator.lambda_std < 0.5
