@@ -77,15 +77,16 @@ def test_targets():
     torch.testing.assert_close(soft_targets(negatives(shares=False), LABELS, CLASSES), torch.tensor(hard))
 
 
-def test_the_soft_loss_of_proxies_against_a_loop():
-    torch.manual_seed(0)
-    loss, rows = ProxyAnchor(CLASSES, SIZE), torch.randn(4, SIZE)
-    targets = torch.tensor([[1, 0, 0, 0, 0], [0.25, 0.75, 0, 0, 0], [0, 0.5, 0, 0.5, 0], [0, 0, 0, 1.0, 0]])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_soft_loss_of_proxies_against_a_loop(seed):
+    torch.manual_seed(seed)
+    loss, rows = ProxyAnchor(CLASSES, SIZE), torch.randn(2, SIZE)
+    targets = torch.tensor([[0.25, 0.75, 0, 0, 0], [0, 0.5, 0, 0.5, 0]])
     positive = negative = 0.0
     for p in range(CLASSES):
         similarity = torch.cosine_similarity(rows, loss.proxies[p][None])
-        positive += torch.log(1 + sum(targets[x, p] * torch.exp(-32 * (similarity[x] - 0.1)) for x in range(4)))
-        negative += torch.log(1 + sum((1 - targets[x, p]) * torch.exp(32 * (similarity[x] + 0.1)) for x in range(4)))
+        positive += torch.log(1 + sum(targets[x, p] * torch.exp(-32 * (similarity[x] - 0.1)) for x in range(2)))
+        negative += torch.log(1 + sum((1 - targets[x, p]) * torch.exp(32 * (similarity[x] + 0.1)) for x in range(2)))
     torch.testing.assert_close(loss.soft(rows, targets), positive / 3 + negative / CLASSES)
 
 
