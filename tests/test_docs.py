@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import pytorch_metric_learning
 import torch
+from helpers.pages import DOCS, PAGES, ROOT
 
 import pml_gca
 from pml_gca import GlobalCorrelationGenerator
@@ -19,9 +20,6 @@ from pml_gca.generators import ClassifiedGenerator, HardestNegativeGenerator
 from pml_gca.losses import NAMED_LOSSES
 from pml_gca.paper.recipes import RECIPES
 
-ROOT = Path(__file__).parents[1]
-DOCS = sorted(path for path in (ROOT / "docs").rglob("*.md") if "site" not in path.relative_to(ROOT).parts)
-PAGES = [*DOCS, ROOT / "README.md", *sorted((ROOT / "examples").rglob("README.md"))]
 EACH_OF_DOCS, EACH_PAGE = (
     pytest.mark.parametrize("page", pages, ids=[str(page.relative_to(ROOT)) for page in pages])
     for pages in (DOCS, PAGES)
@@ -146,20 +144,6 @@ def test_extras_exist(page: Path) -> None:
     extras = metadata("pml-gca").get_all("Provides-Extra")
     for found in re.findall(r"pip install .*?\[([\w,-]+)\]", page.read_text()):
         assert set(found.split(",")) <= set(extras), found
-
-
-@EACH_OF_DOCS
-def test_python_compiles(page: Path) -> None:
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
-        compile(block, page.name, "exec")
-
-
-@EACH_OF_DOCS
-def test_code_prints_the_output_shown_below_it(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Memory is left out: it depends on how much is free."""
-    for code, printed in re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", page.read_text(), flags=re.DOTALL):
-        exec(compile(code, page.name, "exec"), {})
-        assert capsys.readouterr().out.partition("(activations")[0] == printed.partition("(activations")[0]
 
 
 def reported(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
