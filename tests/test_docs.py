@@ -1,5 +1,6 @@
 """Pages name what exists, show commands that the scripts accept, and agree with the result files."""
 
+import ast
 import csv
 import importlib
 import pkgutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import pytorch_metric_learning
 import torch
-from helpers.pages import DOCS, PAGES, ROOT
+from helpers.pages import DOCS, PAGES, ROOT, blocks_of
 
 import pml_gca
 from pml_gca import GlobalCorrelationGenerator
@@ -53,12 +54,14 @@ def anchors(page: Path) -> set[str]:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.*)", text, flags=re.MULTILINE)
     entries = set(re.findall(r"^::: (\S+)", text, flags=re.MULTILINE))
-    return entries | {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    members = {f"{entry}.{name}" for entry in entries for name in dir(pkgutil.resolve_name(entry))}
+    return entries | members | {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @EACH_PAGE
 def test_links_anchors_and_pictures_exist(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)]+)\)", text)
     for target in targets:
         if target.startswith("https://"):
             continue
@@ -232,3 +235,32 @@ def test_the_first_look_shows_the_kept_runs() -> None:
             assert text == ", ".join(f"{100 * float(r['recall_at_1']):.1f}" for r in kept), (name, loss)
             shown += len(kept)
     assert shown == len(runs) > 15
+
+
+def message_patterns() -> list[re.Pattern[str]]:
+    """Return a pattern for each text in the package's code; what is filled in matches anything."""
+
+    def pattern(node: ast.expr) -> str:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return ".*".join(re.escape(part) for part in re.split(r"\{\w+\}", node.value))
+        if isinstance(node, ast.JoinedStr):
+            return "".join(map(pattern, node.values))
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return pattern(node.left) + pattern(node.right)
+        return ".*"
+
+    found = {
+        pattern(node)
+        for path in (ROOT / "pml_gca").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp))
+    }
+    return [re.compile(text) for text in found if len(text.replace(".*", "")) > 40]
+
+
+def test_messages_of_the_faq_are_those_of_the_code() -> None:
+    quoted = [block for block in blocks_of(ROOT / "docs" / "faq.md") if block.language == "text"]
+    assert len(quoted) > 12
+    patterns = message_patterns()
+    for block in quoted:
+        assert any(pattern.fullmatch(block.code.strip()) for pattern in patterns), f"faq.md:{block.line}"
