@@ -1,0 +1,1 @@
+"""Cases of a graph that several processes share; each yields its failures."""
