@@ -3,6 +3,7 @@
 import inspect
 import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -84,8 +85,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
     (root / "pml_gca").symlink_to(ROOT / "pml_gca")
     command = [sys.executable, "-m", *build_command().split()]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
+    said = re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr).partition("Traceback")[0]  # without colours
+    assert done.returncode == 0, f"{shlex.join(command)}\n{said}"
     assert "No issues found" in said
     assert not re.search(r"griffe|warning", said, flags=re.IGNORECASE), said
     folder = root / "docs" / "site"
