@@ -99,7 +99,7 @@ def test_every_source_is_a_page_in_the_navigation(site: dict[str, Page]) -> None
     built = {name.removesuffix("/index.html").removesuffix("index.html") for name in site} - {"404.html"}
     assert built == {source.removesuffix(".md").removesuffix("index") for source in sources}
     config = (DOCS / "zensical.toml").read_text()
-    assert sources == set(re.findall(r'"([\w/]+\.md)"', config))
+    assert sources == set(re.findall(r'"([\w/]+\.md)"', config)), "list each page in nav of docs/zensical.toml"
 
 
 @cache
