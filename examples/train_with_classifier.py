@@ -22,6 +22,7 @@ from pml_gca.datasets import ClassFolder, Glyphs, check_queries, small_classes
 from pml_gca.generators import NAMED_GENERATORS, ClassifiedGenerator
 from pml_gca.losses import NAMED_LOSSES
 from pml_gca.names import LOSS_ALONE
+from pml_gca.trainers import LossLine
 from pml_gca.utils import RecallCalculator, TrainingRun, records, runs, tables
 
 RECALLS = {"recall_at_1": "Recall@1", "recall_at_2": "@2", "recall_at_4": "@4", "recall_at_8": "@8"}
@@ -103,7 +104,7 @@ def train(name: str, kind: str, args: argparse.Namespace, data: dict[str, Any], 
         dataset=training_set,
         iterations_per_epoch=args.iterations,
         dataloader_num_workers=0,
-        end_of_iteration_hook=hooks.end_of_iteration_hook,
+        end_of_iteration_hook=LossLine(hooks.end_of_iteration_hook),
     )
     parts = {**trainer.models, **trainer.optimizers, **trainer.loss_funcs}
 

@@ -149,6 +149,11 @@ def test_every_public_name_is_on_an_api_page(site: dict[str, Page]) -> None:
     assert not missing, "add `::: name` to a page of docs/api"
 
 
+def test_what_the_loss_inherits_is_on_its_page(site: dict[str, Page]) -> None:
+    shown = {anchor.rpartition(".")[2] for anchor in site["api/losses/index.html"].ids}
+    assert {"forward", "logs", "clip_grad_norm_", "parameter_groups", "phase", "end_epoch", "metric_level"} <= shown
+
+
 def test_public_docstrings_are_shown(site: dict[str, Page]) -> None:
     """The first line of each is on an API page; code apart."""
     shown = " ".join(" ".join(page.paragraphs) for name, page in site.items() if name.startswith("api/"))

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..datasets import Benchmark
+from ..trainers import LossLine
 from ..utils import runs
 from ..utils.records import build_hooks
 from .backbones import set_warm_up
@@ -115,7 +116,7 @@ class Experiment:
             options,
             dataset=benchmark.train,
             iterations_per_epoch=self.iterations,
-            end_of_iteration_hook=hooks.end_of_iteration_hook,
+            end_of_iteration_hook=LossLine(hooks.end_of_iteration_hook),
         )
 
     def train_epoch(self, epoch: int) -> None:
