@@ -18,6 +18,7 @@ from .families import SyntheticBatch, synthetic_loss
 from .global_batch import WrapperWatch, check_shards, whole_batch
 from .levels import LossLevels, synthetic_weight
 from .loss_wrapper import as_scalar, metric_loss_of, without_regularizers
+from .memory import build_memory, with_memory
 from .optimizer_watch import FrozenWatch, OptimizerWatch
 from .references import make_batch
 from .schedule import ScheduledLoss
@@ -61,6 +62,14 @@ class HardNegativeGenerationLoss(ScheduledLoss):
     edges are exchanged. Values and gradients are the same, and equal in all processes. All parameters of the loss get
     whole gradients, as without. Each process still holds all nodes and all synthetic negatives.
 
+    With a `memory_size` M the last M embeddings of past batches, without gradient, join the graph as references, from
+    iteration `memory_start` on. They have edges to the batch and none among each other: M may be thousands. J_m sees
+    the memory too, if the wrapped loss compares pairs or triplets by `ref_emb`. J_m of other losses (N-pairs, NCA,
+    those with proxies, `MultipleLosses`, your own) sees the batch alone. Batches enter in training only, after their
+    loss was computed, and are in the `state_dict`. A sample whose older embedding is in the memory is an ordinary
+    positive. Of a batch of more than M rows the last M enter. With `gather_across_devices=True` the global batch
+    enters, in all processes. A call with `ref_emb` is refused.
+
     Public attributes that this loss does not have are the wrapped loss's: `loss.distance`, `loss.margin`,
     `loss.proxies`, `loss.get_logits(...)`, and `loss.beta` if it has one. β is always `loss.synthetic_beta`.
 
@@ -75,6 +84,9 @@ class HardNegativeGenerationLoss(ScheduledLoss):
         shard_edges: the processes share the work of the generator's graph. It pays where that work is large beside what
             is exchanged: see `generator.cost(..., num_processes=W)`.
         process_group: of `torch.distributed`, whose processes gather; None for all.
+        memory_size: M, how many past embeddings are remembered; 0 for no memory.
+        memory_start: how many batches enter the memory before it is used. Past embeddings are of little use while they
+            still change quickly.
         **kwargs: `embedding_regularizer` and others, as for any PML loss, except `distance`. `collect_stats` defaults
             to the wrapped loss's.
 
@@ -104,6 +116,8 @@ class HardNegativeGenerationLoss(ScheduledLoss):
         gather_across_devices: bool = False,
         shard_edges: bool = False,
         process_group: "ProcessGroup | None" = None,
+        memory_size: int = 0,
+        memory_start: int = 0,
         **kwargs: Any,
     ) -> None:
         check_supported_loss(loss)
@@ -114,10 +128,11 @@ class HardNegativeGenerationLoss(ScheduledLoss):
             raise ValueError("distance belongs to the wrapped loss: set it there, as in ContrastiveLoss(distance=...)")
         gathering = Gathering(gather_across_devices, process_group)
         check_shards(shard_edges, gathering, generator)
+        memory = build_memory(memory_size, memory_start, generator)
         kwargs.setdefault("collect_stats", getattr(loss, "collect_stats", None))
         super().__init__(**kwargs)
         self.generator, self.synthetic_beta, self.levels = generator, beta, LossLevels(level_momentum)
-        self.gathering, self.shard_edges = gathering, bool(shard_edges)
+        self.gathering, self.shard_edges, self.memory = gathering, bool(shard_edges), memory
         self.optimizer_watch, self.frozen_watch, self.wrapper_watch = OptimizerWatch(), FrozenWatch(), WrapperWatch()
         self._checked_type: type | None = None  # the type of loss that is known to use the negatives
         name_of_beta = "synthetic_beta" if hasattr(loss, "beta") else "beta"
@@ -165,7 +180,9 @@ class HardNegativeGenerationLoss(ScheduledLoss):
                 self.frozen_watch.begin_batch(embeddings, self.parameters())
                 return self.evaluate(embeddings, labels, indices_tuple, ref_emb, ref_labels)
             assert labels is not None
-            batch, (labels, *refs) = make_batch(generator, embeddings, labels, ref_emb, ref_labels, phase=phase)
+            batch, (labels, *refs) = make_batch(
+                generator, embeddings, labels, ref_emb, ref_labels, phase=phase, memory=self.memory
+            )
             if self.shard_edges:
                 batch = replace(batch, processes=self.gathering.processes())
             self.frozen_watch.reset()
@@ -177,7 +194,10 @@ class HardNegativeGenerationLoss(ScheduledLoss):
             with restored_on_error(self.buffers()):
                 args = (embeddings, labels, indices_tuple, *refs)
                 values = self._sub_losses(loss, generator, levels, batch, args)
-                return self.sum_sub_losses(values, embeddings, labels, regularize=phase != "generation")
+                total = self.sum_sub_losses(values, embeddings, labels, regularize=phase != "generation")
+            if self.memory is not None:
+                self.memory.observe(batch, generator.has_objective)
+            return total
 
     def _sub_losses(
         self, loss: nn.Module, generator: BaseGenerator, levels: LossLevels, batch: Batch, args: tuple[Any, ...]
@@ -196,6 +216,7 @@ class HardNegativeGenerationLoss(ScheduledLoss):
                 pairs = SyntheticBatch(embeddings, labels, batch.embeddings, batch.labels, negatives)
                 synthetic = self._synthetic_loss(loss, pairs)
             # Computed last: PML's records are those of the last call, and must be those of the real batch.
+            args = with_memory(loss, batch, args)
             metric, is_telling = metric_loss_of(loss, args, batch.labels, len(negatives) > 0)
             if is_telling:
                 levels.metric.observe(metric)

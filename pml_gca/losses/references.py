@@ -10,6 +10,7 @@ from ..generators.batch import Batch
 from ..utils.batch_checks import check_embeddings, check_finite
 from ..utils.host import to_device
 from .families import synthetic_loss
+from .memory import BatchMemory, check_memory
 from .supported import LABELS_REQUIRED, WITHOUT_REFERENCES, check_supported_loss
 
 
@@ -20,17 +21,19 @@ def check_arguments(
     labels: Tensor | None,
     ref_emb: Tensor | None,
     ref_labels: Tensor | None,
+    *,
+    memory: BatchMemory | None = None,
 ) -> None:
     """Raise unless a loss can be trained with these arguments, apart from their values.
 
     Args:
         loss: the wrapped loss.
         generator: the generator that the batch is for.
-        embeddings, labels, ref_emb, ref_labels: as for `make_batch`.
+        embeddings, labels, ref_emb, ref_labels, memory: as for `make_batch`.
 
     Raises:
-        TypeError, ValueError: there are no labels; PML's implementation of the loss takes no `ref_emb`; or shapes or
-            dtypes are not as `BaseGenerator.forward` requires.
+        TypeError, ValueError: there are no labels; PML's implementation of the loss takes no `ref_emb`; there is a
+            memory beside it; or shapes or dtypes are not as `BaseGenerator.forward` requires.
     """
     if labels is None:
         raise ValueError(LABELS_REQUIRED)
@@ -38,6 +41,7 @@ def check_arguments(
     generator.check_shapes(embeddings, labels)
     if ref_emb is None or (ref_emb is embeddings and ref_labels is labels):
         return
+    check_memory(memory)
     if synthetic_loss.dispatch(type(loss)) in WITHOUT_REFERENCES:
         raise ValueError(
             f"ref_emb is not supported by the wrapped loss, {type(loss).__name__}; add the references to the batch: "
@@ -57,6 +61,7 @@ def make_batch(
     ref_labels: Tensor | None,
     *,
     phase: str = "all",
+    memory: BatchMemory | None = None,
 ) -> tuple[Batch, tuple[Any, ...]]:
     """Check the values of a batch and its references, and join them.
 
@@ -65,6 +70,7 @@ def make_batch(
         embeddings, labels: (B, D) and (B,), the anchors, as `check_arguments` passes them.
         ref_emb, ref_labels: (R, D) and (R,), or None. PML also marks "no references" by passing the batch twice.
         phase: as for `BaseGenerator.batch`.
+        memory: further references, of the graph alone here; see `with_memory`.
 
     Returns:
         The batch of anchors and references; and the further arguments of the wrapped loss. These are labels, long on
@@ -74,6 +80,9 @@ def make_batch(
         TypeError, ValueError: batch or references are not as `BaseGenerator.forward` requires.
     """
     if ref_emb is None or (ref_emb is embeddings and ref_labels is labels):
+        if memory is not None:
+            batch = memory.join(generator, embeddings, labels, phase)
+            return batch, (batch.anchor_labels,)
         batch = generator.batch(embeddings, labels, phase=phase)
         return batch, (batch.labels,)
     if ref_labels is None:
