@@ -65,10 +65,10 @@ class HardNegativeGenerationLoss(ScheduledLoss):
     With a `memory_size` M the last M embeddings of past batches, without gradient, join the graph as references, from
     iteration `memory_start` on. They have edges to the batch and none among each other: M may be thousands. J_m sees
     the memory too, if the wrapped loss compares pairs or triplets by `ref_emb`. J_m of other losses (N-pairs, NCA,
-    those with proxies, `MultipleLosses`, your own) sees the batch alone. Batches enter in training only, after their
-    loss was computed, and are in the `state_dict`. A sample whose older embedding is in the memory is an ordinary
-    positive. Of a batch of more than M rows the last M enter. With `gather_across_devices=True` the global batch
-    enters, in all processes. A call with `ref_emb` is refused.
+    triplets with `swap`, those with proxies, `MultipleLosses`, your own) sees the batch alone. Batches enter in
+    training only, after their loss was computed, and are in the `state_dict`. A sample whose older embedding is in the
+    memory is an ordinary positive. Of a batch of more than M rows the last M enter. With `gather_across_devices=True`
+    the global batch enters, in all processes. A call with `ref_emb` is refused.
 
     Public attributes that this loss does not have are the wrapped loss's: `loss.distance`, `loss.margin`,
     `loss.proxies`, `loss.get_logits(...)`, and `loss.beta` if it has one. β is always `loss.synthetic_beta`.

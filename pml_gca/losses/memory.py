@@ -144,20 +144,28 @@ def check_memory(memory: BatchMemory | None) -> None:
         )
 
 
+def takes_memory(loss: nn.Module) -> bool:
+    """Return whether the wrapped loss, and not the graph alone, can see a memory.
+
+    Losses over pairs or triplets with `ref_emb` can, and their subclasses. NCA cannot: it would take an anchor for its
+    own positive. Nor can triplets with `swap`, which look distances up from positives, as rows of the batch.
+    """
+    return synthetic_loss.dispatch(type(loss)) in TAKES_MEMORY and not getattr(loss, "swap", False)
+
+
 def with_memory(loss: nn.Module, batch: Batch, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the arguments of the wrapped loss: with the pairs of batch and memory, if it can take them.
 
-    Losses over pairs or triplets with `ref_emb` can, and their subclasses: `TAKES_MEMORY`. They get the batch and the
-    memory as references. Pairs are those of the call's `indices_tuple`, or all within the batch; and all from the batch
-    to the memory. A loss that draws `triplets_per_anchor` draws them from batch and memory together. Other losses get
-    `args` as they are.
+    Losses that take it (`takes_memory`) get the batch and the memory as references. Pairs are those of the call's
+    `indices_tuple`, or all within the batch; and all from the batch to the memory. A loss that draws
+    `triplets_per_anchor` draws them from batch and memory together. Other losses get `args` as they are.
 
     Args:
         loss: the wrapped loss.
         batch: B anchors and M memory nodes.
         args: of the loss: embeddings, labels, indices_tuple, and no references if there is a memory.
     """
-    if not batch.num_memory or synthetic_loss.dispatch(type(loss)) not in TAKES_MEMORY:
+    if not batch.num_memory or not takes_memory(loss):
         return args
     embeddings, labels, indices = args[:3]
     per_anchor = getattr(loss, "triplets_per_anchor", "all")

@@ -14,12 +14,15 @@ class TakesGenerationLoss:
     """Let a PML wrapper take a `HardNegativeGenerationLoss` around each loss that it supports."""
 
     WITHOUT_GATHERING: str
+    WITHOUT_MEMORY: str
 
     def __init__(self, loss: nn.Module, *args: Any, **kwargs: Any) -> None:
         if isinstance(loss, HardNegativeGenerationLoss):
             self.check_loss_support(type(loss.loss).__name__)
             if loss.gathering.enabled:
                 raise ValueError(self.WITHOUT_GATHERING)
+            if loss.memory is not None:
+                raise ValueError(f"{self.WITHOUT_MEMORY}; got memory_size={loss.memory.size}")
         super().__init__(loss, *args, **kwargs)  # type: ignore[call-arg]
 
     @classmethod
@@ -47,6 +50,10 @@ class SelfSupervisedLoss(TakesGenerationLoss, losses.SelfSupervisedLoss):
         "SelfSupervisedLoss numbers the samples of each process from 0, so different samples would share a label. Call "
         "the loss itself: labels = rank * batch_size + torch.arange(batch_size); loss(torch.cat([embeddings, views]), "
         "labels.repeat(2))"
+    )
+    WITHOUT_MEMORY = (
+        "SelfSupervisedLoss numbers the samples of each batch from 0, so different samples would share a label in a "
+        "memory. Build the loss with memory_size=0"
     )
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
@@ -83,6 +90,7 @@ class CrossBatchMemory(TakesGenerationLoss, losses.CrossBatchMemory):
         "of all processes. Build the loss without gather_across_devices, and gather around the memory, as PML does: "
         "DistributedLossWrapper(CrossBatchMemory(loss, ...))"
     )
+    WITHOUT_MEMORY = "CrossBatchMemory is a memory: build the loss inside it with memory_size=0, or use that loss alone"
 
     embedding_memory: Tensor
     label_memory: Tensor
