@@ -41,6 +41,8 @@ class HardestNegativeGenerator(BaseGenerator):
         torch.Size([12, 8])
     """
 
+    with_pairs = False  # whether points are made of pairs of samples
+
     def __init__(
         self, num_classes: int, embedding_size: int, *, normalize: bool = True, collect_stats: bool | None = None
     ) -> None:
@@ -52,7 +54,8 @@ class HardestNegativeGenerator(BaseGenerator):
         """Take the nearest point of each class; the metric level has no influence."""
         self.reset_stats()
         nodes = batch.nodes
-        plan = on_device(plan_classes(batch.labels_on_host(), batch.num_anchors), nodes.device)
+        plan = plan_classes(batch.labels_on_host(), batch.num_anchors, self.with_pairs)
+        plan = on_device(plan, nodes.device)
         synthetic = nodes[:0]
         if len(plan.anchors):
             points, class_of = self.points_of_classes(nodes, plan)
@@ -78,6 +81,8 @@ class HardestPointGenerator(HardestNegativeGenerator):
     A subclass implements `points_of_pairs`. A class with one sample in the batch has no pairs, and is represented by
     that sample. Arguments are those of `HardestNegativeGenerator`; with `normalize` a subclass works on directions.
     """
+
+    with_pairs = True
 
     def points_of_classes(self, nodes: Tensor, plan: ClassPlan) -> tuple[Tensor, Tensor]:
         """Return the samples, followed by the points made of their pairs."""

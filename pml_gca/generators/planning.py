@@ -182,11 +182,16 @@ class ClassPlan:
     num_skipped_anchors: int
 
 
-def plan_classes(labels: Tensor, num_anchors: int) -> ClassPlan:
-    """Return cells and pairs of a batch; arguments as for `plan_negative_pairs`."""
+def plan_classes(labels: Tensor, num_anchors: int, with_pairs: bool = True) -> ClassPlan:
+    """Return cells and pairs of a batch; arguments as for `plan_negative_pairs`. Without pairs, Q is 0.
+
+    Finding pairs takes N² comparisons.
+    """
     candidates = plan_candidates(labels, num_anchors)
     names, class_of = labels.unique(return_inverse=True)
-    first, second = (class_of[:, None] == class_of).triu(1).nonzero(as_tuple=True)
+    first = second = class_of[:0]
+    if with_pairs:
+        first, second = (class_of[:, None] == class_of).triu(1).nonzero(as_tuple=True)
     return ClassPlan(
         anchors=candidates.synthetic_anchors,
         classes=torch.searchsorted(names, candidates.synthetic_labels),

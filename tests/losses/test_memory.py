@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import oracle
 from helpers import slow_losses as slow
+from helpers.counters import LiveBytes
 from helpers.every_loss import NUM_CLASSES, SIZE, WORKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -291,6 +292,19 @@ def test_negatives_of_the_memory_for_other_generators(classified):
     inside = getattr(loss.generator, "generator", loss.generator)
     assert inside.num_negatives == 4 * 5  # of the batch's other class and the memory's four
     assert z.grad.isfinite().all()
+
+
+def test_nothing_in_the_hardest_negatives_grows_with_the_square_of_the_memory():
+    peaks = []
+    for size in (2000, 4000):
+        generator = HardestNegativeGenerator(NUM_CLASSES, SIZE)
+        loss = HardNegativeGenerationLoss(losses.NPairsLoss(), generator, memory_size=size)
+        loss.memory.queue.add(*(x.detach() for x in batch(size)))
+        z, y = batch(6, seed=1)
+        with LiveBytes() as live:
+            loss(z.float(), y).backward()
+        peaks.append(live.peak)
+    assert peaks[1] < 2.1 * peaks[0]
 
 
 # Checkpoints.

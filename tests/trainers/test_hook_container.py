@@ -81,6 +81,14 @@ def test_a_run_with_all_hooks(tmp_path, appended, wrapped, collect_stats):
     assert any((tmp_path / "tensorboard").iterdir())
 
 
+def test_a_memory_is_not_recorded(tmp_path, appended):
+    run = Run(tmp_path, "contrastive", collect_stats=True, memory_size=20).train(epochs=1)
+    assert run.loss.memory.queue.counts()[0] == ITERATIONS
+    names = " ".join([*run.tables(), *(column for table in run.tables().values() for column in table)])
+    assert not any(word in names for word in ("memory", "queue", "progress"))
+    assert {series for _, series, size in appended if size > 1} == set()
+
+
 @pytest.mark.parametrize("wrapped", ["n_pairs", "multiple"])
 @pytest.mark.usefixtures("pml_collects_stats")
 def test_stats_for_all_of_pml(tmp_path, wrapped):

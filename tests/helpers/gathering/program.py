@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from helpers.gathering import refusals, uses, values, wrapper
+from helpers.gathering import refusals, remembering, uses, values, wrapper
 from helpers.processes import join, start
 
 CASES = {
-    2: (*values.CASES, *uses.CASES, *refusals.CASES, *wrapper.CASES),
-    3: (values.losses_everywhere, uses.in_a_group, refusals.bad_input, *wrapper.CASES),
+    2: (*values.CASES, *uses.CASES, *refusals.CASES, *wrapper.CASES, *remembering.CASES),
+    3: (values.losses_everywhere, uses.in_a_group, refusals.bad_input, *wrapper.CASES, *remembering.CASES),
     4: (values.losses_everywhere, values.optimizers),
 }
 
