@@ -64,12 +64,29 @@ class Correlations:
         return self.edges.pairs(self.node_logits.device)
 
     def dense(self) -> Tensor:
-        """Return the coefficients as a symmetric (N, N, D) tensor, of a graph without a memory."""
-        return to_dense(self.coefficients, len(self.node_logits))
+        """Return the coefficients as a symmetric (N, N, D) tensor.
+
+        Raises:
+            ValueError: not all pairs of nodes have coefficients here.
+        """
+        return self._to_dense(self.coefficients)
 
     def mean_coefficients(self) -> Tensor:
-        """Return the channel means of the coefficients, of a graph without a memory: (N, N), symmetric."""
-        return to_dense(self.coefficients.mean(dim=1), len(self.node_logits))
+        """Return the channel means of the coefficients: (N, N), symmetric.
+
+        Raises:
+            ValueError: not all pairs of nodes have coefficients here.
+        """
+        return self._to_dense(self.coefficients.mean(dim=1))
+
+    def _to_dense(self, values: Tensor) -> Tensor:
+        edges, all_edges = self.edges, EdgeList(self.edges.num_nodes)
+        if edges.num_edges != all_edges.num_edges:
+            raise ValueError(
+                f"only a graph of all pairs of nodes has dense coefficients; this one has {edges.num_edges} of "
+                f"{all_edges.num_edges} edges here. Use `coefficients` and `pairs`"
+            )
+        return to_dense(values, edges.num_nodes)
 
     def with_gradient_to(self, embeddings: Tensor, loss: Tensor) -> Tensor:
         """Return `loss` with a gradient that also reaches `embeddings`.

@@ -157,7 +157,10 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
     def record(
         self, nodes: Tensor, coefficients: Tensor, synthetic: Tensor, weights: Tensor, plan: CandidatePlan
     ) -> None:
-        """Observe mean and deviation of λ; if statistics are collected, also the hardness of the negatives."""
+        """Observe mean and deviation of λ; if statistics are collected, also the hardness of the negatives.
+
+        Where processes share the edges, λ is that of this process's own: logs exchange nothing.
+        """
         if coefficients.numel() > 1:
             deviation, mean = std_mean(coefficients.detach(), synthetic.dtype)
             self.observe(lambda_mean=mean, lambda_std=deviation)
