@@ -142,6 +142,9 @@ def public_objects() -> dict[str, object]:
 
 def test_every_public_name_is_on_an_api_page(site: dict[str, Page]) -> None:
     ids = set().union(*(page.ids for name, page in site.items() if name.startswith("api/")))
+    loss, generator = "pml_gca.losses.HardNegativeGenerationLoss", "pml_gca.generators.GlobalCorrelationGenerator"
+    inherited = ("clip_grad_norm_", "end_epoch", "generator_level", "logs", "metric_level", "parameter_groups", "phase")
+    assert {*(f"{loss}.{name}" for name in inherited), f"{generator}.cost", f"{generator}.edge_chunk_size"} <= ids
     public = public_objects()
     assert {"pml_gca.GlobalCorrelationGenerator", "pml_gca.utils.runs.set_seed", "pml_gca.paper.RECIPES"} <= set(public)
     shown = [value for path, value in public.items() if path in ids]
