@@ -25,6 +25,7 @@ from pml_gca.paper import (
     dry_run,
     find_recipe,
     identity,
+    input_config,
     seeds_table,
     unused_settings,
 )
@@ -52,8 +53,11 @@ def complete(args: argparse.Namespace) -> None:
     """
     if args.val_fraction is None:
         args.val_fraction = 0.1 if args.select_on == "val" else 0.0
-    epochs = [] if args.epochs is None else [f"epochs={args.epochs}"]
-    args.recipe = changed_recipe(find_recipe(args.recipe), [*args.set, *epochs])
+    given = [f"{name}={value}" for name in ("backbone", "epochs") if (value := getattr(args, name)) is not None]
+    args.recipe = changed_recipe(find_recipe(args.recipe), [*args.set, *given])
+    args.input_config = input_config(args.recipe.backbone)
+    if args.image_size is None:
+        args.image_size = args.input_config.image_size
     args.options = Options(
         loss=find_loss(args.loss),
         generator=args.generator,
@@ -106,10 +110,13 @@ def load(args: argparse.Namespace) -> Benchmark:
         recipe.dataset,
         args.data_root,
         image_size=args.image_size,
+        input_config=args.input_config,
         val_fraction=args.val_fraction,
         unreadable=args.unreadable,
         download=args.download,
     )
+    for note in benchmark.notes:
+        print(note, file=sys.stderr)
     small = small_classes(benchmark.train, recipe.samples_per_class)
     if small:
         message = (

@@ -24,6 +24,7 @@ from pml_gca.losses import NAMED_LOSSES
 from pml_gca.names import LOSS_ALONE
 from pml_gca.trainers import LossLine
 from pml_gca.utils import RecallCalculator, TrainingRun, records, runs, tables
+from pml_gca.utils.validation import count_of, first_of
 
 RECALLS = {"recall_at_1": "Recall@1", "recall_at_2": "@2", "recall_at_4": "@4", "recall_at_8": "@8"}
 METRICS = {**RECALLS, "mean_average_precision_at_r": "MAP@R", "r_precision": "R-precision"}
@@ -31,12 +32,15 @@ METRICS = {**RECALLS, "mean_average_precision_at_r": "MAP@R", "r_precision": "R-
 
 def load_data(args: argparse.Namespace) -> dict[str, Any]:
     """Return training, validation and test sets, which share no class. Raise ValueError if they cannot be used."""
-    make = Glyphs if args.data is None else partial(ClassFolder, args.data)
+    make = Glyphs if args.data is None else partial(ClassFolder, args.data, unreadable=args.unreadable)
     data: dict[str, Any] = {split: make(split, image_size=args.image_size) for split in ("train", "val", "test")}
-    notes = [check_queries(f"the {split} set", data[split]) for split in ("val", "test")]
+    notes = [*getattr(data["train"], "notes", ())]
+    notes += [note for split in ("val", "test") if (note := check_queries(f"the {split} set", data[split]))]
     if small := small_classes(data["train"], SAMPLES_PER_CLASS):
-        notes.append(f"{len(small)} training classes have fewer than {SAMPLES_PER_CLASS} images, which are repeated")
-    for note in filter(None, notes):
+        few = first_of([f"{name} has {count}" for name, count in small])
+        which = count_of(len(small), "training class has", "training classes have")
+        notes.append(f"{which} fewer than {SAMPLES_PER_CLASS} images, which are repeated: {few}")
+    for note in notes:
         print(note, file=sys.stderr)
     return data
 
@@ -69,7 +73,7 @@ def build_loss(kind: str, args: argparse.Namespace, num_classes: int) -> tuple[n
 def train(name: str, kind: str, args: argparse.Namespace, data: dict[str, Any], queries: Tensor) -> dict[str, Any]:
     """Train one model, or resume it. Return its learning curve, and its metrics and retrievals on unseen classes."""
     run = TrainingRun(args.out / kind, name, seed=args.seed)
-    if (finished := run.read_result()) is not None:
+    if (finished := run.read_result(args.epochs)) is not None:
         return finished
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training_set, num_classes = data["train"], data["train"].num_classes

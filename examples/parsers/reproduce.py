@@ -32,6 +32,12 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"{'; '.join(f'{name}: {title}' for name, title in GENERATORS.items())}; {LOSS_ALONE}: the loss alone "
         "(default: %(default)s)",
     )
+    what.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="model of timm, such as convnext_tiny.fb_in22k, instead of the recipe's backbone; images are prepared as "
+        "it was trained to take them",
+    )
     what.add_argument("--epochs", type=int, metavar="N", help="epochs instead of the recipe's")
     what.add_argument(
         "--set",
@@ -39,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FIELD=VALUE",
-        help="change the recipe: backbone=mobilenetv3_small_100 (any model of timm), dataset=folder (your own folder "
+        help="change the recipe: dataset=folder (your own folder "
         "of class folders), alpha=3, ..., or any other option of GlobalCorrelationGenerator: merging=hardest, ...",
     )
     how = parser.add_argument_group("training and evaluation")
@@ -83,7 +89,10 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--amp", action="store_true", help="train with bfloat16 autocast")
     how.add_argument("--random-weights", action="store_true", help="start from random weights instead of ImageNet's")
     how.add_argument(
-        "--image-size", type=int, default=224, metavar="S", help="side of the crops, in pixels (default: %(default)s)"
+        "--image-size",
+        type=int,
+        metavar="S",
+        help="side of the crops, in pixels (default: 224; with another backbone, its own)",
     )
     how.add_argument(
         "--small-classes",

@@ -38,6 +38,7 @@ class Benchmark:
         test: `{"test": ...}`, or `{"query": ..., "gallery": ...}` with common labels.
         recall_at: the K of Recall@K that papers report.
         left_out: paths of unreadable files, if these are skipped.
+        notes: sentences about what is unusual in a folder of one's own images.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Benchmark:
     test: dict[str, ClassSubset]
     recall_at: tuple[int, ...]
     left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def splits_to_eval(self) -> list[tuple[str, list[str]]] | None:
@@ -62,6 +64,7 @@ def load_benchmark(
     root: str | os.PathLike[str],
     *,
     image_size: int = 224,
+    input_config: transforms.InputConfig = transforms.IMAGENET,
     val_fraction: float = 0.1,
     seed: int = 0,
     unreadable: str = "stop",
@@ -79,13 +82,16 @@ def load_benchmark(
     Args:
         name: `"cub"`, `"cars196"`, `"sop"`, `"inshop"`, or `"folder"` for your own images in
             `<root>/<class>/<image>`. Half the classes of a folder are for training and half for testing, with any
-            seed.
+            seed. Or in `<root>/train/<class>/<image>` and `<root>/test/<class>/<image>`, and the classes to hold out
+            in `<root>/val/<class>/<image>`, if there are any.
         root: the data set's folder.
         image_size: side of the images in pixels, 8 to 1024.
-        val_fraction: share of the training classes to hold out, in [0, 1); 0 for none.
+        input_config: what the backbone takes, for the transforms that are not given.
+        val_fraction: share of the training classes to hold out, in [0, 1); 0 for none. A folder with `val` has its
+            classes held out with any share above 0.
         seed: seed for the choice of held-out classes, 0 to `2**63 - 1`.
-        unreadable: `"stop"` raises an error on access to a file that cannot be read. `"skip"` decodes all files
-            up front, leaves out the unreadable ones, and warns.
+        unreadable: `"stop"` raises an error on access to a file that cannot be read, and for a class folder without
+            images. `"skip"` decodes all files up front, leaves both out, and warns.
         check_train: whether to look for the files to train and validate on. False is for testing alone. These files
             may then be missing, and only access to one of them fails. `unreadable="skip"` does not decode them.
         download: let PML download the data set if `root` is empty or does not exist. Not for `"inshop"` and
@@ -112,15 +118,17 @@ def load_benchmark(
             raise TypeError(f"{argument} must be a function or None, found {type(transform).__name__}: {transform!r}")
     check_int("image_size", image_size, 8, 1024)
     import_pillow()
-    to_train = transforms.train_transform(image_size) if train_transform is None else train_transform
-    to_test = transforms.test_transform(image_size) if test_transform is None else test_transform
+    to_train = train_transform or transforms.train_transform(image_size, input_config=input_config)
+    to_test = test_transform or transforms.test_transform(image_size, input_config=input_config)
 
-    splits = open_splits(name, folder, download=download, check_train=check_train)
+    skip = unreadable == "skip"
+    splits = open_splits(name, folder, download=download, check_train=check_train, skip_empty=skip)
+    notes = getattr(splits["train"], "notes", [])
     if hasattr(splits["train"], "left_out"):  # the user's own folder may hold other files, too
         warn_left_out(folder, splits["train"].left_out)
     looked_at = splits_to_check(splits, check_train)
     as_rgb = train_transform is None or test_transform is None
-    left_out = find_unreadable(looked_at, progress, as_rgb=as_rgb) if unreadable == "skip" else {}
+    left_out = find_unreadable(looked_at, progress, as_rgb=as_rgb) if skip else {}
     if left_out:
         total = sum(len(dataset.paths) for dataset in looked_at)
         some = [f"{path} ({reason})" for path, reason in left_out.items()]
@@ -147,6 +155,7 @@ def load_benchmark(
         test={split: subset(dataset, testing, to_test) for split, dataset in splits.items()},
         recall_at=source.recall_at,
         left_out=list(left_out),
+        notes=list(notes),
     )
 
 
@@ -199,15 +208,16 @@ def hold_out_classes(
 ) -> tuple[list[Label], list[Label]]:
     """Return the raw labels of the classes to train on, and those of the classes to hold out.
 
-    Unreadable images do not change the choice.
+    Unreadable images do not change the choice. A data set may say which classes to hold out: `held_out`.
     """
     classes: list[Any] = sorted(set(raw_labels(dataset)))
     left = _classes_left(dataset, left_out)
+    given = getattr(dataset, "held_out", None)
     if not fraction:
         _check_classes(len(left), f"the train split of {what}")
         return [label for label in classes if label in left], []
     needed = 2 * MIN_CLASSES
-    if len(classes) < needed:
+    if given is None and len(classes) < needed:
         raise ValueError(
             f"the train split of {what} must have at least {needed} classes, {MIN_CLASSES} to train on and "
             f"{MIN_CLASSES} to hold out, found {len(classes)}; with none held out, {MIN_CLASSES} are enough"
@@ -215,7 +225,10 @@ def hold_out_classes(
     names = [str(label) for label in classes]
     parts = []
     for part, title in (("train", "training"), ("test", "validation")):
-        chosen = [classes[i] for i in split_classes(names, part, (1.0 - fraction, 0.0, fraction), seed)]
+        if given is None:
+            chosen = [classes[i] for i in split_classes(names, part, (1.0 - fraction, 0.0, fraction), seed)]
+        else:
+            chosen = [label for label in classes if (label in given) == (part == "test")]
         kept = [label for label in chosen if label in left]
         _check_classes(len(kept), f"the {title} part of the train split of {what}")
         parts.append(kept)

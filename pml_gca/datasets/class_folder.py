@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..utils.validation import check_flag, check_int, first_of
+from ..utils.validation import check_choice, check_flag, check_functions, check_int, count_of, first_of
 from .affine import AffineRange, check_augment, check_range, draw_affines, to_unit, warp
-from .image_files import LAYOUT, find_images, warn_left_out
-from .image_reading import check_images, load_images
-from .splits import (
-    DEFAULT_FRACTIONS,
-    check_fractions,
-    check_split,
-    split_classes,
-    split_sizes,
-)
+from .folder_layout import classes_of_split, read_folder
+from .image_files import LAYOUT, warn_left_out
+from .image_reading import check_images, load_images, open_image
+from .splits import DEFAULT_FRACTIONS, check_fractions, check_split, split_sizes
 
 PHOTO_RANGE = AffineRange(rotation=10.0, scale=0.1, shear=0.1, shift=0.05)
 """Default distortion. It is milder than for glyphs because photographs already vary."""
@@ -30,8 +25,11 @@ MEMORY_LIMIT = 2**30
 """By default, decoded images are kept in memory up to this many bytes."""
 
 
-class ClassFolder(Dataset[tuple[Tensor, int]]):
+class ClassFolder(Dataset[tuple[Any, int]]):
     """Images in `root/<class>/<image>`, whose classes are split into train, val and test.
+
+    Or images that are split already: in `root/train/<class>/<image>`, `root/test/<class>/<image>` and perhaps
+    `root/val/<class>/<image>`, each class in one of them. Without `val`, some classes of `train` are held out.
 
     Images may also lie in subfolders of a class folder. All formats that Pillow reads are taken. `to_rgb` makes images
     upright, with white where they are transparent. A warning counts and names the files that are left out. The first
@@ -45,13 +43,19 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         split: `"train"`, `"val"` or `"test"`.
         image_size: side S in pixels, 8 to 1024; the shorter side is scaled to it and the centre cut out.
         fractions: shares of the classes for train, val and test; only val's may be 0. Train and test get 2 classes
-            or more, val 1 or more.
+            or more, val 1 or more. In a folder that is split already, they say how much of `train` is held out if
+            there is no `val`.
         seed: seed of the split, 0 to `2**63 - 1`.
         augment: distort an image on each access, by torch's global random number generator; None: for train only.
             Without it, images are returned as they are.
         distortion: ranges of the affine distortion; None means `PHOTO_RANGE`.
         flip: with `augment`, also mirror left and right with probability 1/2.
         in_memory: keep the decoded images; None: if those of this split take at most 1 GiB.
+        transform: applied to each image as its file holds it: a PIL image, upright, RGB, in its own size. It returns
+            what the network takes, such as a (3, H, W) tensor; torchvision's and timm's transforms fit. It replaces
+            all that `image_size`, `augment`, `distortion`, `flip` and `in_memory` say.
+        unreadable: `"stop"` raises an error if images cannot be read, or a class folder holds none. `"skip"` leaves
+            them out; the warning names them. The split of the other classes stays the same.
         progress: show a progress bar if 500 files or more are read.
 
     Attributes:
@@ -59,15 +63,17 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         classes: names of the class folders; `classes[label]` is the label's.
         num_classes: number of classes in this split.
         files: path of each image.
-        left_out: the reason for each file of the folder that is left out. Hidden files count if named as images.
+        left_out: the reason for each file, or class folder, of the folder that is left out. Hidden files count if
+            named as images.
+        notes: sentences about what is unusual in the folder: images in subfolders, classes of one image.
 
-    An item is `(image, label)`: a (3, S, S) float32 tensor (RGB) in [0, 1] and an int.
+    An item is `(image, label)`: a (3, S, S) float32 tensor (RGB) in [0, 1], or what `transform` returns, and an int.
 
     Raises:
         ImportError: pillow is missing (`pip install 'pml-gca[images]'`).
         TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range; or the folder does not exist, has too few classes to split, a
-            class without images, or unreadable images.
+        ValueError: an argument is out of range, or given beside a `transform` that replaces it; or the folder does
+            not exist, has too few classes to split, a class without images or in two splits, or unreadable images.
     """
 
     def __init__(
@@ -82,6 +88,8 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         distortion: AffineRange | None = None,
         flip: bool = True,
         in_memory: bool | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        unreadable: str = "stop",
         progress: bool = True,
     ) -> None:
         if not isinstance(root, (str, os.PathLike)):
@@ -97,24 +105,40 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         for name, value in {"flip": flip, "in_memory": in_memory, "progress": progress}.items():
             if not (name == "in_memory" and value is None):
                 check_flag(name, value)
+        self.transform = _check_transform(transform, augment=augment, distortion=distortion, in_memory=in_memory)
+        check_choice("unreadable", unreadable, ("stop", "skip"))
+        skip = unreadable == "skip"
 
-        found, self.left_out = find_images(self.root)
-        names = list(found)
-        try:
-            split_sizes(len(names), self.fractions)
-        except ValueError as error:
-            message = f"{self.root} holds {len(names)} class folder(s) ({first_of(names)}): {error}; {LAYOUT}"
-            raise ValueError(message) from None
-        self.classes = [names[i] for i in split_classes(names, self.split, self.fractions, self.seed)]
-        if not self.classes:
+        found = read_folder(self.root, skip_empty=skip)
+        if found.given is None:
+            try:
+                split_sizes(len(found.files), self.fractions)
+            except ValueError as error:
+                there_are = f"{count_of(len(found.files), 'class folder')} ({first_of(list(found.files))})"
+                raise ValueError(f"{self.root} holds {there_are}: {error}; {LAYOUT}") from None
+        chosen = classes_of_split(found, self.split, self.fractions, self.seed, self.root)
+        if not chosen:
             raise ValueError(f"split 'val' is empty, as fractions gives it 0: {self.fractions}")
+        everything = [path for files in found.files.values() for path in files]
+        failed = {}
+        if skip:
+            failed = check_images(self.root, everything, progress=progress, skip=True)
+        reasons = {path: f"cannot be read ({type(error).__name__})" for path, error in failed.items()}
+        self.left_out, self.notes = found.left_out | reasons, found.notes
         warn_left_out(self.root, self.left_out)
-        check_images(self.root, [path for files in found.values() for path in files], progress=progress)
+        if not skip:
+            check_images(self.root, everything, progress=progress)
+        left = {name: [path for path in found.files[name] if path not in failed] for name in chosen}
+        self.classes = [name for name, files in left.items() if files]
+        if not self.classes:
+            raise ValueError(f"no image of the {self.split} split of {self.root} can be read")
         self.num_classes = len(self.classes)
-        self.files = [path for name in self.classes for path in found[name]]
-        self._label_list = [label for label, name in enumerate(self.classes) for _ in found[name]]
+        self.files = [path for name in self.classes for path in left[name]]
+        self._label_list = [label for label, name in enumerate(self.classes) for _ in left[name]]
         self.labels = torch.tensor(self._label_list, device="cpu")
-        if in_memory is None:
+        if self.transform is not None:
+            in_memory = False
+        elif in_memory is None:
             in_memory = len(self.files) * 3 * self.image_size**2 <= MEMORY_LIMIT
         self._images: Tensor | None = None
         if in_memory:
@@ -123,12 +147,14 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: SupportsIndex) -> tuple[Tensor, int]:
+    def __getitem__(self, index: SupportsIndex) -> tuple[Any, int]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[tuple[Any, int]]:
         """Return the items at `indices`, distorted as one batch. torch's DataLoader calls this method."""
         rows = [int(i) for i in indices]
+        if self.transform is not None:
+            return [(self.transform(open_image(self.root, self.files[row])), self._label_list[row]) for row in rows]
         if self._images is None:
             chosen = [self.files[row] for row in rows]
             images = load_images(self.root, chosen, self.image_size, progress=False, threads=1)
@@ -142,3 +168,12 @@ class ClassFolder(Dataset[tuple[Tensor, int]]):
         else:
             pixels = to_unit(images)
         return [(image, self._label_list[row]) for image, row in zip(pixels.unbind(), rows, strict=True)]
+
+
+def _check_transform(transform: Callable[[Any], Any] | None, **replaced: Any) -> Callable[[Any], Any] | None:
+    """Return the transform. Raise if it is no function, or if options are given that it replaces."""
+    check_functions(transform=transform)
+    given = [name for name, value in replaced.items() if value]
+    if transform is not None and given:
+        raise ValueError(f"transform replaces {', '.join(given)}: leave {'it' if len(given) == 1 else 'them'} out")
+    return transform

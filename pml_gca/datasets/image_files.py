@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..utils.optional_imports import import_pillow
-from ..utils.validation import first_of
+from ..utils.validation import count_of, first_of
 
 NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 """Formats that Pillow recognises but cannot draw itself."""
 
-LAYOUT = "expected <root>/<class>/<image>, with images of a format that Pillow reads, such as .jpg and .png"
+LAYOUT = (
+    "expected <root>/<class>/<image>, or <root>/train/<class>/<image> and the same in test and val, with images of a "
+    "format that Pillow reads, such as .jpg and .png"
+)
 
 HIDDEN = "hidden"
 BROKEN_LINK = "broken link"
@@ -22,22 +25,31 @@ NO_IMAGE = "not named as an image that Pillow reads"
 OUTSIDE = "outside of the class folders"
 CIRCLE = "link to a folder that it lies in"
 SPECIAL = "neither file nor folder"
+EMPTY = "class folder without images"
 
 _warned: set[str] = set()
 
 
-def find_images(root: str | os.PathLike[str]) -> tuple[dict[str, list[Path]], dict[Path, str]]:
+def find_images(
+    root: str | os.PathLike[str], *, skip_empty: bool = False
+) -> tuple[dict[str, list[Path]], dict[Path, str]]:
     """Find the image files of each class folder of `root`, subfolders included, and the files that are left out.
 
     An image is a file with an ending that Pillow reads, in upper or lower case. A file without an ending is one if
     Pillow finds an image in it.
 
+    Args:
+        root: the folder.
+        skip_empty: leave out class folders without images, instead of raising an error.
+
     Returns:
         The files of each class, classes and files sorted by name, and the reason for each file or link that is left
-        out. Hidden files, and files beside the class folders, count as left out if they are named as images.
+        out. Hidden files, and files beside the class folders, count as left out if they are named as images. With
+        `skip_empty`, class folders without images are among them.
 
     Raises:
-        ValueError: `root` is not a folder, holds no class folder, or a class folder holds no image.
+        ValueError: `root` is not a folder, holds no class folder, or a class folder holds no image; with `skip_empty`,
+            if none holds one.
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -57,14 +69,22 @@ def find_images(root: str | os.PathLike[str]) -> tuple[dict[str, list[Path]], di
         elif path.suffix.lower() in search.endings:
             search.left_out[path] = HIDDEN if path.name.startswith(".") else OUTSIDE
     if not classes:
-        raise ValueError(f"{folder} holds no class folder, only {shown} other entries; {LAYOUT}")
+        others = count_of(shown, "other entry", "other entries")
+        raise ValueError(f"{folder} holds no class folder, only {others}; {LAYOUT}")
     empty = [name for name, images in classes.items() if not images]
-    if empty:
+    if skip_empty and len(empty) < len(classes):
+        search.left_out |= {folder / name: EMPTY for name in empty}
+        classes = {name: images for name, images in classes.items() if images}
+    elif empty:
         some = describe(
             folder, {path: why for path, why in search.left_out.items() if _class_of(folder, path) in empty}
         )
         held = f" ({some})" if some else ""
-        raise ValueError(f"{len(empty)} class folders of {folder} hold no image: {first_of(empty)}{held}; {LAYOUT}")
+        verb = "holds" if len(empty) == 1 else "hold"
+        raise ValueError(
+            f"{count_of(len(empty), 'class folder')} of {folder} {verb} no image: {first_of(empty)}{held}; {LAYOUT}. "
+            "To leave such folders out, give unreadable='skip' (--unreadable skip in the examples)"
+        )
     return classes, search.left_out
 
 
@@ -145,8 +165,10 @@ def warn_left_out(root: Path, left_out: Mapping[Path, str], stacklevel: int = 3)
     """Warn about the files that are left out. Warn once: they are the same for train, val and test."""
     if not left_out:
         return
-    files = "file is" if len(left_out) == 1 else "files are"
-    message = f"{len(left_out)} {files} left out of {root}: {describe(root, left_out)}"
+    what = "entry" if EMPTY in left_out.values() else "file"
+    verb = "is" if len(left_out) == 1 else "are"
+    message = f"{count_of(len(left_out), what, 'entries' if what == 'entry' else None)} {verb} left out of {root}: "
+    message += describe(root, left_out)
     if message not in _warned:
         _warned.add(message)
         warnings.warn(message, stacklevel=stacklevel)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..utils.optional_imports import import_pillow
-from ..utils.validation import first_of
+from ..utils.validation import count_of, first_of
 from .rgb import to_rgb, what_to_do
 
 MANY = 500
@@ -34,8 +34,13 @@ def read_image(path: Path, size: int) -> Tensor:
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
-def check_images(root: Path, files: Sequence[Path], *, progress: bool = True) -> None:
-    """Decode every file, once per process. Raise a ValueError that counts and names those that fail."""
+def check_images(
+    root: Path, files: Sequence[Path], *, progress: bool = True, skip: bool = False
+) -> dict[Path, Exception]:
+    """Decode every file, once per process. Raise a ValueError that counts and names those that fail.
+
+    With `skip`, return their errors instead.
+    """
 
     def check(row: int) -> None:
         status = files[row].stat()
@@ -44,7 +49,10 @@ def check_images(root: Path, files: Sequence[Path], *, progress: bool = True) ->
             _read(files[row], 1)
             _known_readable.add(key)
 
-    _read_all(root, files, check, "checking images", progress=progress)
+    failed = _failures(files, check, "checking images", progress=progress)
+    if failed and not skip:
+        raise _unreadable(root, failed, len(files))
+    return failed
 
 
 def load_images(root: Path, files: Sequence[Path], size: int, *, progress: bool = True, threads: int = 16) -> Tensor:
@@ -54,28 +62,31 @@ def load_images(root: Path, files: Sequence[Path], size: int, *, progress: bool 
     def load(row: int) -> None:
         images[row] = read_image(files[row], size)
 
-    _read_all(root, files, load, "loading images", progress=progress, threads=threads)
+    if failed := _failures(files, load, "loading images", progress=progress, threads=threads):
+        raise _unreadable(root, failed, len(files))
     return images
 
 
-def _read(path: Path, size: int) -> Any:
-    """Return a file as upright RGB, of `size` or larger."""
+def open_image(root: Path, path: Path) -> Any:
+    """Return a file as an upright RGB image of PIL, in its own size. Raise a ValueError that names it if that fails."""
+    try:
+        return _read(path, None)
+    except Exception as error:  # Pillow's plugins raise errors of many kinds on malformed files
+        raise _unreadable(root, {path: error}, 1) from error
+
+
+def _read(path: Path, size: int | None) -> Any:
+    """Return a file as upright RGB, of `size` or larger; in its own size if that is None."""
     with import_pillow().open(path) as file:
-        if file.format in ("JPEG", "MPO"):
+        if size is not None and file.format in ("JPEG", "MPO"):
             file.draft("RGB", (size, size))  # decodes large photographs at a fraction of the cost
         return to_rgb(file)
 
 
-def _read_all(
-    root: Path,
-    files: Sequence[Path],
-    read: Callable[[int], None],
-    what: str,
-    *,
-    progress: bool,
-    threads: int = 16,
-) -> None:
-    """Call `read` with the row of each file. Raise a ValueError that counts and names failures, with reasons."""
+def _failures(
+    files: Sequence[Path], read: Callable[[int], None], what: str, *, progress: bool, threads: int = 16
+) -> dict[Path, Exception]:
+    """Call `read` with the row of each file. Return the errors of those that fail."""
     failed: dict[int, Exception] = {}
 
     def attempt(row: int) -> None:
@@ -89,8 +100,7 @@ def _read_all(
     with bar, ThreadPool(min(threads, os.cpu_count() or 1)) if threads > 1 else nullcontext() as pool:
         for _ in map(attempt, rows) if pool is None else pool.imap(attempt, rows, chunksize=8):
             bar.update()
-    if failed:
-        raise _unreadable(root, {files[row]: failed[row] for row in sorted(failed)}, len(files))
+    return {files[row]: failed[row] for row in sorted(failed)}
 
 
 def _unreadable(root: Path, failed: Mapping[Path, Exception], total: int) -> ValueError:
@@ -100,7 +110,9 @@ def _unreadable(root: Path, failed: Mapping[Path, Exception], total: int) -> Val
         by_kind[type(error).__name__].append(error)
     reasons = [f"{len(errors)} for {kind}, such as: {errors[0]}" for kind, errors in by_kind.items()]
     remedies = dict.fromkeys(what_to_do(error) for error in failed.values())
+    them = "it" if len(failed) == 1 else "them"
     return ValueError(
-        f"{len(failed)} of {total} images in {root} cannot be read: {first_of(names)} ({'; '.join(reasons)}); "
-        f"{'; '.join(remedies)}, or remove {'it' if len(failed) == 1 else 'them'}"
+        f"{len(failed)} of {count_of(total, 'image')} in {root} cannot be read: {first_of(names)} "
+        f"({'; '.join(reasons)}); {'; '.join(remedies)}, or remove {them}, or leave {them} out by unreadable='skip' "
+        "(--unreadable skip in the examples)"
     )

@@ -17,7 +17,7 @@ from ..utils.optional_imports import import_pillow
 from ..utils.validation import first_of, suggestion
 from .class_subset import ImageSource, Label, raw_labels
 from .data_root import found_at, missing_images, other_root
-from .image_files import find_images
+from .folder_layout import read_folder
 from .rgb import to_rgb
 from .splits import split_classes
 
@@ -81,20 +81,27 @@ BENCHMARKS = {
 
 
 class FolderHalf(Dataset[tuple[Any, str]]):
-    """Half of the classes of `<root>/<class>/<image>`, as a data set of PML's kind.
+    """The training or test classes of a user's own images, as a data set of PML's kind. See `read_folder`.
 
-    Raw labels are the folders' names. `split_classes` with seed 0 gives the halves. Images are upright RGB.
-    `left_out` has the reason for each file of the folder that is left out.
+    Raw labels are the folders' names. `split_classes` with seed 0 gives half of the classes each. In a folder that is
+    split already, `train` and `val` are for training, and `held_out` has the classes of `val`; else it is None. Images
+    are upright RGB. `left_out` has the reason for each file of the folder that is left out, `notes` what is unusual.
     """
 
-    def __init__(self, root: str | os.PathLike[str], split: str) -> None:
-        found, self.left_out = find_images(root)
-        names = list(found)
+    def __init__(self, root: str | os.PathLike[str], split: str, *, skip_empty: bool = False) -> None:
+        found = read_folder(root, skip_empty=skip_empty)
+        self.left_out, self.notes = found.left_out, found.notes
+        self.held_out: list[str] | None = None
+        names = list(found.files)
         if len(names) < 2 * MIN_CLASSES:
             raise ValueError(f"{root} must hold at least {2 * MIN_CLASSES} class folders, found {len(names)}")
-        chosen = [names[i] for i in split_classes(names, split, (0.5, 0.0, 0.5))]
-        self.paths = [str(path) for name in chosen for path in found[name]]
-        self.labels = [name for name in chosen for _ in found[name]]
+        if found.given is None:
+            chosen = [names[i] for i in split_classes(names, split, (0.5, 0.0, 0.5))]
+        else:
+            self.held_out = found.given.get("val")
+            chosen = found.given["test"] if split == "test" else [*found.given["train"], *(self.held_out or ())]
+        self.paths = [str(path) for name in chosen for path in found.files[name]]
+        self.labels = [name for name in chosen for _ in found.files[name]]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -114,10 +121,13 @@ def find_source(name: object) -> Source:
     return BENCHMARKS[name]
 
 
-def open_splits(name: str, root: Path, *, download: bool, check_train: bool = True) -> dict[str, ImageSource]:
+def open_splits(
+    name: str, root: Path, *, download: bool, check_train: bool = True, skip_empty: bool = False
+) -> dict[str, ImageSource]:
     """Return the train and test splits of a benchmark by name, after a check that all their images are there.
 
-    Training images are looked for only with `check_train`.
+    Training images are looked for only with `check_train`. With `skip_empty`, class folders of one's own images that
+    hold none are left out.
 
     Raises:
         ValueError: something is missing in `root`. Its label files contradict each other, or name files outside it. Or
@@ -132,7 +142,9 @@ def open_splits(name: str, root: Path, *, download: bool, check_train: bool = Tr
         _open(dataset_class, name, source, root, "train", download=True)  # In-shop says where to get it
     if source.label_files:
         _check_label_files(name, source, root)
-    splits = {split: _open(dataset_class, name, source, root, split) for split in ("train", *source.test_splits)}
+    options = {"skip_empty": True} if skip_empty and name == FOLDER else {}
+    names = ("train", *source.test_splits)
+    splits = {split: _open(dataset_class, name, source, root, split, **options) for split in names}
     _check_rows(name, source, root, splits)
     paths = [path for dataset in splits_to_check(splits, check_train) for path in dataset.paths]
     missing = missing_images(paths)

@@ -3,7 +3,7 @@
 Nothing else in the package imports this folder.
 """
 
-from .backbones import build_backbone, build_head
+from .backbones import build_backbone, build_head, input_config
 from .checkpoints import load_published_checkpoint, load_published_generator, published_state_dict
 from .dry_run import DryRun, dry_run
 from .evaluation import evaluate, metric_names
@@ -33,6 +33,7 @@ __all__ = [
     "evaluate",
     "find_recipe",
     "identity",
+    "input_config",
     "load_published_checkpoint",
     "load_published_generator",
     "metric_names",

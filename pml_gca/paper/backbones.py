@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..datasets.transforms import IMAGENET, InputConfig
 from ..utils.optional_imports import import_timm, import_torchvision
 from ..utils.validation import check_flag, check_positive_int, check_string, suggestion
 
@@ -142,7 +143,37 @@ def _from_torchvision(name: str, pretrained: bool) -> Any:
     return model
 
 
-def _from_timm(name: str, pretrained: bool, image_size: int) -> Any:
+def input_config(name: str) -> InputConfig:
+    """Return what a backbone was trained to take: for a model of timm its own configuration.
+
+    The backbones of the paper have ImageNet's mean and standard deviation, and 224 pixels, as they were published.
+
+    Args:
+        name: as for `build_backbone`.
+
+    Raises:
+        ImportError: timm is not installed.
+        TypeError, ValueError: `name` is not a string, or no model has that name.
+
+    Example:
+        >>> input_config("vit_base_patch16_siglip_224.webli").mean
+        (0.5, 0.5, 0.5)
+    """
+    check_string("name", name)
+    if name in BACKBONES:
+        return IMAGENET
+    config = import_timm().data.resolve_data_config(pretrained_cfg=_timm_config(name).to_dict())
+    return InputConfig(
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        crop_fraction=config["crop_pct"],
+        image_size=config["input_size"][-1],
+    )
+
+
+def _timm_config(name: str) -> Any:
+    """Return timm's configuration of a model. Raise ValueError if there is none of that name."""
     timm = import_timm()
     timm_name = TIMM_NAMES.get(name, name)
     try:
@@ -154,7 +185,12 @@ def _from_timm(name: str, pretrained: bool, image_size: int) -> Any:
         raise ValueError(
             f"no backbone is called {name!r}{meant}; there are {', '.join(BACKBONES)}, and timm's models by name"
         )
-    options: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
+    return config
+
+
+def _from_timm(name: str, pretrained: bool, image_size: int) -> Any:
+    timm, timm_name = import_timm(), TIMM_NAMES.get(name, name)
+    options: dict[str, Any] = {"img_size": image_size} if _timm_config(name).fixed_input_size else {}
     try:
         model = timm.create_model(timm_name, pretrained=pretrained, num_classes=0, **options)
     except (OSError, RuntimeError) as error:
@@ -201,6 +237,9 @@ def freeze(backbone: nn.Module, frozen: str | None) -> None:
     else:
         found = [module for name, module in backbone.named_children() if name == "patch_embed"]
     if not found:
-        raise ValueError(f"frozen is {frozen!r}, but {type(backbone).__name__} has none; None freezes nothing")
+        raise ValueError(
+            f"frozen is {frozen!r}, but {type(backbone).__name__} has none; None freezes nothing (--set frozen=none in "
+            "the examples)"
+        )
     for module in found:
         module.requires_grad_(False)

@@ -29,7 +29,8 @@ class Experiment:
       as an unbroken run does, on a GPU up to rounding.
     - `best-12.pt`: the image model of the best epoch so far, here epoch 12.
     - `logs` and `tensorboard`: records of PML's hooks.
-    - `result.json`: the result, at the end.
+    - `result.json`: the result, at the end. With a recipe of more epochs the run goes on from there, with the schedule
+      of the longer run: the generator's learning rate, which had fallen to 0 along a cosine, rises once.
 
     Args:
         recipe: the paper's settings, or yours.
@@ -70,7 +71,7 @@ class Experiment:
             ImportError: record-keeper or TensorBoard is missing.
             ValueError: the folder holds a run of another recipe, data set or option.
         """
-        result = self.run.read_result()
+        result = self.run.read_result(self.recipe.epochs)
         if result is not None:
             return result
         self.build()
@@ -177,6 +178,10 @@ class Experiment:
                 f"{self.name}: started with {content['machine']}, resumed with {self.machine()}: random draws will "
                 "differ"
             )
+        for scheduler in self.setup.lr_schedulers.values():  # an extended run follows the longer schedule
+            factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+            for group, rate, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, factors, strict=True):
+                group["lr"] = rate * factor
         self.history, self.seconds = content["history"], content["seconds"]
         self.best_epoch, self.best_recall = content["best"]
 

@@ -28,7 +28,8 @@ def add_folder_options(parser: argparse.ArgumentParser, default: str) -> None:
         default: describes the folder that is used without `--out`.
     """
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for results (default: {default})")
-    parser.add_argument("--resume", action="store_true", help="continue the runs in --out; the result is the same")
+    what = "continue the runs in --out; the result is the same. With a larger --epochs, finished runs go on, too"
+    parser.add_argument("--resume", action="store_true", help=what)
     parser.add_argument("--overwrite", action="store_true", help="delete the runs in --out and start again")
 
 

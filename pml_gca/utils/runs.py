@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 MAX_SHOWN = 8  # differences in an error message
+MAY_GROW = ("epochs",)
+"""Settings that may be larger when runs are resumed."""
 
 
 def set_seed(seed: int) -> None:
@@ -74,10 +76,15 @@ def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
-def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """Say how `found` differs from `expected`. Return "" if they are equal as JSON."""
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any], *, may_grow: Sequence[str] = ()) -> str:
+    """Say how `found` differs from `expected`. Return "" if they are equal as JSON.
+
+    A number whose name is in `may_grow` may be larger in `expected`.
+    """
     found, expected = (json.loads(json.dumps(settings, default=str)) for settings in (found, expected))
+    grown = [name for name in may_grow if name in found and name in expected and found[name] < expected[name]]
     names = [*expected, *(name for name in found if name not in expected)]
+    names = [name for name in names if name not in grown]
     changed = [f"{n} is {expected.get(n)}, was {found.get(n)}" for n in names if expected.get(n) != found.get(n)]
     more = f"; and {len(changed) - MAX_SHOWN} more" if len(changed) > MAX_SHOWN else ""
     return "; ".join(changed[:MAX_SHOWN]) + more
@@ -95,7 +102,8 @@ def claim_folder(
 
     Args:
         folder: created if it does not exist.
-        settings: kept in `settings.json`, and compared with the settings found there.
+        settings: kept in `settings.json`, and compared with the settings found there. Only `epochs` may be larger: the
+            runs are then extended.
         resume: continue the runs in the folder.
         overwrite: delete the runs in the folder.
         runs: patterns that match the names of the runs' subfolders.
@@ -114,7 +122,7 @@ def claim_folder(
     if held:
         if not file.exists():
             raise ValueError(f"{folder} holds {held[0].name}, a run of unknown settings; choose another --out")
-        changed = differences(json.loads(file.read_text()), settings)
+        changed = differences(json.loads(file.read_text()), settings, may_grow=MAY_GROW)
         if changed:
             raise ValueError(f"{folder} holds runs of other settings ({changed}); choose another --out")
         if not resume:
@@ -131,7 +139,8 @@ class TrainingRun:
     """A training run in a folder of its own. It resumes after its last complete epoch.
 
     `checkpoint.pt` holds the state after that epoch, `result.json` the result of a finished run. On a CPU a
-    resumed run ends with exactly the result of an unbroken one; on a GPU the two differ by rounding.
+    resumed run ends with exactly the result of an unbroken one; on a GPU the two differ by rounding. A finished run can
+    be extended to more epochs.
 
     >>> import tempfile
     >>> from torch import nn
@@ -153,7 +162,8 @@ class TrainingRun:
         folder: of the run.
         name: printed with each progress line.
         seed: each epoch gets a seed of its own, derived from this one.
-        identity: settings, as JSON, that must not change between a stopped run and its resumption.
+        identity: settings, as JSON, that must not change between a stopped run and its resumption; only `epochs` may
+            grow.
 
     Attributes:
         epoch: the last complete epoch, or the one that is being trained; 0 before the first.
@@ -165,8 +175,11 @@ class TrainingRun:
         self.checkpoint_file, self.result_file = folder / "checkpoint.pt", folder / "result.json"
         self.epoch = 0
 
-    def read_result(self) -> dict[str, Any] | None:
+    def read_result(self, last: int = 0) -> dict[str, Any] | None:
         """Return the result of a finished run; None if the run is not finished.
+
+        Args:
+            last: the epoch to train to. A run that finished before it counts as not finished, and goes on.
 
         Raises:
             ValueError: the result belongs to a run of another identity.
@@ -175,6 +188,12 @@ class TrainingRun:
             return None
         result: dict[str, Any] = json.loads(self.result_file.read_text())
         self.check_identity(result.get("identity", {}), self.result_file)
+        trained = result.get("trained_epochs")
+        if trained is None and self.checkpoint_file.exists():  # of a version that did not write it
+            trained = read_content(self.checkpoint_file)["epoch"]
+        if trained is not None and trained < last:
+            print(f"{self.name}: finished before with {trained} epochs, goes on to {last}")
+            return None
         print(f"{self.name}: finished before")
         return result
 
@@ -215,12 +234,12 @@ class TrainingRun:
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write the result, which ends the run, and return it."""
-        content = {"identity": self.identity, **result} if self.identity else dict(result)
+        content = {**({"identity": self.identity} if self.identity else {}), "trained_epochs": self.epoch, **result}
         write_json(self.result_file, content)
         return content
 
     def check_identity(self, found: Mapping[str, Any], file: Path) -> None:
         """Raise ValueError if a file belongs to a run of another identity."""
-        changed = differences(found, self.identity)
+        changed = differences(found, self.identity, may_grow=MAY_GROW)
         if changed:
             raise ValueError(f"{file} is of another run ({changed}); choose another folder")

@@ -145,6 +145,11 @@ def first_of(names: Sequence[object], limit: int = 5) -> str:
     return ", ".join(str(name) for name in names[:limit]) + more
 
 
+def count_of(count: int, what: str, several: str | None = None) -> str:
+    """Return a number with its noun: "1 image", "2 images"; `several` is the plural if an s does not make it."""
+    return f"{count} {what if count == 1 else several or what + 's'}"
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return a hint at the most similar known name, for the end of an error message; empty if none is similar."""
     close = difflib.get_close_matches(name, known, n=1)

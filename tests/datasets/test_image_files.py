@@ -130,7 +130,7 @@ def test_classes_without_images_are_refused_with_their_content(root: Path) -> No
     (root / "c6" / "photo.heic").touch()
     os.symlink("nowhere", root / "c6" / "b.png")
     with pytest.raises(
-        ValueError, match=r"1 class folders of .* hold no image: c6 \(.*photo\.heic.*broken link \(1\): c6"
+        ValueError, match=r"1 class folder of .* holds no image: c6 \(.*photo\.heic.*broken link \(1\): c6"
     ):
         find_images(root)
 

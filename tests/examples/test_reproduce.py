@@ -90,6 +90,34 @@ def die_after(monkeypatch, name, nth):
     monkeypatch.setattr(Experiment, name, call_and_die)
 
 
+def test_a_finished_run_is_extended(roots, tmp_path, capsys):
+    more = ["--generator", "none", "--val-fraction", "0.4"]
+    reproduce_cub(roots, tmp_path / "unbroken", *more, "--epochs", "3")
+    reproduce_cub(roots, tmp_path / "extended", *more, "--epochs", "2")
+    with pytest.raises(SystemExit, match="holds runs already; give --resume"):
+        reproduce_cub(roots, tmp_path / "extended", *more, "--epochs", "3")
+    reproduce_cub(roots, tmp_path / "extended", *more, "--epochs", "3", "--resume")
+    assert "finished before with 2 epochs, goes on to 3" in capsys.readouterr().out
+    assert_bitwise_equal(results(tmp_path / "extended"), results(tmp_path / "unbroken"))
+    assert ", 3 epochs." in (tmp_path / "extended" / "table.md").read_text()
+
+
+def test_an_extended_run_follows_the_longer_schedule(roots, tmp_path, monkeypatch):
+    rates, train_epoch = [], Experiment.train_epoch
+
+    def noted(self, epoch):
+        rates.append([group["lr"] for group in self.setup.optimizers["metric_loss_optimizer"].param_groups])
+        train_epoch(self, epoch)
+
+    monkeypatch.setattr(Experiment, "train_epoch", noted)
+    more = ["--val-fraction", "0.4", "--resume"]
+    for epochs in (1, 4):
+        reproduce_cub(roots, tmp_path / "extended", *more, "--epochs", str(epochs))
+    reproduce_cub(roots, tmp_path / "unbroken", *more, "--epochs", "4")
+    assert rates[1:4] == rates[5:8]
+    assert rates[1][0] == pytest.approx(1.5e-4 * (1 + 0.5**0.5) / 2)
+
+
 def test_table_over_seeds(roots, tmp_path, capsys):
     reproduce_cub(roots, tmp_path, "--epochs", "2", "--seeds", "2", "--select-on", "test", "--schedule", "one_backward")
     table = (tmp_path / "table.md").read_text()
@@ -149,6 +177,31 @@ def test_every_generator_by_name(name, roots, tmp_path, capsys):
     assert f"--set dropout, num_heads, num_layers: not used with --generator {name}" in printed.err
     reproduce_cub(roots, tmp_path / "out", *arguments)
     assert f"n_pairs + {GENERATORS[name]}, unseen classes" in capsys.readouterr().out
+
+
+def test_another_backbone_gets_its_own_input(roots, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(reproduce, "dry_run", lambda *arguments: seen.append(arguments))
+    arguments = ["--recipe", "resnet50_cub", "--data-root", str(roots["cub"]), "--random-weights", "--dry-run"]
+    arguments += ["--set", "classes_per_batch=3"]
+    for more in ([], ["--backbone", "test_resnet"], ["--backbone", "test_resnet", "--image-size", "32"]):
+        reproduce.main([*arguments, *more])
+    found = []
+    for recipe, benchmark, options in seen:
+        image = benchmark.test["test"][0][0]
+        normalize = benchmark.train.transform.transforms[-1]
+        found.append((recipe.backbone, tuple(image.shape), options.image_size, tuple(normalize.mean)))
+    half, imagenet = (0.5, 0.5, 0.5), (0.485, 0.456, 0.406)
+    assert found == [
+        ("resnet50", (3, 224, 224), 224, imagenet),
+        ("test_resnet", (3, 160, 160), 160, half),
+        ("test_resnet", (3, 32, 32), 32, half),
+    ]
+    resize = seen[1][1].test["test"].transform.transforms[1]
+    assert resize.size == round(160 / 0.95)
+    with pytest.raises(SystemExit):
+        reproduce.main([*arguments, "--backbone", "resnet5O"])
+    assert "no backbone is called 'resnet5O' (did you mean resnet50?)" in capsys.readouterr().err
 
 
 def test_options_of_the_generator(roots, tmp_path, capsys):

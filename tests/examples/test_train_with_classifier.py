@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -133,6 +134,43 @@ def test_generators_without_a_graph_train(name, pictures, tmp_path, capsys):
     common = ["--data", str(pictures), *SETTINGS, "--epochs", "1", "--out", str(tmp_path)]
     train_with_classifier.main([*common, "--generator", name])
     assert f"| n-pairs + {GENERATORS[name]} |" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_extended(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    common = ["--data", str(pictures), *SETTINGS, "--generator", "mixup", "--out"]
+    train_with_classifier.main([*common, str(tmp_path / "unbroken")])
+    train_with_classifier.main([*common, str(tmp_path / "extended"), "--epochs", "2"])
+    train_with_classifier.main([*common, str(tmp_path / "extended"), "--resume"])
+    assert "finished before with 2 epochs, goes on to 3" in capsys.readouterr().out
+    found = [json.loads((tmp_path / name / "mixup" / "result.json").read_text()) for name in ("unbroken", "extended")]
+    for result in found:
+        del result["seconds_per_iteration"], result["history"]["seconds"]
+    assert found[0] == found[1]
+
+
+@pytest.mark.filterwarnings("ignore:.* left out of")
+def test_files_that_cannot_be_read(pictures, tmp_path, capsys):
+    root = tmp_path / "data"
+    shutil.copytree(pictures, root)
+    (root / "class03" / "0.png").write_text("no image")
+    (root / "empty").mkdir()
+    for path in (root / "class05").glob("[1-5].png"):
+        path.unlink()
+    (root / "class07" / "more").mkdir()
+    (root / "class07" / "0.png").rename(root / "class07" / "more" / "0.png")
+    common = ["--data", str(root), *SETTINGS, "--epochs", "1", "--generator", "none", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=r"--data: 1 class folder of .* holds no image: empty.*--unreadable skip"):
+        train_with_classifier.main(common)
+    (root / "empty").rmdir()
+    with pytest.raises(SystemExit, match=r"--data: 1 of 67 images .* cannot be read: class03.0.png.*--unreadable skip"):
+        train_with_classifier.main(common)
+    (root / "empty").mkdir()
+    train_with_classifier.main([*common, "--unreadable", "skip"])
+    printed = capsys.readouterr().err
+    assert "1 class of one image: class05; a single image has no positive" in printed
+    assert "1 class folder with images in subfolders" in printed
+    assert "count as images of the class folder: class07 (more)" in printed
 
 
 def test_bad_data_folder(tmp_path):

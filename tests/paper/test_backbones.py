@@ -9,7 +9,8 @@ import torchvision
 from helpers.backbones import TINY, TINY_VIT, build, images, shake
 from torch import nn
 
-from pml_gca.paper.backbones import build_backbone, build_head
+from pml_gca.datasets.transforms import InputConfig
+from pml_gca.paper.backbones import BACKBONES, build_backbone, build_head, input_config
 
 
 def test_resnet50_adds_average_and_max_pooling():
@@ -70,6 +71,22 @@ def test_other_names_are_models_of_timm(name):
     assert type(trunk) is type(timm.create_model(name))
     with torch.no_grad():
         assert trunk(images(48)).shape == (4, trunk.num_features)
+
+
+@pytest.mark.parametrize("name", [TINY, TINY_VIT, "mobilenetv3_small_100", "vit_base_patch14_dinov2.lvd142m"])
+def test_models_of_timm_have_their_own_input(name):
+    with torch.device("meta"):
+        expected = timm.data.resolve_model_data_config(timm.create_model(name, num_classes=0))
+    found = input_config(name)
+    assert {"mean": found.mean, "std": found.std, "interpolation": found.interpolation}.items() <= expected.items()
+    assert (found.crop_fraction, 3, found.image_size) == (expected["crop_pct"], *expected["input_size"][:2])
+
+
+def test_backbones_of_the_paper_have_the_input_of_imagenet():
+    for name in BACKBONES:
+        assert input_config(name) == InputConfig((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 7 / 8, 224)
+    with pytest.raises(ValueError, match=r"no backbone is called 'resnet5O'"):
+        input_config("resnet5O")
 
 
 def test_unknown_names_list_the_known_ones():

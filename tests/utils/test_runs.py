@@ -70,7 +70,7 @@ def test_differences_are_listed_up_to_a_limit():
 def train(folder, last, stop_in=None, identity=None):
     """Train a layer on random numbers, and return its weights and a history."""
     run = TrainingRun(folder, "toy", seed=3, identity=identity)
-    if (found := run.read_result()) is not None:
+    if (found := run.read_result(last)) is not None:
         return found
     torch.manual_seed(3)
     parts = {"layer": nn.Linear(2, 2)}
@@ -105,6 +105,41 @@ def test_a_stopped_run_ends_like_an_unbroken_one(tmp_path, capsys):
     ]
     assert train(tmp_path / "broken", 4) == unbroken
     assert capsys.readouterr().out == "toy: finished before\n"
+
+
+@pytest.mark.parametrize("knows_epochs", [True, False])
+def test_a_finished_run_is_extended_to_more_epochs(knows_epochs, tmp_path, capsys):
+    for name in ("unbroken", "extended"):
+        (tmp_path / name).mkdir()
+    unbroken = train(tmp_path / "unbroken", 4, identity={"epochs": 4})
+    train(tmp_path / "extended", 2, identity={"epochs": 2})
+    if not knows_epochs:  # as earlier versions wrote it
+        file = tmp_path / "extended" / "result.json"
+        found = json.loads(file.read_text())
+        del found["trained_epochs"]
+        file.write_text(json.dumps(found))
+    capsys.readouterr()
+    assert train(tmp_path / "extended", 4, identity={"epochs": 4}) == unbroken
+    assert capsys.readouterr().out.splitlines() == [
+        "toy: finished before with 2 epochs, goes on to 4",
+        "toy: resuming after epoch 2",
+        "toy: epoch 3 of 4",
+        "toy: epoch 4 of 4",
+    ]
+    with pytest.raises(ValueError, match=r"of another run \(epochs is 3, was 4\)"):
+        train(tmp_path / "extended", 3, identity={"epochs": 3})
+
+
+def test_the_epochs_of_a_folder_may_grow(tmp_path):
+    (tmp_path / "seed0").mkdir()
+    for epochs in (2, 3):
+        (tmp_path / "settings.json").write_text(json.dumps({"epochs": 2, "a": 1}))
+        runs.claim_folder(tmp_path, {"epochs": epochs, "a": 1}, resume=True)
+        assert json.loads((tmp_path / "settings.json").read_text())["epochs"] == epochs
+    with pytest.raises(ValueError, match=r"other settings \(epochs is 2, was 3\)"):
+        runs.claim_folder(tmp_path, {"epochs": 2, "a": 1}, resume=True)
+    with pytest.raises(ValueError, match=r"other settings \(a is 2, was 1\)"):
+        runs.claim_folder(tmp_path, {"epochs": 4, "a": 2}, resume=True)
 
 
 def test_a_run_of_other_settings_is_refused(tmp_path):
