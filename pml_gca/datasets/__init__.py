@@ -8,6 +8,7 @@ from .benchmarks import Benchmark, load_benchmark
 from .class_folder import ClassFolder
 from .class_subset import ClassSubset, UnreadableImageError, check_queries, small_classes
 from .glyphs import Glyphs
+from .transforms import InputConfig
 
 if TYPE_CHECKING:
     from .in_shop import InShop
@@ -19,6 +20,7 @@ __all__ = [
     "ClassSubset",
     "Glyphs",
     "InShop",
+    "InputConfig",
     "UnreadableImageError",
     "check_queries",
     "load_benchmark",

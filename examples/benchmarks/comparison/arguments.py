@@ -37,7 +37,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--data needs --backbone and the other way round; --weights needs both")
     if args.freeze_through and args.backbone is None:
         parser.error("--freeze-through needs --backbone")
-    args.inputs = Inputs(args.data, args.weights, args.device, args.out.folder / "cells" / "frozen")
+    args.inputs = Inputs(args.data, args.weights, args.device, args.out.folder / "cells" / "frozen", args.unreadable)
     everyone, usual = (WITH_BACKBONE, PICTURES) if args.backbone else (WITH_SMALL_NETWORK, CONTENDERS)
     args.generators = args.generators or list(everyone if args.report else usual)
     args.trials_from = Study(args.trials_from) if args.trials_from else args.out

@@ -23,12 +23,14 @@ class Inputs:
         weights: file of the backbone's weights; None for timm's own.
         device: that it trains on.
         cache: folder for the outputs of frozen layers.
+        unreadable: as for `ClassFolder`.
     """
 
     data: Path | None = None
     weights: Path | None = None
     device: str = "cpu"
     cache: Path = Path("runs/frozen")
+    unreadable: str = "stop"
 
     def settings(self, backbone: str | None, frozen_through: str | None = None) -> dict[str, Any]:
         """Return the columns that tell these data and this network from others.
@@ -68,7 +70,7 @@ def load_split(settings: Mapping[str, Any], inputs: Inputs, split: str) -> Any:
     if name := settings.get("frozen_through"):
         fixed = (settings[source] for source in ("backbone", "weights", "data"))
         return load_views(inputs, *fixed, name, size, augment, split)
-    return load_images(inputs.data, size, augment, split)
+    return load_images(inputs.data, size, augment, split, inputs.unreadable)
 
 
 @lru_cache(maxsize=8)
@@ -87,14 +89,14 @@ def load_views(
         augment: distort training images.
         split: see `load_split`.
     """
-    images = load_images(inputs.data, image_size, augment, split)
+    images = load_images(inputs.data, image_size, augment, split, inputs.unreadable)
     told = repr((backbone, weights, data, name, image_size, VIEWS, images.augment, split))
     file = inputs.cache / f"{split}_{hashlib.sha256(told.encode()).hexdigest()[:12]}.npy"
     return load_frozen(images, FineTuned(backbone, inputs.weights, 1), name, file)
 
 
 @lru_cache(maxsize=8)
-def load_images(data: Path | None, image_size: int, augment: bool, split: str) -> Any:
+def load_images(data: Path | None, image_size: int, augment: bool, split: str, unreadable: str) -> Any:
     """Return a data set of images; each process reads it once.
 
     Args:
@@ -102,11 +104,12 @@ def load_images(data: Path | None, image_size: int, augment: bool, split: str) -
         image_size: side, in pixels.
         augment: distort training images differently each time.
         split: see `load_split`.
+        unreadable: see `Inputs`.
     """
     options: dict[str, Any] = {"augment": augment} if split == "train" else {}
     if data is None:
         return Glyphs(split, image_size=image_size, progress=False, **options)
-    return ClassFolder(data, split, image_size=image_size, progress=False, **options)
+    return ClassFolder(data, split, image_size=image_size, unreadable=unreadable, progress=False, **options)
 
 
 def build_network(settings: Mapping[str, Any], inputs: Inputs) -> Embedder | FineTuned:

@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from pml_gca.utils.command_line import add_unreadable_option
+
 FIGURES = ("convergence", "gains", "ablations", "hardness", "negatives")
 
 
@@ -29,6 +31,7 @@ def compare_parser() -> argparse.ArgumentParser:
         "GCA-HNG; with --report, all)",
     )
     add("--data", type=Path, metavar="DIR", help="folder of class folders of images (default: characters in 16 fonts)")
+    add_unreadable_option(parser)
     add("--backbone", metavar="NAME", help="model of timm to fine-tune on --data")
     add("--weights", type=Path, metavar="FILE", help="its pretrained weights (default: those that timm downloads)")
     add(
