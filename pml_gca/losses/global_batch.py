@@ -69,6 +69,8 @@ def whole_batch(
     check = partial(check_arguments, loss.loss, generator, *given[:2], *given[3:], memory=loss.memory)
     limits = Limits(generator.num_classes, generator.largest_value)
     mode = f"training, phase {phase}" + ", with shared edges" * loss.shard_edges
+    if loss.memory is not None:
+        mode += f", with a memory of {loss.memory.size} from iteration {loss.memory.start} on"
     return gathered(gathering, loss, given, mode=mode, check=check, limits=limits)
 
 

@@ -78,7 +78,8 @@ class CrossBatchMemory(TakesGenerationLoss, losses.CrossBatchMemory):
     """PML's memory of earlier batches, also around a `HardNegativeGenerationLoss`.
 
     Remembered embeddings become nodes of the graph, which grows with the square of its nodes. Use a `memory_size` of
-    a few hundred. A batch that is refused, or has no gradients (`torch.no_grad()`), is not remembered.
+    a few hundred; for more, that of `HardNegativeGenerationLoss` itself, without this wrapper. A batch that is refused,
+    or has no gradients (`torch.no_grad()`), is not remembered.
 
     Raises:
         Exception: PML does not support the loss, or the one inside it.

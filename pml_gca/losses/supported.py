@@ -62,10 +62,9 @@ VIEWS = (
     "torch.arange(len(embeddings)).repeat(2))"
 )
 MEMORY = (
-    "it keeps a memory of embeddings that the graph does not see. Wrap the loss inside it: "
-    "pml_gca.losses.CrossBatchMemory(HardNegativeGenerationLoss(loss.loss, generator), loss.embedding_size, "
-    "memory_size=256), or pass a small memory as ref_emb and ref_labels (the graph grows with the square of batch and "
-    "memory)"
+    "it keeps a memory of embeddings that the graph does not see. Wrap the loss inside it, and let this loss remember: "
+    "HardNegativeGenerationLoss(loss.loss, generator, memory_size=1024); or pass a small memory as ref_emb and "
+    "ref_labels (the graph grows with the square of batch and ref_emb)"
 )
 BROKEN_HISTOGRAM = (
     "its histogram keeps the graph of the previous batch, so in PML itself its second backward fails. Use another "
