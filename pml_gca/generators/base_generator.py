@@ -9,7 +9,7 @@ import torch
 from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
 from torch import Tensor, nn
 
-from ..utils.batch_checks import check_embeddings, check_labels, largest_value
+from ..utils.batch_checks import check_embeddings, check_labels, check_not_swapped, largest_value
 from ..utils.dtypes import compute_dtype
 from ..utils.host import to_device
 from ..utils.norms import length
@@ -23,6 +23,7 @@ from ..utils.validation import (
     check_positive_int,
 )
 from .batch import PHASES, Batch, HostValues
+from .no_groups import NoGroups
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,8 @@ class BaseGenerator(ModuleWithRecords):
         self, embeddings: object, labels: object, names: tuple[str, str] = ("embeddings", "labels")
     ) -> None:
         """Raise unless embeddings and labels have the types, dtypes and shapes that `forward` takes."""
-        check_embeddings(embeddings, self.embedding_size, names[0])
+        check_not_swapped(embeddings, labels, names)
+        check_embeddings(embeddings, self.embedding_size, names[0], num_classes=self.num_classes)
         assert isinstance(embeddings, Tensor)
         check_labels(labels, len(embeddings), names[1], of=names[0])
 
@@ -209,7 +211,7 @@ class BaseGenerator(ModuleWithRecords):
         """Return optimizer groups of the parameters that may learn; an empty list if there are none."""
         check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         parameters = [p for p in self.parameters() if p.requires_grad]
-        return [{"params": parameters, "lr": lr}] if parameters else []
+        return [{"params": parameters, "lr": lr}] if parameters else NoGroups(type(self).__name__)
 
     def objective_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that `generation_loss` trains: an alternating schedule steps them twice."""

@@ -13,6 +13,7 @@ from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_learning_rates
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .batch import Batch
+from .checks import check_generator
 from .propagating import Propagating, build_propagation
 
 TERM = "node_classification_loss"
@@ -61,8 +62,7 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
         edge_chunk_size: int | None = None,
         collect_stats: bool | None = None,
     ) -> None:
-        if not isinstance(generator, BaseGenerator):
-            raise TypeError(f"generator must be a pml_gca generator, got {type(generator).__name__}")
+        check_generator(generator)
         if TERM in generator.stat_names:
             raise ValueError(CLASSIFIED_ALREADY.format(type(generator).__name__))
         super().__init__(generator.num_classes, generator.embedding_size, collect_stats=collect_stats)

@@ -17,6 +17,7 @@ from ..utils.validation import check_flag, check_learning_rates, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .batch import Batch
 from .interpolation import interpolate, pull_strength
+from .no_groups import NoGroups
 from .planning import on_device, plan_negative_pairs
 
 TERMS = ("reconstruction_loss", "softmax_loss", "auxiliary_classification_loss", "generation_loss")
@@ -133,7 +134,7 @@ class HardnessAwareGenerator(BaseGenerator):
         """Return optimizer groups: the network at `lr`, the classifier at `classifier_lr`; none without `reembed`."""
         check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         if not self.reembed:
-            return []
+            return NoGroups(type(self).__name__)
         return [
             {"params": list(self.network.parameters()), "lr": lr},
             {"params": list(self.auxiliary_classifier.parameters()), "lr": classifier_lr},

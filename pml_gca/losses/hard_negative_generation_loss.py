@@ -10,6 +10,7 @@ from ..distributed.arguments import CallArguments
 from ..distributed.processes import Gathering
 from ..generators.base_generator import BaseGenerator
 from ..generators.batch import Batch
+from ..generators.checks import check_generator
 from ..utils.dtypes import compute_dtype
 from ..utils.running_statistics import check_not_recomputed, restored_on_error
 from ..utils.validation import check_number
@@ -121,8 +122,7 @@ class HardNegativeGenerationLoss(ScheduledLoss):
         **kwargs: Any,
     ) -> None:
         check_supported_loss(loss)
-        if not isinstance(generator, BaseGenerator):
-            raise TypeError(f"generator must be a pml_gca generator, got {type(generator).__name__}")
+        check_generator(generator)
         check_number("beta", beta)
         if "distance" in kwargs:
             raise ValueError("distance belongs to the wrapped loss: set it there, as in ContrastiveLoss(distance=...)")

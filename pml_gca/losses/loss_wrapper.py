@@ -10,7 +10,7 @@ from pytorch_metric_learning.reducers import MeanReducer, MultipleReducers
 from torch import Tensor, nn
 
 from ..generators.planning import next_positive
-from ..utils.batch_checks import as_long
+from ..utils.batch_checks import as_long, check_not_swapped
 from ..utils.dtypes import compute_dtype
 from ..utils.validation import check_pml_arguments
 
@@ -104,6 +104,7 @@ class LossWrapper(BaseMetricLossFunction):
         Integer labels are converted to long as in training: PML's losses take some integer dtypes only.
         """
         self.reset_stats()
+        check_not_swapped(embeddings, labels)
         loss, labels_given = self.loss, labels
         labels = as_long(labels)
         # PML detects references by their labels being another object: the same labels stay the same object.

@@ -6,6 +6,7 @@ import torch
 from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
+from ..generators.base_generator import BaseGenerator
 from ..utils.batch_checks import as_long
 from .hard_negative_generation_loss import HardNegativeGenerationLoss
 
@@ -17,6 +18,11 @@ class TakesGenerationLoss:
     WITHOUT_MEMORY: str
 
     def __init__(self, loss: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if isinstance(loss, type):
+            raise TypeError(f"loss must be a loss, got the class {loss.__name__}. Make one: {loss.__name__}(...)")
+        if isinstance(loss, BaseGenerator):
+            wrapped = "HardNegativeGenerationLoss(losses.TripletMarginLoss(), generator)"
+            raise TypeError(f"loss must be a loss, got the generator {type(loss).__name__}: give {wrapped}")
         if isinstance(loss, HardNegativeGenerationLoss):
             self.check_loss_support(type(loss.loss).__name__)
             if loss.gathering.enabled:

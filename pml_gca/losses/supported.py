@@ -6,6 +6,7 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.reducers import DoNothingReducer, PerAnchorReducer
 from torch import Tensor, nn
 
+from ..generators.base_generator import BaseGenerator
 from .families import (
     SyntheticBatch,
     angular_synthetic_loss,
@@ -45,6 +46,8 @@ WITHOUT_REFERENCES = (
     n_pairs_synthetic_loss,
     multiple_synthetic_loss,
 )
+
+SIGNATURE = "HardNegativeGenerationLoss(losses.TripletMarginLoss(), generator)"
 
 LISTWISE = (
     "it ranks the whole batch by labels and takes no pairs. Each synthetic negative would be compared with every "
@@ -113,6 +116,33 @@ def register_pml_losses() -> None:
 register_pml_losses()
 
 
+LIKE_TORCH = {
+    "CosineEmbeddingLoss": "ContrastiveLoss()",
+    "CrossEntropyLoss": "NormalizedSoftmaxLoss(num_classes, embedding_size)",
+    "NLLLoss": "NormalizedSoftmaxLoss(num_classes, embedding_size)",
+    "TripletMarginLoss": "TripletMarginLoss()",
+    "TripletMarginWithDistanceLoss": "TripletMarginLoss()",
+}
+"""The PML loss of embeddings and labels that is most like a loss of `torch.nn`."""
+
+
+def mistaken_loss_message(loss: object) -> str | None:
+    """Return the error message for what is given in place of a loss by mistake: a generator, or a loss of torch."""
+    name = loss.__name__ if isinstance(loss, type) else type(loss).__name__
+    kind = loss if isinstance(loss, type) else type(loss)
+    if issubclass(kind, BaseGenerator):
+        return f"loss must be a loss, got the generator {name}: pass the loss first, as in {SIGNATURE}"
+    if kind.__module__ == "torch.nn.modules.loss":
+        like = LIKE_TORCH.get(name)
+        instead = f"the one like it, losses.{like}" if like else "one of these, such as losses.MultiSimilarityLoss()"
+        return (
+            f"loss must be a loss of embeddings and labels, as those of pytorch_metric_learning.losses; got {name} of "
+            f"torch.nn, which takes other arguments. Take {instead}. A loss of a classifier's logits stays beside it: "
+            "add the two"
+        )
+    return None
+
+
 def check_supported_loss(loss: object) -> None:
     """Raise if `loss` cannot be trained with synthetic negatives; messages say what to do instead.
 
@@ -122,7 +152,7 @@ def check_supported_loss(loss: object) -> None:
     """
     function = synthetic_loss.dispatch(type(loss))
     if function is synthetic_loss.dispatch(object):
-        raise TypeError(unknown_loss_message(loss))
+        raise TypeError(mistaken_loss_message(loss) or unknown_loss_message(loss))
     name = type(loss).__name__
     if reason := getattr(function, "reason", None):
         if hasattr(getattr(loss, "loss", None), "generator_level"):

@@ -12,8 +12,9 @@ from ..distributed.arguments import CallArguments, Limits
 from ..distributed.gathering import gathered
 from ..distributed.processes import Gathering
 from ..generators import GlobalCorrelationGenerator
+from ..generators.checks import check_generator
 from ..losses.references import join_references
-from ..utils.batch_checks import check_labels
+from ..utils.batch_checks import check_labels, check_not_swapped
 from ..utils.callers import called_from
 from ..utils.validation import check_pml_arguments, check_positive_int
 
@@ -75,8 +76,7 @@ class GlobalCorrelationMiner(BaseMiner):
         process_group: "ProcessGroup | None" = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(generator, GlobalCorrelationGenerator):
-            raise TypeError(f"generator must be a GlobalCorrelationGenerator, got {type(generator).__name__}")
+        check_generator(generator, GlobalCorrelationGenerator)
         check_positive_int("negatives_per_anchor", negatives_per_anchor)
         if output not in ("triplets", "pairs"):
             raise ValueError(f"output must be 'triplets' or 'pairs', got {output!r}")
@@ -105,6 +105,7 @@ class GlobalCorrelationMiner(BaseMiner):
         """
         if self.gathering.enabled and called_from(WRAPPER):
             raise ValueError(REFUSED_INSIDE)
+        check_not_swapped(embeddings, labels)
         generator, given = self.generator, CallArguments(embeddings, labels, None, ref_emb, ref_labels)
         limits = Limits(generator.num_classes, generator.largest_value)
         with gathered(self.gathering, generator, given, mode="mining", limits=limits) as whole:

@@ -74,8 +74,25 @@ def largest_value(dtype: torch.dtype) -> float:
     return torch.finfo(torch.promote_types(dtype, torch.float32)).max * 2.0**-20
 
 
-def check_embeddings(embeddings: object, embedding_size: int, name: str = "embeddings") -> None:
-    """Raise unless `embeddings` is a floating (N, `embedding_size`) tensor; its values are not read."""
+def check_not_swapped(embeddings: object, labels: object, names: tuple[str, str] = ("embeddings", "labels")) -> None:
+    """Raise TypeError if the first is a tensor of labels and the second one of embeddings."""
+    if not (isinstance(embeddings, Tensor) and isinstance(labels, Tensor)):
+        return
+    like_labels = embeddings.ndim == 1 and not embeddings.is_floating_point()
+    if like_labels and labels.ndim == 2 and labels.is_floating_point():
+        raise TypeError(
+            f"{names[0]} and {names[1]} are swapped: got {embeddings.dtype} of shape {tuple(embeddings.shape)} first, "
+            f"and {labels.dtype} of shape {tuple(labels.shape)} second; expected {names[0]} first"
+        )
+
+
+def check_embeddings(
+    embeddings: object, embedding_size: int, name: str = "embeddings", *, num_classes: int | None = None
+) -> None:
+    """Raise unless `embeddings` is a floating (N, `embedding_size`) tensor; its values are not read.
+
+    With `num_classes` the message tells if that is the number of channels.
+    """
     if not isinstance(embeddings, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(embeddings).__name__}")
     check_no_transform(name)
@@ -87,8 +104,11 @@ def check_embeddings(embeddings: object, embedding_size: int, name: str = "embed
             f"{name} must be 2-D (batch_size, embedding_size), got {embeddings.ndim}-D, shape {tuple(embeddings.shape)}"
         )
     if embeddings.shape[1] != embedding_size:
+        hint = ", its num_classes: are the two swapped? num_classes comes first, as in PML"
+        hint = hint if embeddings.shape[1] == num_classes else ""
         raise ValueError(
-            f"{name} must have {embedding_size} channels, the generator's embedding_size, got {embeddings.shape[1]}"
+            f"{name} must have {embedding_size} channels, the generator's embedding_size, got "
+            f"{embeddings.shape[1]}{hint}"
         )
 
 

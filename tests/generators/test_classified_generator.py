@@ -276,7 +276,7 @@ def test_a_classification_further_inside_is_refused_where_it_shows():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"generator": ConstantGenerator}, TypeError, "generator must be a pml_gca generator, got type"),
+        ({"generator": ConstantGenerator}, TypeError, "generator must be a pml_gca generator, got the class"),
         ({"num_layers": -1}, ValueError, "num_layers must be at least 0, got -1"),
         ({"num_heads": 3}, ValueError, "embedding_size must be divisible by num_heads, got 8 channels for 3 heads"),
         ({"dropout": 1}, ValueError, "dropout must be below 1, got 1"),

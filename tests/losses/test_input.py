@@ -152,7 +152,7 @@ def test_labels_out_of_range_mention_how_pml_renumbers(labels):
         (ValueError, "level_momentum must be a finite number of at least 0, got -0.5", {"level_momentum": -0.5}),
         (TypeError, "level_momentum must be a number, got bool", {"level_momentum": True}),
         (TypeError, "generator must be a pml_gca generator, got Linear", {"generator": torch.nn.Linear(2, 2)}),
-        (TypeError, "generator must be a pml_gca generator, got type", {"generator": GlobalCorrelationGenerator}),
+        (TypeError, "generator must be a pml_gca generator, got the class", {"generator": GlobalCorrelationGenerator}),
     ],
 )
 def test_bad_arguments_are_named(error, message, arguments):
