@@ -1,6 +1,5 @@
 """Pages name what exists, show commands that the scripts accept, and agree with the result files."""
 
-import ast
 import csv
 import importlib
 import pkgutil
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytorch_metric_learning
 import torch
-from helpers.pages import DOCS, PAGES, ROOT, blocks_of
+from helpers.pages import DOCS, PAGES, ROOT
 
 import pml_gca
 from pml_gca import GlobalCorrelationGenerator
@@ -235,32 +234,3 @@ def test_the_first_look_shows_the_kept_runs() -> None:
             assert text == ", ".join(f"{100 * float(r['recall_at_1']):.1f}" for r in kept), (name, loss)
             shown += len(kept)
     assert shown == len(runs) > 15
-
-
-def message_patterns() -> list[re.Pattern[str]]:
-    """Return a pattern for each text in the package's code; what is filled in matches anything."""
-
-    def pattern(node: ast.expr) -> str:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            return ".*".join(re.escape(part) for part in re.split(r"\{\w+\}", node.value))
-        if isinstance(node, ast.JoinedStr):
-            return "".join(map(pattern, node.values))
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            return pattern(node.left) + pattern(node.right)
-        return ".*"
-
-    found = {
-        pattern(node)
-        for path in (ROOT / "pml_gca").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp))
-    }
-    return [re.compile(text) for text in found if len(text.replace(".*", "")) > 40]
-
-
-def test_messages_of_the_faq_are_those_of_the_code() -> None:
-    quoted = [block for block in blocks_of(ROOT / "docs" / "faq.md") if block.language == "text"]
-    assert len(quoted) > 12
-    patterns = message_patterns()
-    for block in quoted:
-        assert any(pattern.fullmatch(block.code.strip()) for pattern in patterns), f"faq.md:{block.line}"
