@@ -4,7 +4,6 @@ python -m helpers.two_processes FOLDER 2
 """
 
 import torch
-import torch.distributed as dist
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from torch.nn.parallel import DistributedDataParallel
@@ -137,7 +136,6 @@ def run_process(rank, world, folder):
         make_trainer(rank, DistributedDataParallel(make_loss()))
     except ValueError as error:
         results["alternating", "without"] = str(error)
-    dist.destroy_process_group()
     return results
 
 

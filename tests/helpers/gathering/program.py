@@ -6,8 +6,6 @@ python -m helpers.gathering.program FOLDER WORLD...
 import traceback
 from pathlib import Path
 
-import torch.distributed as dist
-
 from helpers.gathering import refusals, remembering, uses, values, wrapper
 from helpers.processes import join, start
 
@@ -27,7 +25,6 @@ def run(rank: int, world: int, folder: Path) -> list[str]:
         except Exception:
             failures.append(f"{case.__name__}: {traceback.format_exc()}")
             break  # the others wait in another place
-    dist.destroy_process_group()
     return failures
 
 
