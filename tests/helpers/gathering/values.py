@@ -33,12 +33,23 @@ LAYOUTS = {  # by world size: name, labels in the order of ranks, rows of each r
 }
 
 
+def compared(cases, rank, world):
+    """Take steps, all processes the same to the bit; each process compares its share of them with one process."""
+    for i, (title, (labels, sizes), name, options) in enumerate(cases):
+        found = step(rank, sizes, labels, name, **options)
+        yield from same_everywhere(title, found.values())
+        if i % world == rank:
+            yield from differences(title, found, alone(labels, name, **options))
+
+
 def losses_everywhere(rank, world):
     """Value, gradients, statistics and levels are those of one process."""
+    cases = []
     for title, (labels, sizes) in LAYOUTS[world].items():
         names = WORKS if title == "uneven" and world == 2 else ("MultiSimilarityLoss", "NPairsLoss", "ProxyAnchorLoss")
         for name in names:
-            yield from differences(f"{title}, {name}", step(rank, sizes, labels, name), alone(labels, name))
+            cases.append((f"{title}, {name}", (labels, sizes), name, {}))
+    yield from compared(cases, rank, world)
 
 
 def trained(rank, make_optimizer, labels, sizes, gather, outer):
@@ -71,12 +82,10 @@ def optimizers(rank, world):
 
 def every_generator(rank, world):
     """Whatever a generator draws, all processes draw the same."""
-    labels, sizes = LAYOUTS[2]["uneven"]
-    makers = GENERATORS | {
-        "classified": lambda: ClassifiedGenerator(GENERATORS["hardest"](), num_layers=1),
-    }
-    for name, make in makers.items():
-        yield from differences(name, step(rank, sizes, labels, generator=make), alone(labels, generator=make))
+    makers = GENERATORS | {"classified": lambda: ClassifiedGenerator(GENERATORS["hardest"](), num_layers=1)}
+    layout = LAYOUTS[2]["uneven"]
+    cases = [(name, layout, "MultiSimilarityLoss", {"generator": make}) for name, make in makers.items()]
+    yield from compared(cases, rank, world)
 
 
 def narrow(rank, world):
