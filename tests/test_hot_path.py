@@ -10,6 +10,7 @@ from helpers.compared import generate
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import DotProductSimilarity
 from pytorch_metric_learning.losses import BaseMetricLossFunction
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pml_gca import GlobalCorrelationGenerator, HardNegativeGenerationLoss, SyntheticNegatives
 from pml_gca.correlation.blocks import ScaleBatchNorm
@@ -338,6 +339,33 @@ def test_the_host_waits_once_for_a_batch(monkeypatch):
     loss = HardNegativeGenerationLoss(losses.TripletMarginLoss(), make())
     loss(batch(9)[0], LABELS)
     assert len(waits) == 1
+
+
+class Waits(TorchDispatchMode):
+    """Count what a device would be waited for: values that are read, and shapes that depend on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function._overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "equal", "unique")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("wrapped", [losses.NPairsLoss, losses.ContrastiveLoss])
+def test_a_memory_adds_no_wait(wrapped, monkeypatch):
+    counts = []
+    for module in ("utils.norms", "generators.synthesis"):
+        monkeypatch.setattr(f"pml_gca.{module}.are_usual", lambda norms: False)  # as on a device
+    for memory_size in (0, 20):
+        loss = HardNegativeGenerationLoss(wrapped(), make(), memory_size=memory_size)
+        for _ in range(2):
+            loss(batch(9)[0], LABELS)
+        with Waits() as waits:
+            loss(batch(9)[0], LABELS)
+        counts.append(waits.count)
+    assert 0 < counts[1] <= counts[0]
 
 
 def test_a_copy_on_the_host():

@@ -168,11 +168,16 @@ def with_memory(loss: nn.Module, batch: Batch, args: tuple[Any, ...]) -> tuple[A
     if not batch.num_memory or not takes_memory(loss):
         return args
     embeddings, labels, indices = args[:3]
+    found: tuple[Tensor, ...]
     per_anchor = getattr(loss, "triplets_per_anchor", "all")
     if indices is None and per_anchor != "all":
         drawn = lmu.get_random_triplet_indices(labels, batch.labels, t_per_anchor=per_anchor)
         chosen = drawn[0] != drawn[1]  # PML takes the anchor for its own positive, as the references are another tensor
         found = tuple(index[chosen] for index in drawn)
+    elif indices is None:
+        alike = labels[:, None] == batch.labels
+        differ = ~alike
+        found = (*torch.where(alike.fill_diagonal_(False)), *torch.where(differ))
     else:
         within = lmu.convert_to_pairs(indices, labels)
         beyond = lmu.get_all_pairs_indices(labels, batch.labels[batch.num_anchors :])

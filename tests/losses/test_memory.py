@@ -238,6 +238,21 @@ def test_the_wrapped_loss_sees_pairs_of_batch_and_memory_and_of_the_batch_once()
     assert metric_of(loss, z, y) == pytest.approx(wanted.item(), rel=1e-10)
 
 
+def test_the_pairs_by_hand():
+    wrapped, seen = losses.ContrastiveLoss(), []
+    loss = make(wrapped, memory_size=3)
+    loss.memory.queue.add(batch(3)[0], torch.tensor([1, 0, 2]))
+    forward = wrapped.forward
+    wrapped.forward = lambda *args, **kwargs: seen.append(args) or forward(*args, **kwargs)
+    loss(batch(3, seed=1)[0], torch.tensor([0, 0, 1]))
+    anchors, positives, others, negatives = seen[-1][2]
+    assert sorted(zip(anchors.tolist(), positives.tolist(), strict=True)) == [(0, 1), (0, 4), (1, 0), (1, 4), (2, 3)]
+    assert sorted(zip(others.tolist(), negatives.tolist(), strict=True)) == [
+        *((i, j) for i in (0, 1) for j in (2, 3, 5)),
+        *((2, j) for j in (0, 1, 4, 5)),
+    ]
+
+
 def test_mined_pairs_and_all_pairs_with_the_memory():
     loss, old, old_labels = remembering(losses.ContrastiveLoss())
     z, y = batch(8)
@@ -354,13 +369,13 @@ def test_another_size_at_resume_is_refused():
 def test_it_is_kept_in_the_widest_dtype_of_batches_and_given_in_that_of_the_batch():
     generator, dtypes = GlobalCorrelationGenerator(NUM_CLASSES, SIZE, num_layers=1, num_heads=2), []
     loss = HardNegativeGenerationLoss(losses.MultiSimilarityLoss(), generator, memory_size=9)
-    for seed, dtype in enumerate((torch.bfloat16, torch.float64, torch.float16, torch.float32)):
+    for seed, dtype in enumerate((torch.bfloat16, torch.float64, torch.half, torch.float32, torch.double)):
         z, y = batch(5, seed)
         z = z.detach().to(dtype).requires_grad_()
         loss(z, y).backward()
         assert z.grad.isfinite().all()
         dtypes.append(loss.memory.queue.embeddings.dtype)
-    assert dtypes == [torch.float32, *[torch.float64] * 3]
+    assert dtypes == [torch.float32, *[torch.float64] * 4]
     other = HardNegativeGenerationLoss(losses.MultiSimilarityLoss(), loss.generator, memory_size=9)
     other.load_state_dict(loss.state_dict())
     assert torch.equal(other.memory.queue.embeddings, loss.memory.queue.embeddings)
