@@ -24,6 +24,7 @@ class Block:
     title: str
     code: str
     follows: bool  # nothing but an empty line separates it from the block before
+    name: str  # from a comment above it; empty if there is none
 
     @property
     def is_run(self) -> bool:
@@ -37,7 +38,9 @@ def blocks_of(page: Path) -> list[Block]:
         line = text.count("\n", 0, match.start()) + 1
         follows = end >= 0 and not text[end : match.start()].strip()
         code = textwrap.dedent(match["code"])
-        found.append(Block(page, line, match["language"], match["title"].strip(), code, follows))
+        name = re.search(r"<!-- ([\w, ]+) -->\n$", text[: match.start()])
+        title = match["title"].strip()
+        found.append(Block(page, line, match["language"], title, code, follows, name[1] if name else ""))
         end = match.end()
     return found
 
