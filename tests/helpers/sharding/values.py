@@ -49,12 +49,16 @@ def generators(rank, world):
 
 
 def wrappers(rank, world):
-    """DistributedDataParallel around the loss changes nothing, nor do `no_sync` and two batches before a backward."""
+    """DistributedDataParallel around the loss changes nothing, nor do `no_sync` and two batches before a backward.
+
+    The later batches see a memory of those before.
+    """
     labels, sizes = next(iter(LAYOUTS[world].values()))
     x, y = make_rows(labels)
     mine = torch.arange(len(y)).split(sizes)[rank]
     for title in ("synchronised", "no_sync"):
-        trunk, loss = make_trunk(), make_loss(generator=gca, shard_edges=True)
+        memory = {} if title == "synchronised" else {"memory_size": 15}
+        trunk, loss = make_trunk(), make_loss(generator=gca, shard_edges=True, **memory)
         module = DistributedDataParallel(loss)
         torch.manual_seed(77 + rank)
         with nullcontext() if title == "synchronised" else module.no_sync():
@@ -64,7 +68,7 @@ def wrappers(rank, world):
             (first + value).backward()
         average(trunk.parameters())
         found = kept(torch.zeros(()), trunk, loss)
-        trunk, loss = make_trunk(), make_loss(generator=gca, gather=False)
+        trunk, loss = make_trunk(), make_loss(generator=gca, gather=False, **memory)
         torch.manual_seed(77)
         seeds = [int(torch.empty((), dtype=torch.long).random_()) for _ in range(3)]
         for inputs, seed in list(zip((x, x.flip(1), -x), seeds, strict=True))[: 1 if title == "synchronised" else 3]:
