@@ -9,6 +9,7 @@ if __name__ == "__main__":
     parse_arguments()  # shows --help and typing errors before the imports below, which take seconds
 
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -28,6 +29,7 @@ from pml_gca.utils.validation import count_of, first_of
 
 RECALLS = {"recall_at_1": "Recall@1", "recall_at_2": "@2", "recall_at_4": "@4", "recall_at_8": "@8"}
 METRICS = {**RECALLS, "mean_average_precision_at_r": "MAP@R", "r_precision": "R-precision"}
+WATCH_EVERY = 5  # iterations between two entries of watch.png
 
 
 def load_data(args: argparse.Namespace) -> dict[str, Any]:
@@ -100,6 +102,13 @@ def train(name: str, kind: str, args: argparse.Namespace, data: dict[str, Any], 
         dataloader_num_workers=0,
     )
     validate_and_save = hooks.end_of_epoch_hook(tester, {"val": data["val"]}, str(run.folder / "models"))
+    watched: list[dict[str, float]] = []
+
+    def watch(trainer: Any) -> None:
+        hooks.end_of_iteration_hook(trainer)
+        if isinstance(loss, HardNegativeGenerationLoss) and trainer.iteration % WATCH_EVERY == 0:
+            watched.append({"iterations": trainer.get_global_iteration(), **loss.logs()})
+
     trainer = trainers.TrainWithClassifier(
         models=models,
         optimizers=optimizers,
@@ -108,7 +117,7 @@ def train(name: str, kind: str, args: argparse.Namespace, data: dict[str, Any], 
         dataset=training_set,
         iterations_per_epoch=args.iterations,
         dataloader_num_workers=0,
-        end_of_iteration_hook=LossLine(hooks.end_of_iteration_hook),
+        end_of_iteration_hook=LossLine(watch),
     )
     parts = {**trainer.models, **trainer.optimizers, **trainer.loss_funcs}
 
@@ -116,7 +125,9 @@ def train(name: str, kind: str, args: argparse.Namespace, data: dict[str, Any], 
         found = tester.test({split: data[split]}, epoch, models["trunk"], models["embedder"])[split]
         return {metric: float(found[f"{metric}_level0"]) for metric in METRICS}
 
-    history = run.restore(parts).get("history")
+    restored = run.restore(parts)
+    history = restored.get("history")
+    watched.extend(restored.get("watched", []))
     if history is None:
         print(f"{name}: before training")
         history = {"iterations": [0], "seconds": [0.0], "recall_at_1": [test("val", 0)["recall_at_1"]]}
@@ -132,10 +143,10 @@ def train(name: str, kind: str, args: argparse.Namespace, data: dict[str, Any], 
         print(f"{name}: validation Recall@1 {100 * recall:.1f}%")
         for key, value in zip(history, (epoch * args.iterations, seconds, recall), strict=True):
             history[key].append(value)
-        run.save(parts, history=history)
+        run.save(parts, history=history, watched=watched)
 
     print(f"{name}: unseen classes")
-    result: dict[str, Any] = {"metrics": test("test", args.epochs), "history": history}
+    result: dict[str, Any] = {"metrics": test("test", args.epochs), "history": history, "watched": watched}
     result["seconds_per_iteration"] = history["seconds"][-1] / history["iterations"][-1]
     embeddings, _ = tester.get_all_embeddings(data["test"], models["trunk"], models["embedder"])
     neighbours = visualize.nearest_neighbours(embeddings.cpu(), queries, min(4, len(embeddings) - 1))
@@ -168,10 +179,13 @@ def main(argv: list[str] | None = None) -> None:
     curves = {name: result["history"] for name, result in results.items()}
     found = {name: torch.tensor(result["neighbours"]) for name, result in results.items()}
     titles = f"{data['val'].num_classes} validation classes", "Unseen classes: queries and their nearest images"
-    draw = {
+    draw: dict[str, Callable[[], Any]] = {
         "curves.png": lambda: visualize.plot_curves(curves, title=titles[0]),
         "retrieval.png": lambda: visualize.plot_dataset_retrieval(data["test"], queries, found, title=titles[1]),
     }
+    for kind, name in names.items():
+        if logs := results.get(name, {}).get("watched"):
+            draw[f"{kind}/watch.png"] = partial(visualize.plot_logs, logs, title=name)
     drawn = [str(args.out / file) for file in draw if visualize.try_to_save(args.out / file, draw[file])]
     print(f"Figures: {', '.join(drawn) or 'none'}")
 

@@ -38,7 +38,9 @@ def results(out):
     for kind in ("none", "gca"):
         result = json.loads((out / kind / "result.json").read_text())
         state = torch.load(out / kind / "checkpoint.pt", weights_only=True)["state"]
-        found[kind] = (result["metrics"], result["history"]["recall_at_1"], result["neighbours"], state)
+        curve, watched = result["history"]["recall_at_1"], result["watched"]
+        assert [entry["iterations"] for entry in watched] == ([] if kind == "none" else [0, 3, 6])
+        found[kind] = (result["metrics"], curve, watched, result["neighbours"], state)
     return found
 
 
@@ -69,7 +71,7 @@ def test_a_killed_run_resumes_to_the_same_result(pictures, tmp_path, capsys, mon
     assert "n-pairs: finished before" in capsys.readouterr().out
 
     assert_bitwise_equal(results(tmp_path / "unbroken"), results(tmp_path / "broken"))
-    for name in ("curves.png", "retrieval.png", "table.md"):
+    for name in ("curves.png", "retrieval.png", "gca/watch.png", "table.md"):
         assert (tmp_path / "broken" / name).stat().st_size > 0
     assert (tmp_path / "broken" / "gca" / "logs" / "logs.db").exists()
     assert list((tmp_path / "broken" / "gca" / "tensorboard").iterdir())
@@ -212,7 +214,7 @@ def test_a_test_set_of_four(tmp_path, capsys):
     assert "Unseen classes: 2 with 4 images" in printed.out
     assert "all images of the val set are of one class: recall is 1 with any model" in printed.err
     assert "2 training classes have fewer than 3 images, which are repeated" in printed.err
-    assert f"Figures: {out / 'curves.png'}, {out / 'retrieval.png'}" in printed.out
+    assert f"Figures: {out / 'curves.png'}, {out / 'retrieval.png'}, {out / 'gca' / 'watch.png'}\n" in printed.out
     for kind in ("none", "gca"):
         result = json.loads((out / kind / "result.json").read_text())
         assert all(len(found) == 3 for found in result["neighbours"])
