@@ -47,12 +47,14 @@ def load_data(args: argparse.Namespace) -> dict[str, Any]:
     return data
 
 
-def build_models(channels: int, num_classes: int, embedding_size: int) -> dict[str, nn.Module]:
+def build_models(
+    channels: int, num_classes: int, embedding_size: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+) -> dict[str, nn.Module]:
     """Return a small network for images of any size, and a classifier, under the names of PML's trainer."""
     widths = [channels, 16, 32, 64, 64]
     layers: list[nn.Module] = []
     for narrow, wide in pairwise(widths):
-        layers += [nn.Conv2d(narrow, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(narrow, wide, 3, padding=1, bias=False), norm(wide), nn.ReLU(), nn.MaxPool2d(2)]
     return {
         "trunk": nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten()),
         "embedder": nn.Linear(4 * widths[-1], embedding_size),
@@ -60,15 +62,17 @@ def build_models(channels: int, num_classes: int, embedding_size: int) -> dict[s
     }
 
 
-def build_loss(kind: str, args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """Return PML's loss, alone or wrapped, and its parameter groups."""
+def build_loss(
+    kind: str, args: argparse.Namespace, num_classes: int, **options: Any
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Return PML's loss, alone or wrapped with these options, and its parameter groups."""
     size = args.embedding_size
     loss = NAMED_LOSSES[args.loss](num_classes, size)
     if kind == LOSS_ALONE:
         return loss, [{"params": list(loss.parameters()), "lr": args.generator_lr}]
-    options = {"num_layers": args.layers, "num_heads": NUM_HEADS} if kind == "gca" else {}
-    generator = NAMED_GENERATORS[kind](num_classes, size, **options)
-    loss = HardNegativeGenerationLoss(loss, generator, collect_stats=True)
+    layers = {"num_layers": args.layers, "num_heads": NUM_HEADS} if kind == "gca" else {}
+    generator = NAMED_GENERATORS[kind](num_classes, size, **layers)
+    loss = HardNegativeGenerationLoss(loss, generator, collect_stats=True, **options)
     return loss, loss.parameter_groups(lr=args.generator_lr)
 
 

@@ -26,6 +26,14 @@ def build_parser() -> argparse.ArgumentParser:
     several = "; ".join(f"{name}: {', '.join(members)}" for name, members in SEVERAL.items())
     what = f"{kinds}; {several} (default: %(default)s)"
     add("--generator", choices=(*KINDS, *SEVERAL), metavar="NAME", default="both", help=what)
+    add_training_options(parser)
+    command_line.add_folder_options(parser, "runs/LOSS-seedN")
+    return parser
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of images, network and steps."""
+    add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of class folders of images (default: characters in 16 fonts)")
     command_line.add_unreadable_option(parser)
     for name, default, what in (
@@ -40,18 +48,21 @@ def build_parser() -> argparse.ArgumentParser:
         ("generator-lr", 1e-3, "learning rate of the generator, and of proxies if the loss has any"),
     ):
         add(f"--{name}", type=type(default), default=default, metavar="N", help=f"{what} (default: %(default)s)")
-    command_line.add_folder_options(parser, "runs/LOSS-seedN")
-    return parser
+
+
+def check_training_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with a message if one of these options cannot be used."""
+    at_least_1 = dict.fromkeys(("epochs", "iterations", "embedding_size", "layers"), 1)
+    command_line.check_minimums(parser, args, **at_least_1, image_size=16)
+    command_line.check_classes_per_batch(parser, args.classes_per_batch)
+    if args.embedding_size % NUM_HEADS:
+        parser.error(f"--embedding-size must be divisible by {NUM_HEADS}, got {args.embedding_size}")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the arguments, with the default of `out` filled in."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    at_least_1 = dict.fromkeys(("epochs", "iterations", "embedding_size", "layers"), 1)
-    command_line.check_minimums(parser, args, **at_least_1, image_size=16)
-    command_line.check_classes_per_batch(parser, args.classes_per_batch)
-    if args.embedding_size % NUM_HEADS:
-        parser.error(f"--embedding-size must be divisible by {NUM_HEADS}, got {args.embedding_size}")
+    check_training_options(parser, args)
     args.out = args.out or Path("runs") / f"{args.loss}-seed{args.seed}"
     return args
