@@ -138,7 +138,8 @@ def evaluate(network: nn.Sequential, dataset: Any, device: torch.device, rank: i
     """Return metrics of retrieval: each process embeds a part of the images, and the first one compares them."""
     mine = torch.arange(len(dataset)).tensor_split(size)[rank]
     loader = DataLoader(Subset(dataset, mine.tolist()), batch_size=256)
-    assert isinstance(embedder := network[-1], nn.Linear)
+    embedder = network[-1]
+    assert isinstance(embedder, nn.Linear)
     parts = [torch.zeros(0, embedder.out_features, device=device)]  # a process may have no image
     network.eval()
     with torch.no_grad():

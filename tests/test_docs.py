@@ -27,9 +27,10 @@ EACH_OF_DOCS, EACH_PAGE = (
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Return each `python examples/...` of a page, as the shell's words from the script on."""
+    """Return each `python` or `torchrun` of an example on a page, as the shell's words from the script on."""
     text = page.read_text().replace("\\\n", " ")
-    return [shlex.split(line, comments=True) for line in re.findall(r"\bpython (examples/[^\n`&|;]*)", text)]
+    found = re.findall(r"\b(?:python|torchrun --nproc-per-node \d+) (examples/[^\n`&|;]*)", text)
+    return [shlex.split(line, comments=True) for line in found]
 
 
 def options_of(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> set[str]:
@@ -45,7 +46,10 @@ def options_of(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_there_are_pages_with_commands() -> None:
     assert {"performance.md", "reproducing.md"} <= {page.name for page in DOCS}
     found = {command[0] for page in PAGES for command in commands(page)}
-    assert {f"examples/{name}.py" for name in ("reproduce", "evaluate_checkpoint", "train_with_classifier")} <= found
+    assert {
+        f"examples/{name}.py"
+        for name in ("reproduce", "evaluate_checkpoint", "train_with_classifier", "train_distributed")
+    } <= found
 
 
 def anchors(page: Path) -> set[str]:

@@ -32,7 +32,13 @@ def run(script: Path, words: list[str], environment: dict[str, str]) -> subproce
 
 def test_there_are_scripts() -> None:
     names = {path.name for path in SCRIPTS}
-    assert {"reproduce.py", "train_with_classifier.py", "compare_generators.py", "step_cost.py"} <= names
+    assert {
+        "reproduce.py",
+        "train_with_classifier.py",
+        "train_distributed.py",
+        "compare_generators.py",
+        "step_cost.py",
+    } <= names
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=[path.stem for path in SCRIPTS])
