@@ -70,6 +70,23 @@ def test_both_parts_of_an_alternating_schedule_see_the_same_memory(has_objective
     assert set(seen) == {4}
 
 
+def test_two_batches_before_a_backward_pass():
+    """The second batch writes over rows that the first one was computed with."""
+    results = []
+    for together in (False, True):
+        loss, rows, values = make_loss(memory_size=6), [batch(5, seed) for seed in range(3)], []
+        for number, (z, y) in enumerate(rows):
+            torch.manual_seed(number)
+            values.append(loss(z, y))
+            if not together:
+                values[-1].backward()
+        if together:
+            sum(values).backward()
+        results.append([*(z.grad for z, _ in rows), *(p.grad for p in loss.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
 def test_it_is_used_from_the_iteration_it_starts_at():
     loss, used = make_loss(memory_size=6, memory_start=2), []
     generate = loss.generator.generate

@@ -57,6 +57,13 @@ def memory(rank, world):
             yield f"not told by whom: {error}"
     else:
         yield "references in one process were not refused"
+    try:
+        make_loss(memory_size=5 + rank)(rows, y)
+    except ValueError as error:
+        if "with a memory of 5" not in str(error) or "with a memory of 6" not in str(error):
+            yield f"not told what differs: {error}"
+    else:
+        yield "memories of other sizes were not refused"
 
 
 CASES = (memory,)
