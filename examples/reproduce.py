@@ -23,6 +23,7 @@ from pml_gca.paper import (
     Options,
     changed_recipe,
     dry_run,
+    experiment_title,
     find_recipe,
     identity,
     input_config,
@@ -31,6 +32,7 @@ from pml_gca.paper import (
 )
 from pml_gca.utils import runs
 from pml_gca.utils.command_line import check_minimums
+from pml_gca.utils.validation import count_of, first_of
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -122,7 +124,7 @@ def load(args: argparse.Namespace) -> Benchmark:
         message = (
             f"{len(small)} of {benchmark.train.num_classes} training classes have fewer than the "
             f"{recipe.samples_per_class} images that a batch takes of each class: "
-            f"{', '.join(f'{name} has {count}' for name, count in small[:5])}{', ...' if len(small) > 5 else ''}"
+            + first_of([f"{name} has {count}" for name, count in small])
         )
         if args.small_classes == "stop":
             raise ValueError(message)
@@ -134,15 +136,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     try:
         benchmark = load(args)
+        title = experiment_title(args.recipe, benchmark)
         if args.dry_run:
-            print(f"{args.recipe.name}: {describe(benchmark)}")
+            print(f"{title}: {describe(benchmark)}")
             print(dry_run(args.recipe, benchmark, args.options))
             return
         seeds = range(args.first_seed, args.first_seed + args.seeds)
         names = [f"seed{seed}" for seed in seeds]
         settings = identity(args.recipe, benchmark, args.options)
         runs.claim_folder(args.out, settings, resume=args.resume, overwrite=args.overwrite, runs=("seed*",))
-        print(f"{args.recipe.name}: {describe(benchmark)}; results in {args.out}")
+        print(f"{title}: {describe(benchmark)}; results in {args.out}")
         results = {
             seed: Experiment(args.recipe, benchmark, replace(args.options, seed=seed), args.out / name).train()
             for seed, name in zip(seeds, names, strict=True)
@@ -154,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     (args.out / "table.md").write_text(report)
     curves = [result["history"] for result in results.values() if result["history"]["recall_at_1"]]
     if curves:
-        title = f"{args.recipe.name}, {'held-out' if args.select_on == 'val' else 'test'} classes"
+        title = f"{title}, {'held-out' if args.select_on == 'val' else 'test'} classes"
         shown = {args.options.title: curves}
         if visualize.try_to_save(args.out / "curves.png", lambda: visualize.plot_curves(shown, title=title)):
             print(f"Learning curves: {args.out / 'curves.png'}")
@@ -165,7 +168,11 @@ def describe(benchmark: Benchmark) -> str:
     uses = {"test": "for testing", "query": "as queries", "gallery": "as gallery"}
     parts = {"for training": benchmark.train, "for validation": benchmark.val}
     parts |= {uses[name]: part for name, part in benchmark.test.items()}
-    return ", ".join(f"{len(p)} images of {p.num_classes} classes {use}" for use, p in parts.items() if p is not None)
+    sizes = {use: (len(part), part.num_classes) for use, part in parts.items() if part is not None}
+    return ", ".join(
+        f"{count_of(images, 'image')} of {count_of(classes, 'class', 'classes')} {use}"
+        for use, (images, classes) in sizes.items()
+    )
 
 
 if __name__ == "__main__":

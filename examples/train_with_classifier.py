@@ -182,7 +182,8 @@ def main(argv: list[str] | None = None) -> None:
     (args.out / "table.md").write_text(table + "\n")
     curves = {name: result["history"] for name, result in results.items()}
     found = {name: torch.tensor(result["neighbours"]) for name, result in results.items()}
-    titles = f"{data['val'].num_classes} validation classes", "Unseen classes: queries and their nearest images"
+    shown = count_of(data["val"].num_classes, "validation class", "validation classes")
+    titles = shown, "Unseen classes: queries and their nearest images"
     draw: dict[str, Callable[[], Any]] = {
         "curves.png": lambda: visualize.plot_curves(curves, title=titles[0]),
         "retrieval.png": lambda: visualize.plot_dataset_retrieval(data["test"], queries, found, title=titles[1]),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..utils.quantities import count, data_size
 from .edges import count_edges
 from .tiles import default_chunk_size
 
@@ -48,8 +49,8 @@ class StepCost:
         memory = f" and a memory of {self.memory_size}" if self.memory_size else ""
         shared = f", of {self.num_processes} processes that exchange {self.exchanged_values / 1e6:.1f} M values each"
         return (
-            f"batch of {self.batch_size}{memory}: {self.multiply_adds / 1e9:.1f} G multiply-adds, "
-            f"{self.bytes / 1e9:.2f} GB (activations {kept})" + shared * (self.num_processes > 1)
+            f"batch of {self.batch_size}{memory}: {count(self.multiply_adds)} multiply-adds, "
+            f"{data_size(self.bytes)} (activations {kept})" + shared * (self.num_processes > 1)
         )
 
 

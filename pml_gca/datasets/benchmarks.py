@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from .class_subset import ClassSubset, ImageSource, Label, UnreadableImageError,
 from .data_root import check_root
 from .image_files import warn_left_out
 from .rgb import UnknownRangeError, to_rgb
-from .sources import BENCHMARKS, MIN_CLASSES, find_source, open_splits, splits_to_check
+from .sources import BENCHMARKS, FOLDER, MIN_CLASSES, find_source, open_splits, splits_to_check
 from .splits import split_classes
 
 __all__ = ["BENCHMARKS", "Benchmark", "load_benchmark"]
@@ -39,6 +40,7 @@ class Benchmark:
         recall_at: the K of Recall@K that papers report.
         left_out: paths of unreadable files, if these are skipped.
         notes: sentences about what is unusual in a folder of one's own images.
+        root: the data set's folder.
     """
 
     name: str
@@ -48,6 +50,12 @@ class Benchmark:
     recall_at: tuple[int, ...]
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    root: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """The name of the data set; of one's own images, that of their folder."""
+        return self.root.resolve().name if self.name == FOLDER and self.root else self.name
 
     @property
     def splits_to_eval(self) -> list[tuple[str, list[str]]] | None:
@@ -156,6 +164,7 @@ def load_benchmark(
         recall_at=source.recall_at,
         left_out=list(left_out),
         notes=list(notes),
+        root=folder,
     )
 
 

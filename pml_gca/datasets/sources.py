@@ -14,7 +14,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ..utils.optional_imports import import_pillow
-from ..utils.validation import first_of, suggestion
+from ..utils.validation import count_of, first_of, suggestion
 from .class_subset import ImageSource, Label, raw_labels
 from .data_root import found_at, missing_images, other_root
 from .folder_layout import read_folder
@@ -210,14 +210,16 @@ def _check_rows(name: str, source: Source, root: Path, splits: Mapping[str, Imag
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
         raise ValueError(
-            f"{len(twice)} images of {name} in {root} are listed more than once: {first_of(twice)}; expected each once"
+            f"found {count_of(len(twice), 'image')} of {name} in {root} listed more than once: {first_of(twice)}; "
+            "expected each once"
         )
     training = set(raw_labels(splits["train"]))
     tested: set[Label] = set().union(*(raw_labels(dataset) for split, dataset in splits.items() if split != "train"))
     both: list[Any] = sorted(training & tested)
     if both:
         raise ValueError(
-            f"{len(both)} classes of {name} in {root} are both to train and to test on: {first_of(both)}; expected none"
+            f"found {count_of(len(both), 'class', 'classes')} of {name} in {root} both to train and to test on: "
+            f"{first_of(both)}; expected none"
         )
 
 

@@ -12,7 +12,7 @@ from .m_per_class_covering_sampler import MPerClassCoveringSampler
 from .options import Options
 from .published_n_pairs_loss import PublishedNPairsLoss
 from .recipe import Recipe, changed_recipe
-from .recipes import RECIPES, find_recipe
+from .recipes import RECIPES, experiment_title, find_recipe
 from .report import seeds_table
 from .training_setup import TrainingSetup, build_training_setup, unused_settings
 
@@ -31,6 +31,7 @@ __all__ = [
     "changed_recipe",
     "dry_run",
     "evaluate",
+    "experiment_title",
     "find_recipe",
     "identity",
     "input_config",

@@ -15,7 +15,9 @@ from ..correlation.cost import StepCost
 from ..datasets import Benchmark
 from ..generators.propagating import Propagating
 from ..utils import runs
+from ..utils.quantities import data_size, duration
 from ..utils.records import build_hooks
+from ..utils.validation import count_of
 from .backbones import set_warm_up
 from .evaluation import build_tester, quiet, run_tester
 from .options import Options
@@ -53,13 +55,13 @@ class DryRun:
     step_cost: StepCost | None
 
     def __str__(self) -> str:
-        peak = f"{self.peak_bytes / 1e9:.1f} GB" if self.peak_bytes else "unknown"
+        peak = data_size(self.peak_bytes) if self.peak_bytes else "unknown"
         lines = [
-            f"iteration: {self.step_seconds:.2f} s, plus {self.load_seconds:.2f} s to load its images in one process",
-            f"epoch: {self.iterations} iterations",
-            f"evaluation: {1000 * self.embed_seconds:.0f} ms per image, plus {self.search_seconds:.0f} s of search",
-            f"one seed, all epochs and evaluations: about {self.hours:.1f} hours",
-            f"peak memory: {peak} in training, {self.search_bytes / 1e9:.1f} GB to search the test set",
+            f"iteration: {self.step_seconds:.3g} s, plus {self.load_seconds:.3g} s to load its images in one process",
+            f"epoch: {count_of(self.iterations, 'iteration')}",
+            f"evaluation: {1000 * self.embed_seconds:.3g} ms per image, plus {self.search_seconds:.2g} s of search",
+            f"one seed, all epochs and evaluations: about {duration(3600 * self.hours)}",
+            f"peak memory: {peak} in training, {data_size(self.search_bytes)} to search the test set",
         ]
         if self.step_cost is not None:
             lines.append(f"the generator's share: {self.step_cost}")

@@ -17,6 +17,7 @@ from .backbones import set_warm_up
 from .evaluation import build_tester, quiet, run_tester
 from .options import Options
 from .recipe import Recipe
+from .recipes import experiment_title
 from .training_setup import build_sampler, build_training_setup, check_feasible
 
 
@@ -56,7 +57,7 @@ class Experiment:
         check_feasible(recipe, benchmark, options)
         self.recipe, self.benchmark, self.options, self.folder = recipe, benchmark, options, Path(folder)
         self.backbone = backbone
-        self.name = f"{recipe.name} seed {options.seed}"
+        self.name = f"{experiment_title(recipe, benchmark)} seed {options.seed}"
         self.iterations = max(len(benchmark.train) // recipe.batch_size, 1)
         settings = {**identity(recipe, benchmark, options), "seed": options.seed}
         self.run = runs.TrainingRun(self.folder, self.name, seed=options.seed, identity=settings)

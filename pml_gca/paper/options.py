@@ -9,7 +9,7 @@ from torch import nn
 
 from ..losses import NAMED_LOSSES
 from ..names import GENERATORS, LOSS_ALONE
-from ..utils.validation import check_flag, check_positive_int, make_plain, suggestion
+from ..utils.validation import check_flag, check_positive_int, count_of, make_plain, suggestion
 from .published_n_pairs_loss import PublishedNPairsLoss
 
 SCHEDULES = ("alternating", "one_backward")
@@ -140,7 +140,7 @@ def check_device(device: torch.device) -> None:
         if found == 0:
             raise ValueError(f"device is '{device}', but torch finds no GPU")
         if device.index is not None and device.index >= found:
-            raise ValueError(f"device is '{device}', but torch finds {found} GPU(s), numbered from 0")
+            raise ValueError(f"device is '{device}', but torch finds {count_of(found, 'GPU')}, numbered from 0")
     elif device.type == "meta":
         raise ValueError("device is 'meta', which computes nothing")
     elif device.type == "mps" and not torch.backends.mps.is_available():

@@ -7,6 +7,7 @@ A recipe is plain data. Change one with `dataclasses.replace(recipes.RESNET50_CU
 from dataclasses import replace
 from typing import Any
 
+from ..datasets import Benchmark
 from ..datasets.sources import CARS196, CUB, INSHOP, SOP
 from ..utils.validation import check_string, suggestion
 from .backbones import BATCH_NORM, DINO_VITS16, GOOGLENET, PATCH_EMBEDDING, RESNET50
@@ -134,6 +135,14 @@ def find_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"no recipe is called {name!r}{suggestion(name, RECIPES)}; there are {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def experiment_title(recipe: Recipe, benchmark: Benchmark) -> str:
+    """Return the recipe's name; with another data set or backbone than the paper's, what is trained on what."""
+    paper = RECIPES.get(recipe.name, recipe)
+    if (recipe.dataset, recipe.backbone) == (paper.dataset, paper.backbone):
+        return recipe.name
+    return f"{recipe.backbone} on {benchmark.title}"
 
 
 def changes_from_paper(recipe: Recipe) -> dict[str, object]:

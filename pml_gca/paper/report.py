@@ -6,10 +6,11 @@ from typing import Any
 
 from ..datasets import Benchmark
 from ..utils.tables import metrics_table
+from ..utils.validation import count_of
 from .evaluation import metric_names
 from .options import Options
 from .recipe import Recipe
-from .recipes import PUBLISHED_RECALL_AT_1, changes_from_paper
+from .recipes import PUBLISHED_RECALL_AT_1, changes_from_paper, experiment_title
 
 CHOSEN = {
     "val": "The epoch was chosen on held-out training classes.",
@@ -43,15 +44,17 @@ def seeds_table(
     if published and not changed:
         rows["the paper, epoch chosen on test classes"] = {"recall_at_1": "{} ± {}".format(*published)}
     seconds = statistics.mean(result["seconds_per_iteration"] for result in results.values())
-    tests = ", ".join(f"{len(part)} images to {name}" for name, part in benchmark.test.items())
+    tests = ", ".join(f"{count_of(len(part), 'image')} to {name}" for name, part in benchmark.test.items())
     held_out = f", {benchmark.val.num_classes} more held out" if benchmark.val is not None else ""
+    title, train = experiment_title(recipe, benchmark), benchmark.train
+    settings = "" if title == recipe.name else f" with the settings of {recipe.name}"
     lines = [
-        f"{recipe.name}, {options.title}, unseen classes ({tests}), in percent.",
-        f"Trained on {len(benchmark.train)} images of {benchmark.train.num_classes} classes{held_out}.",
+        f"{title}{settings}, {options.title}, unseen classes ({tests}), in percent.",
+        f"Trained on {len(train)} images of {count_of(train.num_classes, 'class', 'classes')}{held_out}.",
         CHOSEN[options.select_on],
         f"Unlike the paper: {', '.join(f'{k}={v}' for k, v in changed.items())}." if changed else "",
     ]
     return (
         f"{' '.join(filter(None, lines))}\n\n{metrics_table(rows, metrics)}\n\n"
-        f"{seconds:.2f} s per iteration, {recipe.epochs} epochs.\n"
+        f"{seconds:.3g} s per iteration, {count_of(recipe.epochs, 'epoch')}.\n"
     )

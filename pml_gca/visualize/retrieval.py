@@ -11,6 +11,7 @@ import torch
 
 from ..utils.batch_checks import check_finite
 from ..utils.norms import unit
+from ..utils.validation import count_of
 from .shared import import_matplotlib
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def _indices(name: str, value: Any, size: int, ndim: int) -> torch.Tensor:
         raise ValueError(f"{name} is of type {type(value).__name__}; expected a tensor")
     if value.dtype not in (torch.int64, torch.int32) or value.ndim != ndim:
         found = f"{value.dtype}, shape {tuple(value.shape)}"
-        raise ValueError(f"{name} is {found}; expected int64 or int32 in {ndim} dimension(s)")
+        raise ValueError(f"{name} is {found}; expected int64 or int32 in {count_of(ndim, 'dimension')}")
     if value.numel() == 0:
         raise ValueError(f"{name} is empty, of shape {tuple(value.shape)}; expected at least one index")
     low, high = int(value.min()), int(value.max())

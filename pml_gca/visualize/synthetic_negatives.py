@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..utils.batch_checks import check_finite, check_labels
-from ..utils.validation import check_number, check_positive_int
+from ..utils.validation import check_number, check_positive_int, count_of
 from .shared import COLOURS, DARK, MARKERS, add_title, grid, import_matplotlib, legend_below, wrap
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ def _classes(panels: Mapping[str, EmbeddingPanel], anchor_class: int | None) -> 
     for title, panel in panels.items():
         found = panel.labels.unique().tolist()
         if not 2 <= len(found) <= len(COLOURS):
-            raise ValueError(f"panels[{title!r}].labels has {len(found)} classes; expected 2 to {len(COLOURS)}")
+            raise ValueError(
+                f"panels[{title!r}].labels has {count_of(len(found), 'class', 'classes')}; expected 2 to {len(COLOURS)}"
+            )
         if classes and found != classes:
             raise ValueError(f"panels[{title!r}].labels has the classes {found}; expected {classes}, as in the first")
         classes = found

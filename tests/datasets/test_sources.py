@@ -78,9 +78,9 @@ SOP_TRAIN, SOP_TEST = (f"Stanford_Online_Products/Ebay_{split}.txt" for split in
             CUB_IMAGES,
             "_0001_4.jpg",
             "_0000_3.jpg",
-            "1 images of cub in .* are listed more than once: .*_0000_3.jpg;",
+            "1 image of cub in .* listed more than once: .*_0000_3.jpg;",
         ),
-        ("sop", SOP_TRAIN, "_1.JPG", "_0.JPG", "4 images of sop in .* are listed more than once"),
+        ("sop", SOP_TRAIN, "_1.JPG", "_0.JPG", "4 images of sop in .* listed more than once"),
         ("cars196", "anno_train.csv", "00002.jpg", "00001.jpg", "of the 16 images of cars196 are not in"),
         (
             "cub",
@@ -128,7 +128,7 @@ def test_classes_of_both_halves_are_refused(tmp_path: Path, name: str) -> None:
         partition = tmp_path / "Eval" / "list_eval_partition.txt"
         lines = partition.read_text().replace("id_00000002  ", "id_00000001  ")
         partition.write_text(lines)
-    message = f"1 classes of {name} in .* are both to train and to test on: {4 if name == 'sop' else 1}; expected none"
+    message = f"1 class of {name} in .* both to train and to test on: {4 if name == 'sop' else 1}; expected none"
     with pytest.raises(ValueError, match=message):
         load(name, tmp_path)
 

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,24 @@ def test_another_backbone_gets_its_own_input(roots, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         reproduce.main([*arguments, "--backbone", "resnet5O"])
     assert "no backbone is called 'resnet5O' (did you mean resnet50?)" in capsys.readouterr().err
+
+
+def test_titles_name_what_is_trained_on_what(tmp_path, capsys):
+    root = layouts.write_folder(tmp_path / "my pictures")
+    common = ["--recipe", "resnet50_cub", "--data-root", str(root), *COMMON, *TINY, "dataset=folder", "--epochs", "1"]
+    common += ["--select-on", "last", "--generator", "hardest", "--out", str(tmp_path / "out")]
+    reproduce.main([*common, "--dry-run"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("test_resnet on my pictures: 24 images of 6 classes for training, 24 images of 6 classes")
+    assert "resnet50_cub" not in printed
+    assert not re.search(r" 0\.0+ ", printed), printed
+    assert re.search(r"about \d+(\.\d+)? (minutes|seconds)", printed)
+    reproduce.main(common)
+    printed = capsys.readouterr().out
+    assert "test_resnet on my pictures seed 0: epoch 1 of 1" in printed
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.startswith("test_resnet on my pictures with the settings of resnet50_cub, n_pairs + hardest real")
+    assert table.endswith(" s per iteration, 1 epoch.\n")
 
 
 def test_options_of_the_generator(roots, tmp_path, capsys):

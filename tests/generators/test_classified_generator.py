@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -301,3 +302,10 @@ def test_classes_and_channels_are_those_of_the_generator_inside():
     generator = classified("hardest")
     assert (generator.num_classes, generator.embedding_size) == (NUM_CLASSES, SIZE)
     assert set(PER_CLASS) <= set(GENERATORS)
+
+
+def test_the_cost_of_a_small_classifier_is_not_shown_as_zero():
+    for size in (8, 64, 512):
+        cost = str(ClassifiedGenerator(HardestNegativeGenerator(20, size)).cost(30, 3))
+        numbers = re.search(r"([\d.]+) [GMk] multiply-adds, ([\d.]+) [GMk]B", cost)
+        assert all(float(number) > 0 for number in numbers.groups()), cost

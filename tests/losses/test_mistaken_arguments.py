@@ -133,9 +133,3 @@ def test_groups_without_parameters_are_an_empty_list_elsewhere() -> None:
     assert len(optimizer.param_groups) == 1
     with pytest.raises(ValueError, match="empty parameter list"):
         torch.optim.AdamW([], lr=1.0)
-
-
-def test_a_frozen_generator_has_nothing_to_optimize() -> None:
-    generator = ClassifiedGenerator(HardestNegativeGenerator(NUM_CLASSES, SIZE)).requires_grad_(False)
-    proxies = HardNegativeGenerationLoss(losses.ProxyAnchorLoss(NUM_CLASSES, SIZE), generator)
-    assert torch.optim.AdamW(proxies.parameter_groups(lr=1.0)).param_groups

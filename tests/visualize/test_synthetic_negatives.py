@@ -205,7 +205,7 @@ def test_map_bad_panel(change, error, match):
         ({"panels": {}}, ValueError, "^panels is empty"),
         ({"panels": {"a": GOOD.embeddings}}, TypeError, NAMED + " is of type Tensor; expected an EmbeddingPanel"),
         ({"panels": {"b": GOOD, "a": panel(classes=(3, 5))}}, ValueError, NAMED + r"\.labels has the classes \[3, 5\]"),
-        ({"panels": {"a": panel(classes=(3,), made=0)}}, ValueError, NAMED + r"\.labels has 1 classes"),
+        ({"panels": {"a": panel(classes=(3,), made=0)}}, ValueError, NAMED + r"\.labels has 1 class;"),
         ({"anchor_class": 4}, ValueError, r"^anchor_class is 4; expected one of the classes \[3, 5, 9\]"),
         ({"anchor_class": 3.0}, TypeError, "^anchor_class must be an integer, got float"),
         ({"class_names": {3: "a", 5: "b"}}, ValueError, r"^class_names has no names for the labels \[9\]"),

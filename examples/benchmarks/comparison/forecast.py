@@ -9,6 +9,7 @@ from comparison.cells import Cell
 from comparison.plan import check_pair, trials
 from comparison.registry import ALL, TITLES, WITH_BACKBONE, WITH_SMALL_NETWORK
 from comparison.study import Study
+from pml_gca.utils.quantities import duration
 from pml_gca.utils.tables import markdown_table
 
 
@@ -61,4 +62,4 @@ def time_of(args: argparse.Namespace, loss: str, cells: list[Cell]) -> str:
     for name in args.generators:
         total += number_of_seeds(args) * args.iterations * ALL[name].length * per_iteration.get(name, slowest)
     at_a_time = f"{args.processes} at a time" if args.processes > 1 else "one after the other"
-    return f"about {total / 3600 / args.processes:.1f} hours, {at_a_time}"
+    return f"about {duration(total / args.processes)}, {at_a_time}"
