@@ -44,6 +44,16 @@ def gather_texts(text: str, device: torch.device, processes: Processes) -> list[
     return [bytes(part.tolist()).decode() for part in parts]
 
 
+def take_from_first(tensors: Sequence[Tensor], processes: Processes) -> tuple[Tensor, ...]:
+    """Return the 1-D tensors of the first process; the others may hold other values, and other sizes."""
+    sizes = torch.tensor([len(x) for x in tensors], device="cpu")
+    found: list[int] = gather_tensor(to_device(sizes, tensors[0].device), processes)[0].tolist()
+    values = torch.cat(list(tensors)) if processes.rank == 0 else tensors[0].new_empty(sum(found))
+    source = 0 if processes.group is None else dist.get_global_rank(processes.group, 0)
+    dist.broadcast(values, source, group=processes.group)
+    return values.split(found)
+
+
 def exchange(
     numbers: Sequence[int],
     measured: Tensor,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed.arguments import CallArguments
-from ..distributed.processes import Gathering
+from ..distributed.processes import Gathering, compare_again
 from ..generators.base_generator import BaseGenerator
 from ..generators.batch import Batch
 from ..generators.checks import check_generator
@@ -56,8 +56,9 @@ class HardNegativeGenerationLoss(ScheduledLoss):
     likewise, in training and in evaluation. All processes compute the value of the global batch, the rows in the order
     of ranks, with the same random draws. The gradient of own rows is W times that of the value, for W processes:
     `DistributedDataParallel` or FSDP around the network divides by W. Gradients of the loss's parameters are those of
-    one process, equal in all. In the first call all take over the parameters of the first process. An `indices_tuple`
-    is that of the global batch. With one process, or without `torch.distributed`, nothing is different.
+    one process, equal in all. In the first call, and after a state was loaded, all take over the parameters of the
+    first process. An `indices_tuple` is that of the global batch. With one process, or without `torch.distributed`,
+    nothing is different.
 
     With `shard_edges=True` as well, each process computes 1/W of the edges of the generator's graph, and the sums over
     edges are exchanged. Values and gradients are the same, and equal in all processes. All parameters of the loss get
@@ -133,6 +134,7 @@ class HardNegativeGenerationLoss(ScheduledLoss):
         super().__init__(**kwargs)
         self.generator, self.synthetic_beta, self.levels = generator, beta, LossLevels(level_momentum)
         self.gathering, self.shard_edges, self.memory = gathering, bool(shard_edges), memory
+        self.register_load_state_dict_post_hook(compare_again)
         self.optimizer_watch, self.frozen_watch, self.wrapper_watch = OptimizerWatch(), FrozenWatch(), WrapperWatch()
         self._checked_type: type | None = None  # the type of loss that is known to use the negatives
         name_of_beta = "synthetic_beta" if hasattr(loss, "beta") else "beta"

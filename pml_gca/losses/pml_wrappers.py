@@ -94,8 +94,8 @@ class CrossBatchMemory(TakesGenerationLoss, losses.CrossBatchMemory):
 
     WITHOUT_GATHERING = (
         "CrossBatchMemory pairs the rows of its own process with its memory, and the loss inside it would gather those "
-        "of all processes. Build the loss without gather_across_devices, and gather around the memory, as PML does: "
-        "DistributedLossWrapper(CrossBatchMemory(loss, ...))"
+        "of all processes. Give the loss a memory of its own, which all processes share: "
+        "HardNegativeGenerationLoss(..., gather_across_devices=True, memory_size=256)"
     )
     WITHOUT_MEMORY = "CrossBatchMemory is a memory: build the loss inside it with memory_size=0, or use that loss alone"
 

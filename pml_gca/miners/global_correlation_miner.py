@@ -9,6 +9,7 @@ from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor, nn
 
 from ..distributed.arguments import CallArguments, Limits
+from ..distributed.exchange import take_from_first
 from ..distributed.gathering import gathered
 from ..distributed.processes import Gathering
 from ..generators import GlobalCorrelationGenerator
@@ -110,7 +111,9 @@ class GlobalCorrelationMiner(BaseMiner):
         limits = Limits(generator.num_classes, generator.largest_value)
         with gathered(self.gathering, generator, given, mode="mining", limits=limits) as whole:
             mined: tuple[Tensor, ...] = super().forward(*whole[:2], *whole[3:])
-        return mined
+        processes = self.gathering.processes()
+        # On GPUs rounding differs from one process to the next, and may decide which negative is hardest.
+        return mined if processes is None else take_from_first(mined, processes)
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, ...]:
         """Return the mined indices, see the class; PML's interface."""

@@ -121,7 +121,7 @@ def test_a_group_that_is_none(build, group):
 def test_wrappers_that_pair_the_rows_of_one_process():
     with pytest.raises(ValueError, match="numbers the samples of each process from 0"):
         SelfSupervisedLoss(make_loss())
-    with pytest.raises(ValueError, match="Build the loss without gather_across_devices"):
+    with pytest.raises(ValueError, match="Give the loss a memory of its own, which all processes share"):
         CrossBatchMemory(make_loss(), SIZE, memory_size=8)
 
 

@@ -227,6 +227,38 @@ def first_call(rank, world):
     yield from differences("first call", loss.state_dict(), expected.state_dict(), rtol=0)
 
 
+def loaded(rank, world):
+    """A checkpoint that only the first process loads reaches all."""
+    loss, other = make_loss("ContrastiveLoss"), make_loss("ContrastiveLoss")
+    x, y = own_rows(LABELS, SIZES, rank)
+    rows = make_trunk()(x).detach()
+    loss.eval()(rows, y)
+    with torch.no_grad():
+        for p in (*other.parameters(), *other.buffers()):
+            p.mul_(2)
+    if rank == 0:
+        loss.load_state_dict(other.state_dict())
+    loss(rows, y)
+    yield from differences("loaded", loss.state_dict(), other.state_dict(), rtol=0)
+
+
+def mined_after_drift(rank, world):
+    """A process whose parameters have drifted mines what the first one mines."""
+    x, y = make_rows(LABELS)
+    rows, generator = make_trunk()(x), make_loss().generator
+    alone = GlobalCorrelationMiner(generator, negatives_per_anchor=2)
+    miner = GlobalCorrelationMiner(generator, negatives_per_anchor=2, gather_across_devices=True)
+    mine = torch.arange(len(y)).split(SIZES)[rank]
+    expected = alone(rows, y)
+    miner(rows[mine], y[mine])
+    with torch.no_grad():
+        for p in generator.parameters():
+            p.add_(rank * torch.randn_like(p))
+    for is_same, found in ((True, miner(rows[mine], y[mine])), (rank == 0, alone(rows, y))):
+        if all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)) != is_same:
+            yield f"the same indices as the first process's: {not is_same}"
+
+
 def one_that_learns(rank, world):
     """Rows without gradient in one process change nothing for the others, nor for parameters."""
     found = []
@@ -333,6 +365,8 @@ CASES = (
     mined,
     in_one_module,
     first_call,
+    loaded,
+    mined_after_drift,
     one_that_learns,
     collectives,
     random_state,
