@@ -85,17 +85,21 @@ def gradients(trunk, loss):
 
 
 def in_lightning(rank, world):
-    """Gradients of an automatic step are those of one process."""
+    """Gradients of an automatic and of a manual step are those of one process."""
     import lightning
 
     class Module(lightning.LightningModule):
-        def __init__(self):
+        def __init__(self, manual):
             super().__init__()
-            self.trunk, self.loss = make_trunk(), make_loss()
+            self.trunk, self.loss, self.automatic_optimization = make_trunk(), make_loss(), not manual
 
         def training_step(self, batch, batch_index):
             draw(77, rank)
-            return self.loss(self.trunk(batch[0]), batch[1])
+            value = self.loss(self.trunk(batch[0]), batch[1])
+            if self.automatic_optimization:
+                return value
+            self.manual_backward(value)
+            self.optimizers().step()
 
         def on_before_optimizer_step(self, optimizer):
             self.found = gradients(self.trunk, self.loss)
@@ -103,12 +107,14 @@ def in_lightning(rank, world):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    module, (x, y) = Module(), own_rows(LABELS, SIZES, rank)
-    trainer = lightning.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, use_distributed_sampler=False, **QUIET
-    )
-    trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=len(y)))
-    yield from differences("Lightning", module.found, expected())
+    x, y = own_rows(LABELS, SIZES, rank)
+    for manual in (False, True):
+        module = Module(manual)
+        trainer = lightning.Trainer(
+            accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, use_distributed_sampler=False, **QUIET
+        )
+        trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=len(y)))
+        yield from differences(f"Lightning, manual {manual}", module.found, expected())
 
 
 def in_accelerate(rank, world):
