@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .fonts import any_script
 from .shared import COLOURS, MARKERS, import_matplotlib
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _draw_panel(ax: "Axes", tables: Mapping[str, torch.Tensor], row: int, xlabel
     return notes
 
 
+@any_script
 def plot_curves(
     runs: Mapping[str, Run | Sequence[Run]],
     metric: str = "recall_at_1",

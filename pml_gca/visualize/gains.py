@@ -6,6 +6,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..utils.validation import check_number
+from .fonts import any_script
 from .shared import COLOURS, DARK, add_title, import_matplotlib, legend_below, wrap
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def _fit_limits(ax: "Axes", gains: list[_Gain], notes: list[Any], reference: flo
     ax.set_xlim(low, high)
 
 
+@any_script
 def plot_gains(
     rows: Mapping[str, float | tuple[float, float]],
     *,

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..utils.batch_checks import check_finite
 from ..utils.norms import length
 from ..utils.validation import check_share
+from .fonts import any_script
 from .shared import COLOURS, DARK, add_title, grid, import_matplotlib, legend_below, wrap
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def _draw_panel(ax: "Axes", x: Tensor, y: Tensor, colour: str, right: float) -> 
     ax.tick_params(labelsize=9)
 
 
+@any_script
 def plot_hardness(
     histories: Mapping[str, Mapping[str, Sequence[Any] | Tensor]],
     *,

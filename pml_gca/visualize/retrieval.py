@@ -12,6 +12,7 @@ import torch
 from ..utils.batch_checks import check_finite
 from ..utils.norms import unit
 from ..utils.validation import count_of
+from .fonts import any_script
 from .shared import import_matplotlib
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def nearest_neighbours(embeddings: torch.Tensor, queries: torch.Tensor, k: int) 
     return similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
+@any_script
 def plot_retrieval(
     images: torch.Tensor,
     labels: torch.Tensor,

@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -42,7 +43,10 @@ def try_to_save(path: Path, draw: Callable[[], "Figure"]) -> bool:
         Whether it was saved.
     """
     try:
-        draw().savefig(path, dpi=150)
+        figure = draw()
+        with warnings.catch_warnings():  # of characters that no font has; `any_script` told it
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            figure.savefig(path, dpi=150)
     except Exception as error:  # from matplotlib, its fonts, the disk, or the data
         print(f"{path} could not be drawn ({type(error).__name__}: {error}); results are not affected", file=sys.stderr)
         return False

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..utils.batch_checks import check_finite, check_labels
 from ..utils.validation import check_number, check_positive_int, count_of
+from .fonts import any_script
 from .shared import COLOURS, DARK, MARKERS, add_title, grid, import_matplotlib, legend_below, wrap
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def _draw_panel(
         spine.set(edgecolor="#b0b0b0", linewidth=0.8)
 
 
+@any_script
 def plot_synthetic_negatives(
     panels: Mapping[str, EmbeddingPanel],
     *,

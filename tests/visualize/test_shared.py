@@ -25,7 +25,7 @@ def test_a_figure_is_saved(tmp_path, capsys):
     ("name", "run", "reason"),
     [
         ("a", {**RUN, "recall_at_1": [0.1, float("nan")]}, "ValueError: runs['a'] holds values that are not finite"),
-        (r"$\frac$", RUN, "ValueError: "),  # matplotlib reads it as a formula
+        ("a", {**RUN, "recall_at_1": [0.1]}, "ValueError: "),
     ],
 )
 def test_failed_figures_give_the_reason(name, run, reason, tmp_path, capsys):
