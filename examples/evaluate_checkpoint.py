@@ -12,7 +12,7 @@ from pml_gca.datasets import load_benchmark
 from pml_gca.paper import Options, evaluate, find_recipe, load_published_checkpoint
 from pml_gca.paper.report import percent
 from pml_gca.utils.command_line import check_minimums
-from pml_gca.utils.runs import write_json
+from pml_gca.utils.files import write_json
 from pml_gca.utils.tables import metrics_table
 
 

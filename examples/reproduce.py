@@ -32,6 +32,7 @@ from pml_gca.paper import (
 )
 from pml_gca.utils import runs
 from pml_gca.utils.command_line import check_minimums
+from pml_gca.utils.files import write_text
 from pml_gca.utils.validation import count_of, first_of
 
 
@@ -154,7 +155,10 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"reproduce.py: {error}")
     report = seeds_table(results, args.recipe, args.options, benchmark)
     print(f"\n{report}")
-    (args.out / "table.md").write_text(report)
+    try:
+        write_text(args.out / "table.md", report)
+    except OSError as error:
+        sys.exit(f"reproduce.py: {error}")
     curves = [result["history"] for result in results.values() if result["history"]["recall_at_1"]]
     if curves:
         title = f"{title}, {'held-out' if args.select_on == 'val' else 'test'} classes"

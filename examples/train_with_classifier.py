@@ -25,6 +25,7 @@ from pml_gca.losses import NAMED_LOSSES
 from pml_gca.names import LOSS_ALONE
 from pml_gca.trainers import LossLine
 from pml_gca.utils import RecallCalculator, TrainingRun, records, runs, tables
+from pml_gca.utils.files import write_text
 from pml_gca.utils.validation import count_of, first_of
 
 RECALLS = {"recall_at_1": "Recall@1", "recall_at_2": "@2", "recall_at_4": "@4", "recall_at_8": "@8"}
@@ -179,7 +180,10 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"\nUnseen classes: {data['test'].num_classes} with {len(data['test'])} images, seed {args.seed}\n\n{table}\n"
     )
-    (args.out / "table.md").write_text(table + "\n")
+    try:
+        write_text(args.out / "table.md", table + "\n")
+    except OSError as error:
+        sys.exit(str(error))
     curves = {name: result["history"] for name, result in results.items()}
     found = {name: torch.tensor(result["neighbours"]) for name, result in results.items()}
     shown = count_of(data["val"].num_classes, "validation class", "validation classes")

@@ -27,6 +27,7 @@ from cost.workload import Workload, deviation_from_fp32, matrix_products, torchv
 from tqdm import tqdm
 
 from pml_gca.utils.command_line import check_minimums
+from pml_gca.utils.files import write_text
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -199,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
             text = "\n\n".join([f"*{header}*", table(rows), "\n".join(f"- {line}" for line in lines)]) + "\n"
             if args.out is not None:
                 args.out.mkdir(parents=True, exist_ok=True)
-                (args.out / "step_cost.md").write_text(text, encoding="utf-8")
+                write_text(args.out / "step_cost.md", text)
                 write_csv(rows, args.out / "step_cost.csv")
             if args.plot is not None:
                 plot(rows, header, args.plot)

@@ -1,15 +1,16 @@
-"""Resumable training runs: seeds, atomic files, state, and folders that never mix settings."""
+"""Resumable training runs: seeds, state, and folders that never mix settings."""
 
 import json
-import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from .files import write_atomically, write_json
 
 MAX_SHOWN = 8  # differences in an error message
 MAY_GROW = ("epochs",)
@@ -28,25 +29,12 @@ def seed_of_epoch(seed: int, epoch: int) -> int:
     return 1_000_003 * seed + epoch
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file atomically: a killed process leaves the old file or the whole new one.
-
-    Args:
-        path: of the file.
-        write: writes the new content to the path that it is called with.
-    """
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` atomically, as indented JSON."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
-
-
 def save_state(path: Path, parts: Mapping[str, Any], **content: Any) -> None:
-    """Save the state dicts of `parts`, and further content that `torch.load(weights_only=True)` can read."""
+    """Save the state dicts of `parts`, and further content that `torch.load(weights_only=True)` can read.
+
+    Raises:
+        OSError: the file cannot be written; an older one is as it was.
+    """
     state = {name: part.state_dict() for name, part in parts.items()}
     write_atomically(path, lambda temporary: torch.save({**content, "state": state}, temporary))
 

@@ -8,19 +8,6 @@ from pml_gca.utils import runs
 from pml_gca.utils.runs import TrainingRun
 
 
-def test_failed_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    runs.write_json(path, {"a": 1})
-
-    def die(temporary):
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        runs.write_atomically(path, die)
-    assert json.loads(path.read_text()) == {"a": 1}
-
-
 def test_saved_state_is_restored(tmp_path):
     first, second = nn.Linear(2, 3), nn.Linear(2, 3)
     runs.save_state(tmp_path / "state.pt", {"layer": first}, epoch=4)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pml_gca.utils import runs
+from pml_gca.utils.files import write_atomically
 
 VIEWS = 12
 """Distorted views of each training image. Training draws one of them whenever it meets the image."""
@@ -108,4 +109,4 @@ def write_array(file: Path, values: np.ndarray[Any, Any]) -> None:
         with temporary.open("wb") as stream:
             np.save(stream, values)
 
-    runs.write_atomically(file, write)
+    write_atomically(file, write)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from comparison.cells import Cell
 from comparison.table import KEY, ORIGIN, REMEDY, Row, Table, key_of, name_of, new_row, part_of
 from pml_gca.utils import runs
+from pml_gca.utils.files import write_json
 
 METRICS = ("recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "mean_average_precision_at_r", "r_precision")
 CURVE = ("iterations", "seconds", "recall_at_1")
@@ -107,7 +108,7 @@ class Study:
         curve = {name: run[name] for name in KEY} | result.get("history", {})
         file = self.file(cell)
         file.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(file, {"run": run, "curve": curve})
+        write_json(file, {"run": run, "curve": curve})
 
     def add(self) -> int:
         """Move all finished cells from their files into the tables; return how many there were.

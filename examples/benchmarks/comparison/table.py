@@ -11,6 +11,7 @@ import torch
 import pml_gca
 from comparison.cells import Cell
 from pml_gca.utils import runs
+from pml_gca.utils.files import write_atomically
 
 Row = dict[str, Any]
 
@@ -137,4 +138,4 @@ class Table:
                     writer.writerow([as_text(row[name]) if name in row else "" for name in columns])
 
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_atomically(self.file, write)
+        write_atomically(self.file, write)

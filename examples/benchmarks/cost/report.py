@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cost.case import Case
+from pml_gca.utils.files import write_atomically
 from pml_gca.utils.tables import markdown_table
 
 
@@ -205,7 +206,11 @@ def speed_lines(rows: list[Row]) -> list[str]:
 def write_csv(rows: list[Row], path: Path) -> None:
     """Write one line for each row, with the columns of `record`."""
     records = [record(row, rows) for row in rows]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(records[0]))
+            writer.writeheader()
+            writer.writerows(records)
+
+    write_atomically(path, write)
