@@ -61,8 +61,9 @@ class HardNegativeGenerationLoss(ScheduledLoss):
     nothing is different.
 
     With `shard_edges=True` as well, each process computes 1/W of the edges of the generator's graph, and the sums over
-    edges are exchanged. Values and gradients are the same, and equal in all processes. All parameters of the loss get
-    whole gradients, as without. Each process still holds all nodes and all synthetic negatives.
+    edges are exchanged, in the backward pass as well. Values and gradients are the same, and equal in all processes.
+    All parameters of the loss get whole gradients, as without. Each process still holds all nodes and all synthetic
+    negatives.
 
     With a `memory_size` M the last M embeddings of past batches, without gradient, join the graph as references, from
     iteration `memory_start` on. They have edges to the batch and none among each other: M may be thousands. J_m sees

@@ -52,9 +52,9 @@ def losses_everywhere(rank, world):
     yield from compared(cases, rank, world)
 
 
-def trained(rank, make_optimizer, labels, sizes, gather, outer):
+def trained(rank, make_optimizer, labels, sizes, gather, outer, **options):
     """Return trunk, loss and optimizer after ten steps."""
-    trunk, loss = make_trunk(), make_loss(gather=gather)
+    trunk, loss = make_trunk(), make_loss(gather=gather, **options)
     modules = (trunk, loss)
     if gather:
         modules = DistributedDataParallel(trunk), DistributedDataParallel(loss) if outer else loss

@@ -19,6 +19,7 @@ from helpers.gathering.steps import (
     same_everywhere,
     step,
 )
+from helpers.gathering.values import trained
 from helpers.sharding.graphs import GENERATORS, LAYOUTS, MIXED, gca, in_shares
 from pml_gca.correlation import propagation
 
@@ -77,6 +78,16 @@ def wrappers(rank, world):
         yield from differences(title, found, kept(torch.zeros(()), trunk, loss))
 
 
+def optimizers(rank, world):
+    """After ten steps all processes are equal to the bit, and near one process."""
+    labels, sizes = next(iter(LAYOUTS[world].values()))
+    for make_optimizer in (torch.optim.AdamW, torch.optim.SGD):
+        expected = trained(rank, make_optimizer, labels, sizes, False, False, generator=gca)
+        found = trained(rank, make_optimizer, labels, sizes, True, False, generator=gca, shard_edges=True)
+        yield from same_everywhere(make_optimizer.__name__, found.values())
+        yield from differences(make_optimizer.__name__, found, expected, rtol=1e-7)
+
+
 def phases(rank, world):
     """Both halves of an alternating schedule are those of one process, with its parameters stepped in between."""
     labels, sizes = next(iter(LAYOUTS[world].values()))
@@ -128,4 +139,4 @@ def directly(rank, world):
         yield from differences(title, gradients(True, **options), gradients(False, **options))
 
 
-CASES = (losses_everywhere, generators, wrappers, phases, directly)
+CASES = (losses_everywhere, generators, wrappers, optimizers, phases, directly)
