@@ -173,7 +173,9 @@ def similarities(batch: Batch, negatives: SyntheticNegatives) -> Values:
     real = real.masked_fill_(batch.anchor_labels[:, None] == batch.labels, -math.inf).amax(dim=1)
     cosines = directions.new_empty(len(negatives))
     for rows, owners, out in parts(negatives.embeddings, negatives.anchors, cosines):
-        torch.linalg.vecdot(anchors.index_select(0, owners), unit(rows.to(directions.dtype))[0], out=out)
+        rows = rows.to(directions.dtype)
+        torch.linalg.vecdot(anchors.index_select(0, owners), rows, out=out)
+        out.div_(length(rows).clamp_min(torch.finfo(rows.dtype).tiny))
     synthetic = torch.full_like(real, -math.inf).scatter_reduce(0, negatives.anchors, cosines, "amax")
     has, both = synthetic > -math.inf, (synthetic > -math.inf) & (real > -math.inf)
     return {

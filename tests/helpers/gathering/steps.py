@@ -59,6 +59,8 @@ def kept(value, trunk, loss):
             found[f"gradient of {part}.{name}"] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for name, b in module.named_buffers():
             found[f"{part}.{name}"] = b.clone()
+    for name, value in loss.logs().items():
+        found[f"log of {name}"] = torch.tensor(value, dtype=torch.float64)
     return found
 
 
