@@ -39,6 +39,7 @@ def in_wrapper(rank, world, generator, name, efficient):
         value.backward()
         average([*trunk.parameters(), *loss.parameters()])
         found = kept(value / world, trunk, loss)
+        found["log of embedding_gradient_norm"] /= world
         wrapper(trunk(x), y)
     return found, [str(w.message) for w in caught if "DistributedLossWrapper" in str(w.message)]
 
