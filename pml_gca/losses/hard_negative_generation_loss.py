@@ -19,7 +19,7 @@ from .families import SyntheticBatch, synthetic_loss
 from .global_batch import WrapperWatch, check_shards, whole_batch
 from .levels import LossLevels, synthetic_weight
 from .loss_wrapper import as_scalar, metric_loss_of, without_regularizers
-from .memory import build_memory, with_memory
+from .memory import build_memory, labels_seen, with_memory
 from .optimizer_watch import FrozenWatch, OptimizerWatch
 from .references import make_batch
 from .schedule import ScheduledLoss
@@ -220,7 +220,8 @@ class HardNegativeGenerationLoss(ScheduledLoss):
                 synthetic = self._synthetic_loss(loss, pairs)
             # Computed last: PML's records are those of the last call, and must be those of the real batch.
             args = with_memory(loss, batch, args)
-            metric, is_telling = metric_loss_of(loss, args, batch.labels, len(negatives) > 0)
+            seen, has_positive = labels_seen(batch, args)
+            metric, is_telling = metric_loss_of(loss, args, seen, has_positive and len(negatives) > 0)
             if is_telling:
                 levels.metric.observe(metric)
         objectives = {name: term for name, term in negatives.objectives.items() if batch.wants(name)}

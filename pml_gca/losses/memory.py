@@ -153,6 +153,19 @@ def takes_memory(loss: nn.Module) -> bool:
     return synthetic_loss.dispatch(type(loss)) in TAKES_MEMORY and not getattr(loss, "swap", False)
 
 
+def labels_seen(batch: Batch, args: tuple[Any, ...]) -> tuple[Tensor, bool]:
+    """Return the labels that the wrapped loss sees, and whether an anchor meets a positive there if it has one at all.
+
+    Args:
+        batch: anchors and references, among which there is a positive.
+        args: of the loss, as from `with_memory`: with or without references.
+    """
+    if not batch.num_memory or len(args) > 3:
+        return batch.labels, True
+    own = batch.labels_on_host()[: batch.num_anchors]
+    return batch.anchor_labels, len(own.unique()) < len(own)
+
+
 def with_memory(loss: nn.Module, batch: Batch, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the arguments of the wrapped loss: with the pairs of batch and memory, if it can take them.
 
