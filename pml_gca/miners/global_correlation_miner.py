@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -94,7 +95,6 @@ class GlobalCorrelationMiner(BaseMiner):
         """The generator whose correlations decide."""
         return self._generator[0]
 
-    @torch.compiler.disable
     def forward(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
     ) -> tuple[Tensor, ...]:
@@ -104,17 +104,26 @@ class GlobalCorrelationMiner(BaseMiner):
             TypeError, ValueError: an argument is not as in the class; if batches are gathered, in any process, and then
                 in all. Or the miner gathers batches, and is inside PML's `DistributedMinerWrapper`.
         """
-        if self.gathering.enabled and called_from(WRAPPER):
-            raise ValueError(REFUSED_INSIDE)
+        if self.gathering.enabled:
+            return self._mine_gathered(CallArguments(embeddings, labels, None, ref_emb, ref_labels))
         check_not_swapped(embeddings, labels)
-        generator, given = self.generator, CallArguments(embeddings, labels, None, ref_emb, ref_labels)
-        limits = Limits(generator.num_classes, generator.largest_value)
-        with gathered(self.gathering, generator, given, mode="mining", limits=limits) as whole:
+        mined: tuple[Tensor, ...] = super().forward(embeddings, labels, ref_emb, ref_labels)
+        return mined
+
+    @torch.compiler.disable
+    def _mine_gathered(self, given: CallArguments) -> tuple[Tensor, ...]:
+        """Mine the rows of all processes."""
+        if called_from(WRAPPER):
+            raise ValueError(REFUSED_INSIDE)
+        limits = Limits(self.generator.num_classes, self.generator.largest_value)
+        check = partial(check_not_swapped, given.embeddings, given.labels)
+        with gathered(self.gathering, self.generator, given, mode="mining", check=check, limits=limits) as whole:
             mined: tuple[Tensor, ...] = super().forward(*whole[:2], *whole[3:])
         processes = self.gathering.processes()
         # On GPUs rounding differs from one process to the next, and may decide which negative is hardest.
         return mined if processes is None else take_from_first(mined, processes)
 
+    @torch.compiler.disable
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, ...]:
         """Return the mined indices, see the class; PML's interface."""
         check_labels(labels, len(embeddings))
