@@ -6,11 +6,11 @@ python -m helpers.gathering.program FOLDER WORLD...
 import traceback
 from pathlib import Path
 
-from helpers.gathering import refusals, remembering, uses, values, wrapper
+from helpers.gathering import beside, refusals, remembering, uses, values, wrapper
 from helpers.processes import join, start
 
 CASES = {
-    2: (*values.CASES, *uses.CASES, *refusals.CASES, *wrapper.CASES, *remembering.CASES),
+    2: (*values.CASES, *uses.CASES, *beside.CASES, *refusals.CASES, *wrapper.CASES, *remembering.CASES),
     3: (values.losses_everywhere, uses.in_a_group, refusals.bad_input, *wrapper.CASES, *remembering.CASES),
     4: (values.losses_everywhere, values.optimizers),
 }
