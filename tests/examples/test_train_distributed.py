@@ -6,6 +6,7 @@ from itertools import chain
 import pytest
 import torch
 from helpers import distributed_training
+from helpers.distributed_training import checkpoint
 from helpers.states import assert_bitwise_equal
 from train_distributed import SharedBatches
 
@@ -33,13 +34,6 @@ def folder(tmp_path_factory):
     (folder / "printed").write_text(ran.stdout)
     (folder / "progress").write_text(ran.stderr)
     return folder
-
-
-def checkpoint(folder):
-    """What a run has computed, and what it needs to go on."""
-    content = torch.load(folder / "distributed" / "checkpoint.pt", weights_only=True)
-    del content["history"]["seconds_per_iteration"], content["processes"], content["identity"]
-    return content
 
 
 def test_a_resumed_run_of_two_processes_equals_an_unbroken_one(folder):

@@ -48,6 +48,13 @@ def train(out, epochs, *options):
         torch.set_default_dtype(torch.float32)
 
 
+def checkpoint(folder):
+    """What a run has computed, and what it needs to go on."""
+    content = torch.load(folder / "distributed" / "checkpoint.pt", weights_only=True)
+    del content["history"]["seconds_per_iteration"], content["processes"], content["identity"]
+    return content
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)

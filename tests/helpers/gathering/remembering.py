@@ -1,5 +1,6 @@
 """A loss with a memory: one queue for all processes."""
 
+import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers.gathering.steps import (
@@ -68,4 +69,34 @@ def memory(rank, world):
         yield "memories of other sizes were not refused"
 
 
-CASES = (memory,)
+def not_a_number(rank, world):
+    """A NaN in the last process, in the middle of a training: all are told, and go on as if it had not been there."""
+    reason = f"rank {world - 1}: embeddings must be finite, got {8 * SIZES[world][-1]} NaN"
+    for shard_edges in (False, True):
+        found = []
+        for has_fault in (False, True):
+            trunk, loss = make_trunk(), make_loss(memory_size=25, shard_edges=shard_edges)
+            optimizer = torch.optim.AdamW(loss.parameters(), lr=1e-3)
+            for seed in range(4):
+                rows, y = own_rows(LABELS, SIZES[world], rank, seed)
+                rows = trunk(rows).detach()
+                draw(seed, rank)
+                if has_fault and seed == 2:
+                    spoilt = rows * float("nan") if rank == world - 1 else rows
+                    before = {name: value.clone() for name, value in loss.state_dict().items()}
+                    try:
+                        loss(spoilt.requires_grad_(), y)
+                    except ValueError as error:
+                        if reason not in str(error):
+                            yield f"not told what: {error}"
+                    else:
+                        yield "NaN was not refused"
+                    yield from differences("state after NaN", loss.state_dict(), before, rtol=0)
+                optimizer.zero_grad()
+                loss(rows.requires_grad_(), y).backward()
+                optimizer.step()
+            found.append(loss.state_dict())
+        yield from differences(f"NaN in between, {shard_edges}", *found, rtol=0)
+
+
+CASES = (memory, not_a_number)
