@@ -116,7 +116,8 @@ LATER = {
     "its reducer": (lambda loss: setattr(loss.loss, "reducer", reducers.DoNothingReducer()), "must reduce to a scalar"),
     "a reducer per anchor": (lambda loss: setattr(loss, "reducer", reducers.PerAnchorReducer()), "PerAnchorReducer"),
     "another loss": (lambda loss: setattr(loss, "loss", losses.FastAPLoss()), "ranks the whole batch"),
-    "no loss": (lambda loss: setattr(loss, "loss", nn.CrossEntropyLoss()), "synthetic_loss.register"),
+    "a loss of torch": (lambda loss: setattr(loss, "loss", nn.CrossEntropyLoss()), "CrossEntropyLoss of torch.nn"),
+    "no loss": (lambda loss: setattr(loss, "loss", nn.Identity()), "synthetic_loss.register"),
 }
 
 
