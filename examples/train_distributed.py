@@ -37,7 +37,8 @@ from pml_gca.utils import RecallCalculator, TrainingRun, runs
 
 NAME = "distributed"
 OTHER_PROCESSES = (
-    "{name}: {now}, was {before}: batches are the same, but distortions, dropout and random merging draw other numbers"
+    "{name}: the number of processes is {now}, was {before}: batches are the same, but distortions, dropout and random "
+    "merging draw other numbers"
 )
 
 
@@ -130,7 +131,7 @@ def resume(run: TrainingRun, parts: dict[str, Any], size: int) -> dict[str, Any]
         )
     before = content.get("processes", size)
     if before != size:
-        print(OTHER_PROCESSES.format(name=NAME, now=f"{size} processes", before=before))
+        print(OTHER_PROCESSES.format(name=NAME, now=size, before=before))
     return content.get("history", {"seconds_per_iteration": [], **{metric: [] for metric in METRICS}})
 
 
@@ -208,13 +209,14 @@ def train(args: argparse.Namespace, data: dict[str, Any], rank: int, size: int, 
         batches.set_epoch(epoch)
         runs.set_seed(runs.seed_of_epoch(runs.seed_of_epoch(args.seed, epoch), rank))  # distortions differ
         seconds = train_epoch(*in_parallel, tuple(optimizers.values()), loader, device, rank > 0)
+        memory = peak_memory(device)
         found = evaluate(network, data["val"], device, rank, size)
         for key, value in {**found, "seconds_per_iteration": seconds}.items():
             history[key].append(value)
-        print(
-            f"{NAME}: validation Recall@1 {100 * found['recall_at_1']:.1f}%, {seconds:.3f} s per iteration of ", end=""
+        cost = (
+            f"{seconds:.3f} s per iteration of {batch_size} images, {size} process(es), at most {memory} in the first"
         )
-        print(f"{batch_size} images, {size} process(es), at most {peak_memory(device)} in the first")
+        print(f"{NAME}: validation Recall@1 {100 * found['recall_at_1']:.1f}%, {cost}")
         in_first(lambda: run.save(parts, history=history, processes=size))
     result = {"metrics": evaluate(network, data["test"], device, rank, size), "history": history}
     return in_first(lambda: run.finish(result))
