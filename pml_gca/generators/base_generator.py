@@ -23,7 +23,6 @@ from ..utils.validation import (
     check_positive_int,
 )
 from .batch import PHASES, Batch, HostValues
-from .no_groups import NoGroups
 
 
 @dataclass(frozen=True)
@@ -208,10 +207,9 @@ class BaseGenerator(ModuleWithRecords):
         return largest_value(dtype)
 
     def parameter_groups(self, lr: float, *, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
-        """Return optimizer groups of the parameters that may learn; an empty list if there are none."""
+        """Return optimizer groups of the parameters that may learn; one group without parameters if there are none."""
         check_learning_rates(lr=lr, classifier_lr=classifier_lr)
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        return [{"params": parameters, "lr": lr}] if parameters else NoGroups(type(self).__name__)
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
 
     def objective_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that `generation_loss` trains: an alternating schedule steps them twice."""

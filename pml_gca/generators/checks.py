@@ -14,4 +14,6 @@ def check_generator(generator: object, kind: type[BaseGenerator] = BaseGenerator
         hint = f". Make one: {generator.__name__}(num_classes, embedding_size)"
     elif isinstance(getattr(generator, "generator", None), kind):
         hint = ". Pass the generator inside it: .generator"
+    elif kind is BaseGenerator:
+        hint = ", instead of one such as GlobalCorrelationGenerator(num_classes, embedding_size)"
     raise TypeError(f"generator must be {expected}, got {found}{hint}")

@@ -108,7 +108,8 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
         """Return the groups of the generator inside, and the node classifier at `lr`."""
         check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         groups = self.generator.parameter_groups(lr, classifier_lr=classifier_lr)
-        return [*groups, {"params": list(self.propagation.parameters()), "lr": lr}]
+        groups.append({"params": list(self.propagation.parameters()), "lr": lr})
+        return [group for group in groups if group["params"]]
 
     def objective_parameters(self) -> list[nn.Parameter]:
         """Return those of the generator inside: the node classifier has nothing to do with `generation_loss`."""

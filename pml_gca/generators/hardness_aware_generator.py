@@ -17,7 +17,6 @@ from ..utils.validation import check_flag, check_learning_rates, check_number
 from .base_generator import BaseGenerator, SyntheticNegatives
 from .batch import Batch
 from .interpolation import interpolate, pull_strength
-from .no_groups import NoGroups
 from .planning import on_device, plan_negative_pairs
 
 TERMS = ("reconstruction_loss", "softmax_loss", "auxiliary_classification_loss", "generation_loss")
@@ -131,10 +130,13 @@ class HardnessAwareGenerator(BaseGenerator):
         return math.sqrt(torch.finfo(torch.promote_types(dtype, torch.float32)).max / self.embedding_size) / 4
 
     def parameter_groups(self, lr: float, *, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
-        """Return optimizer groups: the network at `lr`, the classifier at `classifier_lr`; none without `reembed`."""
+        """Return optimizer groups: the network at `lr`, the classifier at `classifier_lr`.
+
+        Without `reembed` it is one group without parameters.
+        """
         check_learning_rates(lr=lr, classifier_lr=classifier_lr)
         if not self.reembed:
-            return NoGroups(type(self).__name__)
+            return super().parameter_groups(lr)
         return [
             {"params": list(self.network.parameters()), "lr": lr},
             {"params": list(self.auxiliary_classifier.parameters()), "lr": classifier_lr},

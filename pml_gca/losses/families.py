@@ -90,24 +90,22 @@ def synthetic_loss(loss: nn.Module, batch: SyntheticBatch) -> Tensor:
 
 def unknown_loss_message(loss: object) -> str:
     """Return the error message for a loss whose type has no registered function."""
-    name = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
-    return (
-        f"loss must be of a type that is registered with synthetic_loss, got {name}. {_hint(loss)}For a loss of "
-        f"your own, register a function with pml_gca.losses.synthetic_loss.register(YourLoss). {CALL_FORMS}"
+    hint = _hint(loss) or (
+        "For a loss of your own, register a function with pml_gca.losses.synthetic_loss.register(YourLoss). "
+        f"{CALL_FORMS}"
     )
+    return f"loss must be of a type that is registered with synthetic_loss, got {type(loss).__name__}. {hint}"
 
 
 def _hint(loss: object) -> str:
-    """Return advice for an object that is nearly a loss; empty if there is none."""
-    if isinstance(loss, type):
-        return f"Make one: {loss.__name__}(...). "
+    """Return advice for an object that is around a loss; empty if there is none."""
     if hasattr(loss, "generator_level"):
-        return "It has its generator already: use it as it is. "
+        return "It has its generator already: use it as it is"
     for inside in ("loss", "module", "_orig_mod"):
         if hasattr(getattr(loss, inside, None), "generator_level"):
-            return "The loss inside it has its generator already: use it as it is. "
+            return "The loss inside it has its generator already: use it as it is"
         if isinstance(getattr(loss, inside, None), nn.Module):
-            return f"Wrap the loss inside it, HardNegativeGenerationLoss(loss.{inside}, generator), and put it around. "
+            return f"Wrap the loss inside it, HardNegativeGenerationLoss(loss.{inside}, generator), and put it around"
     return ""
 
 

@@ -66,7 +66,7 @@ def whole_batch(
     """
     if phase is None:
         return gathered(gathering, loss, given, mode="the wrapped loss alone")
-    check = partial(check_arguments, loss.loss, generator, *given[:2], *given[3:], memory=loss.memory)
+    check = partial(check_arguments, loss.loss, generator, *given, memory=loss.memory)
     limits = Limits(generator.num_classes, generator.largest_value)
     mode = f"training, phase {phase}" + ", with shared edges" * loss.shard_edges
     if loss.memory is not None:

@@ -1,8 +1,10 @@
 """References that PML passes beside a batch: they join its graph, unless they repeat a sample of the batch."""
 
+from types import NoneType
 from typing import Any
 
 import torch
+from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
@@ -19,6 +21,7 @@ def check_arguments(
     generator: BaseGenerator,
     embeddings: Tensor,
     labels: Tensor | None,
+    indices_tuple: tuple[Tensor, ...] | None,
     ref_emb: Tensor | None,
     ref_labels: Tensor | None,
     *,
@@ -29,16 +32,20 @@ def check_arguments(
     Args:
         loss: the wrapped loss.
         generator: the generator that the batch is for.
+        indices_tuple: what a miner returned.
         embeddings, labels, ref_emb, ref_labels, memory: as for `make_batch`.
 
     Raises:
-        TypeError, ValueError: there are no labels; PML's implementation of the loss takes no `ref_emb`; there is a
-            memory beside it; or shapes or dtypes are not as `BaseGenerator.forward` requires.
+        TypeError, ValueError: there are no labels; `indices_tuple` is no tuple; PML's implementation of the loss takes
+            no `ref_emb`; there is a memory beside it; or shapes or dtypes are not as `BaseGenerator.forward` requires.
     """
     if labels is None:
         raise ValueError(LABELS_REQUIRED)
     check_supported_loss(loss)  # the loss or its reducer may have been replaced
     generator.check_shapes(embeddings, labels)
+    if not isinstance(indices_tuple, (tuple, list, NoneType)):
+        call = ": call it, miner(embeddings, labels)" if isinstance(indices_tuple, BaseMiner) else ""
+        raise TypeError(f"indices_tuple must be what a miner returns, got {type(indices_tuple).__name__}{call}")
     if ref_emb is None or (ref_emb is embeddings and ref_labels is labels):
         return
     check_memory(memory)

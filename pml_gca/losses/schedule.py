@@ -66,12 +66,14 @@ class ScheduledLoss(LoggedLoss):
             loss_lr: learning rate of the wrapped loss's own parameters, such as proxies; `lr` if None.
 
         Returns:
-            An empty list if neither the generator nor the wrapped loss has parameters: no optimizer is needed.
+            One group without parameters if neither the generator nor the wrapped loss has any: an optimizer takes it,
+            and does nothing. A gradient scaler refuses to step an optimizer of nothing else: leave it out there.
         """
         loss_lr = lr if loss_lr is None else loss_lr
         check_learning_rates(lr=lr, classifier_lr=classifier_lr, loss_lr=loss_lr)
-        groups, own = self.generator.parameter_groups(lr, classifier_lr=classifier_lr), list(self.loss.parameters())
-        return [*groups, {"params": own, "lr": loss_lr}] if own else groups
+        groups = self.generator.parameter_groups(lr, classifier_lr=classifier_lr)
+        groups.append({"params": list(self.loss.parameters()), "lr": loss_lr})
+        return [group for group in groups if group["params"]] or groups[:1]
 
     def clip_grad_norm_(self, max_norm: float) -> dict[str, Tensor]:
         """Scale down the gradients of each group of `parameter_groups` whose norm is larger than `max_norm`.

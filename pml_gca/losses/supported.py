@@ -3,7 +3,10 @@
 from collections.abc import Callable
 
 from pytorch_metric_learning import losses
-from pytorch_metric_learning.reducers import DoNothingReducer, PerAnchorReducer
+from pytorch_metric_learning.distances import BaseDistance
+from pytorch_metric_learning.miners import BaseMiner
+from pytorch_metric_learning.reducers import BaseReducer, DoNothingReducer, PerAnchorReducer
+from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor, nn
 
 from ..generators.base_generator import BaseGenerator
@@ -125,11 +128,19 @@ LIKE_TORCH = {
 }
 """The PML loss of embeddings and labels that is most like a loss of `torch.nn`."""
 
+PARTS = {
+    BaseMiner: "miner {name}. Its pairs are for each call: loss(embeddings, labels, miner(embeddings, labels))",
+    BaseDistance: "distance {name}. It belongs to a loss: losses.ContrastiveLoss(distance=...)",
+    BaseReducer: "reducer {name}. It belongs to a loss: losses.ContrastiveLoss(reducer=...)",
+    BaseRegularizer: "regularizer {name}. It belongs to a loss: losses.ContrastiveLoss(embedding_regularizer=...)",
+}
+"""What is said of a part of PML that is given as the loss."""
+
 
 def mistaken_loss_message(loss: object) -> str | None:
-    """Return the error message for what is given in place of a loss by mistake: a generator, or a loss of torch."""
-    name = loss.__name__ if isinstance(loss, type) else type(loss).__name__
+    """Return the error message for what is given in place of a loss by mistake; None for a module of another kind."""
     kind = loss if isinstance(loss, type) else type(loss)
+    name = kind.__name__
     if issubclass(kind, BaseGenerator):
         return f"loss must be a loss, got the generator {name}: pass the loss first, as in {SIGNATURE}"
     if kind.__module__ == "torch.nn.modules.loss":
@@ -140,6 +151,15 @@ def mistaken_loss_message(loss: object) -> str | None:
             f"torch.nn, which takes other arguments. Take {instead}. A loss of a classifier's logits stays beside it: "
             "add the two"
         )
+    for part, what in PARTS.items():
+        if issubclass(kind, part):
+            return f"loss must be a loss, got the {what.format(name=name)}"
+    if isinstance(loss, type):
+        return f"loss must be a loss, got the class {name}. Make one: {name}(...)"
+    if not isinstance(loss, nn.Module):
+        several = isinstance(loss, (list, tuple, dict))
+        hint = ". To combine several, wrap losses.MultipleLosses" if several else f", as in {SIGNATURE}"
+        return f"loss must be a loss of pytorch_metric_learning, or a torch.nn.Module of your own; got {name}{hint}"
     return None
 
 

@@ -136,7 +136,7 @@ def build_training_setup(
         first = [partial(cosine_to_zero, recipe.epochs) for _ in of_generator[:1]]
         factors = [*first, *(constant for _ in of_generator[1:]), *factors]
     loss = loss.to(device)
-    if groups:
+    if any(group["params"] for group in groups):
         optimizer = optimizers["metric_loss_optimizer"] = AdamW(groups, weight_decay=recipe.weight_decay)
         schedulers["metric_loss_scheduler_by_epoch"] = LambdaLR(optimizer, factors)
     clipped = {**models, "metric_loss": loss}

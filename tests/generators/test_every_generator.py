@@ -178,7 +178,7 @@ def test_without_parameters_negatives_count_fully_from_the_start(name):
     assert not generator.has_objective
     assert not list(generator.parameters())
     assert not generator.state_dict()
-    assert loss.parameter_groups(lr=1.0) == []
+    assert loss.parameter_groups(lr=1.0) == [{"params": [], "lr": 1.0}]
     for _ in range(2):
         assert loss(random_rows(6), torch.arange(6) % 3) == 8
     assert loss.generator_level == math.inf

@@ -142,7 +142,7 @@ def test_parameter_groups():
     assert (network["lr"], classifier["lr"]) == (0.1, 0.2)
     assert network["params"] + classifier["params"] == list(generator.parameters())
     assert [tuple(p.shape) for p in network["params"]] == [(16, 8), (16,), (8, 16), (8,)]
-    assert HardnessAwareGenerator(NUM_CLASSES, SIZE).parameter_groups(lr=0.1) == []
+    assert HardnessAwareGenerator(NUM_CLASSES, SIZE).parameter_groups(lr=0.1) == [{"params": [], "lr": 0.1}]
 
 
 def test_reembedding_learns_to_reconstruct_and_to_keep_classes():
