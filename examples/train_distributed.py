@@ -194,8 +194,8 @@ def train(args: argparse.Namespace, data: dict[str, Any], rank: int, size: int, 
     norm = partial(nn.GroupNorm, 8)
     models = build_models(training_set[0][0].shape[0], num_classes, args.embedding_size, norm)
     network = nn.Sequential(models["trunk"], models["embedder"]).to(device)
-    options = {"gather_across_devices": True, "shard_edges": args.shard_edges}
-    loss, groups = build_loss(args.generator, args, num_classes, **options)
+    shared = {"gather_across_devices": True, "shard_edges": args.shard_edges}
+    loss, groups = build_loss(args.generator, args, num_classes, **shared)
     loss.to(device)
     adamw = partial(torch.optim.AdamW, lr=args.lr, weight_decay=1e-4)
     optimizers = {"network_optimizer": adamw(network.parameters())}
@@ -213,9 +213,7 @@ def train(args: argparse.Namespace, data: dict[str, Any], rank: int, size: int, 
         found = evaluate(network, data["val"], device, rank, size)
         for key, value in {**found, "seconds_per_iteration": seconds}.items():
             history[key].append(value)
-        cost = (
-            f"{seconds:.3f} s per iteration of {batch_size} images, {size} process(es), at most {memory} in the first"
-        )
+        cost = f"{seconds:.3f} s per iteration of {batch_size} images, {size} process(es), {memory} in the first"
         print(f"{NAME}: validation Recall@1 {100 * found['recall_at_1']:.1f}%, {cost}")
         in_first(lambda: run.save(parts, history=history, processes=size))
     result = {"metrics": evaluate(network, data["test"], device, rank, size), "history": history}
