@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ..utils.validation import check_choice, check_flag, check_functions, check_int, count_of, first_of
 from .affine import AffineRange, check_augment, check_range, draw_affines, to_unit, warp
-from .folder_layout import classes_of_split, read_folder
+from .folder_layout import classes_of_split, notes_on, read_folder
 from .image_files import LAYOUT, warn_left_out
 from .image_reading import check_images, load_images, open_image
 from .splits import DEFAULT_FRACTIONS, check_fractions, check_split, split_sizes
@@ -114,8 +114,9 @@ class ClassFolder(Dataset[tuple[Any, int]]):
             try:
                 split_sizes(len(found.files), self.fractions)
             except ValueError as error:
+                hints = "; ".join([*found.notes, LAYOUT])
                 there_are = f"{count_of(len(found.files), 'class folder')} ({first_of(list(found.files))})"
-                raise ValueError(f"{self.root} holds {there_are}: {error}; {LAYOUT}") from None
+                raise ValueError(f"{self.root} holds {there_are}: {error}; {hints}") from None
         chosen = classes_of_split(found, self.split, self.fractions, self.seed, self.root)
         if not chosen:
             raise ValueError(f"split 'val' is empty, as fractions gives it 0: {self.fractions}")
@@ -124,12 +125,13 @@ class ClassFolder(Dataset[tuple[Any, int]]):
         if skip:
             failed = check_images(self.root, everything, progress=progress, skip=True)
         reasons = {path: f"cannot be read ({type(error).__name__})" for path, error in failed.items()}
-        self.left_out, self.notes = found.left_out | reasons, found.notes
+        self.left_out = found.left_out | reasons
         warn_left_out(self.root, self.left_out)
         if not skip:
             check_images(self.root, everything, progress=progress)
-        left = {name: [path for path in found.files[name] if path not in failed] for name in chosen}
-        self.classes = [name for name, files in left.items() if files]
+        left = {name: [path for path in files if path not in failed] for name, files in found.files.items()}
+        self.notes = notes_on(left)
+        self.classes = [name for name in chosen if left[name]]
         if not self.classes:
             raise ValueError(f"no image of the {self.split} split of {self.root} can be read")
         self.num_classes = len(self.classes)
@@ -173,6 +175,9 @@ class ClassFolder(Dataset[tuple[Any, int]]):
 def _check_transform(transform: Callable[[Any], Any] | None, **replaced: Any) -> Callable[[Any], Any] | None:
     """Return the transform. Raise if it is no function, or if options are given that it replaces."""
     check_functions(transform=transform)
+    if isinstance(transform, type):
+        name = transform.__name__
+        raise TypeError(f"transform must be a function, got the class {name}. Make one: {name}(...)")
     given = [name for name, value in replaced.items() if value]
     if transform is not None and given:
         raise ValueError(f"transform replaces {', '.join(given)}: leave {'it' if len(given) == 1 else 'them'} out")

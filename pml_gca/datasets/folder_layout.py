@@ -12,6 +12,7 @@ from .image_files import find_images
 from .splits import DEFAULT_FRACTIONS, SPLITS, split_classes
 
 CLASSES_OF_A_SPLIT = {"train": 2, "val": 1, "test": 2}
+LIKE_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def read_folder(root: str | os.PathLike[str], *, skip_empty: bool = False) -> Fo
         skip_empty: leave out class folders without images, instead of raising an error.
 
     Raises:
-        ValueError: as for `find_images`, or a class is in two splits.
+        ValueError: as for `find_images`, or a class is in two splits, or two subfolders are named like splits and hold
+            folders, but the layout is not the one above.
     """
     split_folders = _split_folders(Path(root))
     files: dict[str, list[Path]] = {}
@@ -68,10 +70,14 @@ def _split_folders(root: Path) -> dict[str, Path] | None:
     if not root.is_dir():
         return None
     inside = {path.name: path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    alike = [folder for name, folder in inside.items() if name.lower() in LIKE_SPLITS]
+    if len(alike) < 2 or not all(any(path.is_dir() for path in folder.iterdir()) for folder in alike):
+        return None
     if not {"train", "test"} <= inside.keys() <= set(SPLITS):
-        return None
-    if not all(any(path.is_dir() for path in folder.iterdir()) for folder in inside.values()):
-        return None
+        raise ValueError(
+            f"{root} seems to be split already, but its folders are {first_of(sorted(inside))}; expected train, test "
+            "and perhaps val, in lower case, and no other ones. Rename them, or move others elsewhere"
+        )
     return {split: inside[split] for split in SPLITS if split in inside}
 
 
@@ -114,6 +120,11 @@ def classes_of_split(
     if "val" not in given:
         share = fractions[1] / (fractions[0] + fractions[1])
         names = given["train"]
+        if share and len(names) < 2 * CLASSES_OF_A_SPLIT["train"]:
+            raise ValueError(
+                f"{root / 'train'} must hold at least {count_of(2 * CLASSES_OF_A_SPLIT['train'], 'class folder')}, as "
+                f"some are held out for the val split, found {len(names)}. Add more, or a folder {root / 'val'}"
+            )
         parts = {
             own: [names[i] for i in split_classes(names, part, (1 - share, 0.0, share), seed)] if share else []
             for own, part in (("train", "train"), ("val", "test"))

@@ -27,6 +27,8 @@ CIRCLE = "link to a folder that it lies in"
 SPECIAL = "neither file nor folder"
 EMPTY = "class folder without images"
 
+SKIP_EMPTY = "To leave such folders out, give unreadable='skip' (--unreadable skip in the examples)"
+
 _warned: set[str] = set()
 
 
@@ -82,8 +84,8 @@ def find_images(
         held = f" ({some})" if some else ""
         verb = "holds" if len(empty) == 1 else "hold"
         raise ValueError(
-            f"{count_of(len(empty), 'class folder')} of {folder} {verb} no image: {first_of(empty)}{held}; {LAYOUT}. "
-            "To leave such folders out, give unreadable='skip' (--unreadable skip in the examples)"
+            f"{count_of(len(empty), 'class folder')} of {folder} {verb} no image: {first_of(empty)}{held}; {LAYOUT}"
+            + ("" if skip_empty else f". {SKIP_EMPTY}")
         )
     return classes, search.left_out
 

@@ -6,6 +6,8 @@ import hashlib
 import math
 from collections.abc import Sequence
 
+from ..utils.validation import count_of
+
 SPLITS = ("train", "val", "test")
 DEFAULT_FRACTIONS = (0.4, 0.1, 0.5)
 
@@ -40,7 +42,10 @@ def split_sizes(count: int, fractions: tuple[float, float, float]) -> tuple[int,
     """
     least = (2, 1 if fractions[1] > 0 else 0, 2)
     if count < sum(least):
-        raise ValueError(f"{count} classes cannot be split; at least {sum(least)} are needed {least}")
+        needed = ", ".join(f"{number} for {split}" for number, split in zip(least, SPLITS, strict=True))
+        raise ValueError(
+            f"{count_of(count, 'class', 'classes')} cannot be split; at least {sum(least)} are needed ({needed})"
+        )
     val, test = round(count * fractions[1]), round(count * fractions[2])
     sizes = [count - val - test, val, test]
     while any(size < low for size, low in zip(sizes, least, strict=True)):

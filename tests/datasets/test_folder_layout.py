@@ -90,6 +90,32 @@ def test_classes_named_like_splits(tmp_path: Path) -> None:
     assert (set(found.files), found.given) == ({"train", "test"}, None)
 
 
+@pytest.mark.parametrize(
+    "names", [("Train", "Test"), ("train", "valid", "test"), ("train", "val"), ("train", "test", "meta")]
+)
+def test_folders_that_are_nearly_split(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name, letters in zip(names, ("abcd", "efgh", "ij"), strict=False):
+        write(tmp_path / name, letters)
+    message = f"seems to be split already, but its folders are {', '.join(sorted(names))}; expected train, test and"
+    for load in (ClassFolder, benchmark_of):
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path)
+
+
+def test_too_few_classes_to_hold_some_out(given: Path) -> None:
+    shutil.rmtree(given / "val")
+    shutil.rmtree(given / "train" / "a")
+    with pytest.raises(ValueError, match=r"train must hold at least 4 class folders, as some are held out .* found 3"):
+        ClassFolder(given, "train")
+
+
+def test_classes_one_level_too_deep(tmp_path: Path) -> None:
+    write(tmp_path / "images", "abcdefgh")
+    message = r"1 class cannot be split; at least 5 are needed \(2 for train, 1 for val, 2 for test\); 1 class folder "
+    with pytest.raises(ValueError, match=message + "with images in subfolders.*put them directly into the data folder"):
+        ClassFolder(tmp_path)
+
+
 def benchmark_of(root: Path, **options: Any) -> Benchmark:
     return load_benchmark("folder", root, train_transform=np.asarray, test_transform=np.asarray, **options)
 
@@ -139,6 +165,7 @@ def test_transforms_of_torchvision_fit(given: Path) -> None:
         ({"augment": True}, "transform replaces augment: leave it out"),
         ({"in_memory": True, "augment": True}, "transform replaces augment, in_memory: leave them out"),
         ({"transform": "resize"}, "transform must be a function or None, got str"),
+        ({"transform": Path}, r"transform must be a function, got the class Path\. Make one: Path\(\.\.\.\)"),
         ({"unreadable": "ignore"}, "unreadable must be stop or skip, got 'ignore'"),
     ],
 )
@@ -202,6 +229,21 @@ def test_a_split_without_readable_images(spoilt: Path) -> None:
     message = r"no image of the val split of .* can be read"
     with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match=message):
         ClassFolder(spoilt, "val", unreadable="skip")
+
+
+def test_no_folder_holds_an_image(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for unreadable in ("stop", "skip"):
+        with pytest.raises(ValueError, match=r"1 class folder of .* holds no image: a") as raised:
+            ClassFolder(tmp_path, unreadable=unreadable)
+        assert ("give unreadable='skip'" in str(raised.value)) == (unreadable == "stop")
+
+
+def test_notes_count_the_images_that_are_left(spoilt: Path) -> None:
+    (spoilt / "b" / "0.png").write_text("no image")
+    with pytest.warns(UserWarning, match="left out"):
+        notes = ClassFolder(spoilt, "train", image_size=8, unreadable="skip").notes
+    assert [note.partition(";")[0] for note in notes] == ["1 class of one image: b"]
 
 
 def test_notes_name_subfolders_and_classes_of_one_image(given: Path) -> None:
