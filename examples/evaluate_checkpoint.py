@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from parsers.evaluate_checkpoint import build_parser
+from parsers import evaluate_parser
 
 if __name__ == "__main__":
-    build_parser().parse_args()  # shows --help and typing errors before the imports below, which take seconds
+    evaluate_parser().parse_args()  # shows --help and typing errors before the imports below, which take seconds
 
 from pml_gca.datasets import load_benchmark
 from pml_gca.paper import Options, evaluate, find_recipe, load_published_checkpoint
@@ -73,7 +73,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = build_parser()
+    parser = evaluate_parser()
     args = parser.parse_args(argv)
     try:
         check_arguments(parser, args)

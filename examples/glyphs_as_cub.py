@@ -1,18 +1,34 @@
 """Write characters in 16 fonts in the folder layout of CUB-200-2011, to try the paper's protocol without a download."""
 
+import argparse
 import sys
-
-from parsers.glyphs_as_cub import build_parser
-
-if __name__ == "__main__":
-    build_parser().parse_args()  # shows --help and typing errors before the imports below, which take seconds
+from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from pml_gca.datasets import Glyphs
-
 FIRST_TEST_CLASS = 101  # CUB trains on classes 1 to 100
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = argparse.ArgumentParser(
+        description="Write characters in 16 fonts in the folder layout of CUB-200-2011, to try the paper's protocol "
+        "without a download."
+    )
+    parser.add_argument(
+        "folder", type=Path, help="where to write the folder CUB_200_2011; created if it does not exist"
+    )
+    parser.add_argument(
+        "--classes",
+        type=int,
+        default=100,
+        help="number of training classes, and of test classes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--image-size", type=int, default=256, help="side of the images, in pixels (default: %(default)s)"
+    )
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"{root} exists already")
     if args.folder.exists() and not args.folder.is_dir():
         parser.error(f"folder must be a folder or not exist yet; {args.folder} is a file")
+
+    from pml_gca.datasets import Glyphs  # takes seconds
 
     names, labels = [], []
     for split, first in (("train", 1), ("test", FIRST_TEST_CLASS)):

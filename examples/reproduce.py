@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from parsers.reproduce import build_parser
+from parsers import reproduce_parser
 
 if __name__ == "__main__":
-    build_parser().parse_args()  # shows --help and typing errors before the imports below, which take seconds
+    reproduce_parser().parse_args()  # shows --help and typing errors before the imports below, which take seconds
 
 import importlib
 import os
@@ -38,7 +38,7 @@ from pml_gca.utils.validation import count_of, first_of
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Return the arguments, completed by `complete`."""
-    parser = build_parser()
+    parser = reproduce_parser()
     args = parser.parse_args(argv)
     check_minimums(parser, args, seeds=1, first_seed=0, workers=0, image_size=16)
     try:

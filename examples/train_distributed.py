@@ -8,10 +8,10 @@ import argparse
 import os
 import sys
 
-from parsers.train_distributed import parse_arguments
+from parsers import SAMPLES_PER_CLASS, distributed_arguments
 
 if __name__ == "__main__":
-    parse_arguments()  # shows --help and typing errors before the imports below, which take seconds
+    distributed_arguments()  # shows --help and typing errors before the imports below, which take seconds
 
 import statistics
 import time
@@ -24,7 +24,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from parsers.train_with_classifier import SAMPLES_PER_CLASS
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler, Subset
@@ -221,7 +220,7 @@ def train(args: argparse.Namespace, data: dict[str, Any], rank: int, size: int, 
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
+    args = distributed_arguments(argv)
     rank, size, device = join_processes()
     data: dict[str, Any] = {}
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "overwrite")}

@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from parsers.train_with_classifier import KINDS, NUM_HEADS, SAMPLES_PER_CLASS, SEVERAL, parse_arguments
+from parsers import KINDS, NUM_HEADS, SAMPLES_PER_CLASS, SEVERAL, classifier_arguments
 
 if __name__ == "__main__":
-    parse_arguments()  # shows --help and typing errors before the imports below, which take seconds
+    classifier_arguments()  # shows --help and typing errors before the imports below, which take seconds
 
 import time
 from collections.abc import Callable
@@ -159,7 +159,7 @@ def train(name: str, kind: str, args: argparse.Namespace, data: dict[str, Any], 
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
+    args = classifier_arguments(argv)
     try:
         data = load_data(args)
     except (OSError, ValueError) as error:

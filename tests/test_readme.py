@@ -31,7 +31,7 @@ def test_code_shown_has_the_settings_of_the_measured_command(monkeypatch):
     exec(compile(block, "README.md", "exec"), shown)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     example = importlib.import_module("train_with_classifier")
-    args = example.parse_arguments([])
+    args = example.classifier_arguments([])
     measured = NAMED_LOSSES[args.loss](20, 128)
     loss, generator = shown["loss"].loss, shown["generator"]
     assert settings_of(loss, "embedding_reg_weight") == settings_of(measured, "embedding_reg_weight")

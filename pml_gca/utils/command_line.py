@@ -1,6 +1,7 @@
 """Options that several scripts share."""
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -18,6 +19,14 @@ def check_minimums(parser: argparse.ArgumentParser, args: argparse.Namespace, **
         for number in given if isinstance(given, list) else [given]:
             if number is not None and number < minimum:
                 parser.error(f"--{name.replace('_', '-')} must be at least {minimum}, got {number}")
+
+
+def check_rates(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """Exit with a message if one of these learning rates, named as in `args`, is no finite number of at least 0."""
+    for name in names:
+        if not 0 <= getattr(args, name) < math.inf:
+            option = name.replace("_", "-")
+            parser.error(f"--{option} must be a finite number of at least 0, got {getattr(args, name)}")
 
 
 def add_folder_options(parser: argparse.ArgumentParser, default: str) -> None:

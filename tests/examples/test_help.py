@@ -55,3 +55,14 @@ def test_unknown_options_without_slow_packages(script: Path, without_slow_packag
     ran = run(script, ["--no-such-option"], without_slow_packages)
     assert ran.returncode == 2, ran.stderr
     assert "error: " in ran.stderr
+
+
+@pytest.mark.parametrize("script", ["train_with_classifier.py", "train_distributed.py"])
+@pytest.mark.parametrize("words", [["--lr", "-1"], ["--generator-lr", "nan"], ["--generator-lr", "inf"]])
+def test_bad_rates_before_anything_is_trained(
+    script: str, words: list[str], without_slow_packages: dict[str, str]
+) -> None:
+    ran = run(EXAMPLES / script, words, without_slow_packages)
+    assert ran.returncode == 2, ran.stderr
+    number = float(words[1])
+    assert f"error: {words[0]} must be a finite number of at least 0, got {number}" in ran.stderr

@@ -125,7 +125,7 @@ def test_hardest_real_negatives(pictures, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMED_GENERATORS)
 def test_every_generator_is_made_by_name(name):
-    args = train_with_classifier.parse_arguments(["--generator", name])
+    args = train_with_classifier.classifier_arguments(["--generator", name])
     loss, groups = train_with_classifier.build_loss(name, args, 5)
     assert type(loss.generator) is type(NAMED_GENERATORS[name](5, 128))
     assert [p for group in groups for p in group["params"]] == list(loss.parameters())

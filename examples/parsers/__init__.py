@@ -1,1 +1,0 @@
-"""Command lines of the examples. They load no torch: `--help` is shown at once."""
