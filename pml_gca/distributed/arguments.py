@@ -60,8 +60,8 @@ def fingerprint(indices: tuple[Tensor, ...] | None, device: torch.device) -> Ten
     return total
 
 
-def check_gatherable(given: CallArguments) -> None:
-    """Raise unless embeddings, labels and references are tensors of rows."""
+def check_gatherable(given: CallArguments, device: torch.device) -> None:
+    """Raise unless embeddings, labels and references are tensors of rows, and processes exchange on their device."""
     pairs = (
         ("embeddings", given.embeddings, "labels", given.labels),
         ("ref_emb", given.ref_emb, "ref_labels", given.ref_labels),
@@ -76,11 +76,30 @@ def check_gatherable(given: CallArguments) -> None:
             raise TypeError(f"{name} must be a floating (rows, channels) tensor, got {found}")
         if labels is not None:
             check_labels(labels, len(rows), of_labels, of=name)
+    if given.embeddings.device != device:
+        raise ValueError(
+            f"embeddings must be on a device of the process group, such as {device}; got {given.embeddings.device}"
+        )
+    if given.indices_tuple is not None:
+        check_indices(given.indices_tuple)
+
+
+def check_indices(indices: object) -> None:
+    """Raise TypeError unless this is a tuple of tensors, as miners return it."""
+    found = type(indices).__name__
+    if isinstance(indices, (tuple, list)):
+        others = [type(part).__name__ for part in indices if not isinstance(part, Tensor)]
+        if not others:
+            return
+        found += f" with {others[0]}"
+    raise TypeError(f"indices_tuple must be a tuple of tensors, got {found}")
 
 
 def facts_of(given: CallArguments, mode: str, module: nn.Module | None) -> dict[str, str]:
     """Return what must be the same in all processes."""
-    facts = {"what is computed": mode}
+    device = given.embeddings.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else "none"
+    facts = {"what is computed": mode, "the dtype of autocast": str(autocast)}
     for name, rows, labels in (("embeddings", *given[:2]), ("ref_emb", *given[3:])):
         facts[f"{name} given"] = "none" if rows is None else "with labels" if labels is not None else "without labels"
         if rows is not None:
@@ -88,7 +107,18 @@ def facts_of(given: CallArguments, mode: str, module: nn.Module | None) -> dict[
     facts["references"] = "the batch itself" if given.repeats_batch else "others, if any"
     sizes = [len(part) for part in given.indices_tuple or ()]
     facts["the sizes of indices_tuple, which is that of the global batch,"] = str(sizes)
-    if module is not None:
-        count = sum(x.numel() for x in (*module.parameters(), *module.buffers()))
-        facts[f"the number of values in the parameters of {type(module).__name__}"] = str(count)
-    return facts
+    return facts if module is None else facts | facts_of_module(module)
+
+
+def facts_of_module(module: nn.Module) -> dict[str, str]:
+    """Return what must be the same in all processes so that they compute and exchange the same tensors."""
+    name, parameters = type(module).__name__, list(module.parameters())
+    values: dict[str, int] = {}
+    for tensor in (*parameters, *module.buffers()):
+        values[str(tensor.dtype)] = values.get(str(tensor.dtype), 0) + tensor.numel()
+    return {
+        f"the parts of {name}": ", ".join(f"{key} {type(part).__name__}" for key, part in module.named_children()),
+        f"the number of values in the parameters of {name}": str(values),
+        f"the number of values that {name} learns": str(sum(x.numel() for x in parameters if x.requires_grad)),
+        f"the number of modules of {name} in training mode": str(sum(part.training for part in module.modules())),
+    }

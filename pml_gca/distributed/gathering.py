@@ -66,7 +66,7 @@ def device_of(given: CallArguments, module: nn.Module | None, processes: Process
     kinds = [backend.split(":")[0] for backend in backends.split(",")]
     if device.type in kinds:
         return device
-    return torch.device(kinds[0], torch.get_device_module(kinds[0]).current_device())
+    return torch.device(kinds[0])
 
 
 @contextmanager
@@ -84,8 +84,8 @@ def gathered(
     Rows are in the order of ranks; a process may have none. Own rows get W times the gradient of the value that every
     process computes. Three collectives: numbers, rows and labels; two more with references. The host waits for the
     device once, for the numbers. One number is drawn from the host's random generator; apart from that, the generators
-    of host and device are afterwards as they were before. The first time, parameters and buffers of `module` become
-    those of the first process.
+    of host and device are afterwards as they were before. The first time, and after an error, parameters and buffers of
+    `module` become those of the first process.
 
     Without other processes the context gets what was given.
 
@@ -113,6 +113,7 @@ def gathered(
             yield whole
     except BaseException:
         torch.set_rng_state(state)
+        gathering.is_equal = False  # others may have gone on, and have observed the batch
         raise
 
 
@@ -128,20 +129,13 @@ def gather_arguments(
     """Return a seed that all processes share, and the arguments of all; parameters as for `gathered`."""
     error: Exception | None = None
     device = device_of(given, module, processes)
-    try:
-        check()
-        check_gatherable(given)
-        if given.embeddings.device != device:
-            raise ValueError(
-                f"embeddings must be on a device of the process group, such as {device}; got {given.embeddings.device}"
-            )
-    except Exception as own:  # every process raises it
-        error = own
-    rows, references = given.embeddings, None if given.repeats_batch else given.ref_emb
     seed = int(torch.empty((), dtype=torch.long, device="cpu").random_())
+    rows, references = given.embeddings, None if given.repeats_batch else given.ref_emb
     numbers, facts = [seed, gathering.is_equal or module is None, 0, 0, False, False], {}
     measured = torch.zeros(2 * MEASURED + 1, dtype=torch.long, device=device)
-    if error is None:
+    try:
+        check()
+        check_gatherable(given, device)
         facts = facts_of(given, mode, module)
         numbers[2:] = [len(rows), len(rows[:0] if references is None else references), rows.requires_grad,
                        references is not None and references.requires_grad]  # fmt: skip
@@ -151,6 +145,8 @@ def gather_arguments(
                 found = measure(references, given.ref_labels, limits.largest(references.dtype))
                 measured[MEASURED:-1] = to_device(found, device)
         measured[-1:] = fingerprint(given.indices_tuple, device)
+    except Exception as own:  # every process raises it
+        error = own
     table = exchange([int(number) for number in numbers], measured, facts, error, processes)
     if limits is not None:
         check_values(table, given, limits, processes)

@@ -83,6 +83,14 @@ class Gathering:
             )
         return find_processes(self.group) if self.enabled else None
 
+    def after_loading(self, *modules: nn.Module) -> None:
+        """Let the next call take over the first process's values after one of these modules has loaded a state."""
+        for module in modules:
+            module.register_load_state_dict_post_hook(self._loaded)
+
+    def _loaded(self, module: nn.Module, keys: object) -> None:
+        self.is_equal = False
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Gathering":
         new = object.__new__(type(self))
         new.__dict__.update(self.__dict__)
@@ -90,13 +98,6 @@ class Gathering:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "group": None if self.group is None else LOST, "is_equal": False}
-
-
-def compare_again(module: nn.Module, keys: object) -> None:
-    """Let a module that has loaded a state take over the first process's in its next call; a hook of the module."""
-    gathering = module.gathering
-    assert isinstance(gathering, Gathering)
-    gathering.is_equal = False
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed.arguments import CallArguments
-from ..distributed.processes import Gathering, compare_again
+from ..distributed.processes import Gathering
 from ..generators.base_generator import BaseGenerator
 from ..generators.batch import Batch
 from ..generators.checks import check_generator
@@ -135,7 +135,7 @@ class HardNegativeGenerationLoss(ScheduledLoss):
         super().__init__(**kwargs)
         self.generator, self.synthetic_beta, self.levels = generator, beta, LossLevels(level_momentum)
         self.gathering, self.shard_edges, self.memory = gathering, bool(shard_edges), memory
-        self.register_load_state_dict_post_hook(compare_again)
+        gathering.after_loading(self, generator, loss)
         self.optimizer_watch, self.frozen_watch, self.wrapper_watch = OptimizerWatch(), FrozenWatch(), WrapperWatch()
         self._checked_type: type | None = None  # the type of loss that is known to use the negatives
         name_of_beta = "synthetic_beta" if hasattr(loss, "beta") else "beta"

@@ -3,11 +3,11 @@
 from contextlib import nullcontext
 
 import torch
-from pytorch_metric_learning.losses import MultipleLosses
+from pytorch_metric_learning.losses import MultipleLosses, TripletMarginLoss
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
 from helpers.every_loss import NUM_CLASSES, SIZE
-from helpers.gathering.steps import differences, draw, make_loss, make_rows, make_trunk
+from helpers.gathering.steps import differences, draw, make_loss, make_rows, make_trunk, same_everywhere
 from pml_gca import GlobalCorrelationGenerator
 
 IN_REFERENCES = ("references", "labels of references", "width of references")
@@ -29,6 +29,10 @@ def faults(x, y):
         "too few labels": ((x, y[1:]), "labels must be as many as embeddings: expected 4, got 3"),
         "labels that are no integers": ((x, y.double()), "labels must be integers, got torch.float64"),
         "no labels": ((x,), "labels are required in training"),
+        "embeddings without data": ((x.to("meta"), y), "embeddings must be on a device of the process group, such as"),
+        "labels without data": ((x, y.to("meta")), "Cannot copy out of meta tensor"),
+        "indices that are lists": ((x, y, ([0], [2], [1])), "must be a tuple of tensors, got tuple with list"),
+        "indices that are a number": ((x, y, 3), "indices_tuple must be a tuple of tensors, got int"),
         "references": ((x, y, None, nan, y), "ref_emb must be finite, got 1 NaN"),
         "labels of references": ((x, y, None, x, out), "ref_labels must lie in [0, num_classes)"),
         "width of references": ((x, y, None, x[:, :3], y), "ref_emb must have 8 channels"),
@@ -101,6 +105,44 @@ def differing(rank, world):
     error = raised(loss, rows, y)
     if "the number of values in the parameters of HardNegativeGenerationLoss must be the same" not in str(error):
         yield f"parameters: {error!r}"
+    yield from other_losses(rows, y, is_last)
+
+
+def other_losses(rows, y, is_last):
+    """Losses that would exchange other tensors, or compute something else, in the last process."""
+    name = "HardNegativeGenerationLoss"
+    for change, message in {
+        lambda loss: loss.float(): f"the number of values in the parameters of {name} must be",
+        lambda loss: setattr(loss, "loss", TripletMarginLoss()): f"the parts of {name} must be",
+        lambda loss: loss.generator.eval(): f"the number of modules of {name} in training mode must be",
+        lambda loss: loss.generator.requires_grad_(False): f"the number of values that {name} learns must be",
+        lambda loss: None: "the dtype of autocast must be the same in all processes, got none on rank 0",
+    }.items():
+        loss = make_loss("ContrastiveLoss", shard_edges=True)
+        if is_last:
+            change(loss)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_last and "autocast" in message):
+            error = raised(loss, rows, y)
+        if message not in str(error):
+            yield f"{message}: {error!r}"
+
+
+def failure_of_one(rank, world):
+    """A process whose loss fails halfway takes over what the others have learned from the batch; so do parts of it."""
+    x, y = make_rows([0, 1, 0, 1], seed=rank)
+    rows = make_trunk()(x).detach()
+    loss = make_loss("ContrastiveLoss", memory_size=20)
+    forward = loss.loss.forward
+    if rank == 0:
+        loss.loss.forward = None
+    raised(loss, rows, y)
+    loss.loss.forward = forward
+    loss(rows, y)
+    yield from same_everywhere("after a failure", loss.state_dict().values())
+    if rank == 0:
+        loss.generator.load_state_dict({key: x + 1 for key, x in loss.generator.state_dict().items()})
+    loss(rows, y)
+    yield from same_everywhere("after a generator's state was loaded", loss.state_dict().values())
 
 
 def inside_the_wrapper(rank, world):
@@ -124,4 +166,4 @@ def second_derivatives(rank, world):
         yield f"{error!r}"
 
 
-CASES = (bad_input, differing, inside_the_wrapper, second_derivatives)
+CASES = (bad_input, differing, failure_of_one, inside_the_wrapper, second_derivatives)
