@@ -44,9 +44,7 @@ def memory(rank, world):
         expected = steps(rank, None, name, gather=False)
         for shard_edges in (False, True)[: 2 if name == WRAPPED[0] else 1]:
             found, title = steps(rank, SIZES[world], name, True, shard_edges=shard_edges), f"{name}, {shard_edges}"
-            own = ("log of lambda_mean", "log of lambda_std") if shard_edges else ()  # of the edges of a process
-            whole = {key: x for key, x in expected.items() if key not in own}
-            yield from differences(title, {key: x for key, x in found.items() if key not in own}, whole)
+            yield from differences(title, found, expected)
             yield from same_everywhere(title, [x for key, x in found.items() if "memory" in key])
         if not any("memory.queue.embeddings" in key for key in found):
             yield "there is no memory"
