@@ -33,6 +33,7 @@ from train_with_classifier import METRICS, build_loss, build_models, load_data
 from pml_gca.distributed import gather_batch
 from pml_gca.paper import MPerClassCoveringSampler
 from pml_gca.utils import RecallCalculator, TrainingRun, runs
+from pml_gca.utils.validation import count_of
 
 NAME = "distributed"
 OTHER_PROCESSES = (
@@ -212,7 +213,8 @@ def train(args: argparse.Namespace, data: dict[str, Any], rank: int, size: int, 
         found = evaluate(network, data["val"], device, rank, size)
         for key, value in {**found, "seconds_per_iteration": seconds}.items():
             history[key].append(value)
-        cost = f"{seconds:.3f} s per iteration of {batch_size} images, {size} process(es), {memory} in the first"
+        processes = count_of(size, "process", "processes")
+        cost = f"{seconds:.3f} s per iteration of {batch_size} images, {processes}, {memory} in the first"
         print(f"{NAME}: validation Recall@1 {100 * found['recall_at_1']:.1f}%, {cost}")
         in_first(lambda: run.save(parts, history=history, processes=size))
     result = {"metrics": evaluate(network, data["test"], device, rank, size), "history": history}

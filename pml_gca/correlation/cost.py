@@ -47,7 +47,7 @@ class StepCost:
     def __str__(self) -> str:
         kept = "kept" if self.keeps_activations else f"recomputed in chunks of {self.edge_chunk_size} edges"
         memory = f" and a memory of {self.memory_size}" if self.memory_size else ""
-        shared = f", of {self.num_processes} processes that exchange {self.exchanged_values / 1e6:.1f} M values each"
+        shared = f", of {self.num_processes} processes that exchange {count(self.exchanged_values)} values each"
         return (
             f"batch of {self.batch_size}{memory}: {count(self.multiply_adds)} multiply-adds, "
             f"{data_size(self.bytes)} (activations {kept})" + shared * (self.num_processes > 1)

@@ -139,9 +139,10 @@ def load_benchmark(
     left_out = find_unreadable(looked_at, progress, as_rgb=as_rgb) if skip else {}
     if left_out:
         total = sum(len(dataset.paths) for dataset in looked_at)
+        verb = "is" if len(left_out) == 1 else "are"
         some = [f"{path} ({reason})" for path, reason in left_out.items()]
         warnings.warn(
-            f"{len(left_out)} of {total} images of {name} cannot be read and are left out: " + first_of(some, 10),
+            f"{len(left_out)} of {total} images of {name} cannot be read and {verb} left out: {first_of(some, 10)}",
             stacklevel=2,
         )
 

@@ -190,7 +190,12 @@ def check_queries(what: str, queries: Labelled, gallery: Labelled | None = None)
             "images or more"
         )
     if lone:
-        return f"{lone} of {total} images of {what} have no image of their class to find, and do not count"
+        rest = (
+            "has no image of its class to find, and does"
+            if lone == 1
+            else "have no image of their class to find, and do"
+        )
+        return f"{lone} of {total} images of {what} {rest} not count"
     if len(searched.unique()) == 1:
         return f"all images of {what} are of one class: recall is 1 with any model"
     return None

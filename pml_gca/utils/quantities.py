@@ -16,23 +16,24 @@ def count(value: float) -> str:
 def data_size(bytes: float) -> str:
     """Return an amount of memory.
 
-    >>> data_size(8.8e9), data_size(2.8e8), data_size(3.1e6), data_size(200)
-    ('8.80 GB', '0.28 GB', '3.10 MB', '0.20 kB')
+    >>> data_size(8.8e9), data_size(2.8e8), data_size(3.1e6), data_size(200), data_size(4)
+    ('8.80 GB', '0.28 GB', '3.10 MB', '0.20 kB', '4 B')
     """
     for size, prefix in ((1e9, "GB"), (1e6, "MB")):
         if bytes >= 0.005 * size:
             return f"{bytes / size:.2f} {prefix}"
-    return f"{bytes / 1e3:.2f} kB"
+    return f"{bytes / 1e3:.2f} kB" if bytes >= 5 else f"{bytes:.0f} B"
 
 
 def duration(seconds: float) -> str:
     """Return a time in the unit that people would take.
 
-    >>> duration(216_000), duration(1500), duration(61), duration(0.04)
-    ('60.0 hours', '25 minutes', '61 seconds', '0.04 seconds')
+    >>> duration(216_000), duration(1500), duration(61), duration(1), duration(0.04)
+    ('60.0 hours', '25 minutes', '61 seconds', '1 second', '0.04 seconds')
     """
     if seconds >= 3600:
         return f"{seconds / 3600:.1f} hours"
     if seconds >= 120:
         return f"{seconds / 60:.0f} minutes"
-    return f"{seconds:.0f} seconds" if seconds >= 2 else f"{seconds:.2g} seconds"
+    text = f"{seconds:.0f}" if seconds >= 2 else f"{seconds:.2g}"
+    return f"{text} second" if text == "1" else f"{text} seconds"

@@ -156,7 +156,7 @@ def plot_curves(
     panels[0].set_ylabel(f"{metric_label} (%)" if percent else metric_label, fontsize=10)
     if title:
         figure.suptitle(title, fontsize=12)
-    handles = panels[0].get_legend_handles_labels()[0]
+    handles = panels[0].get_lines()[::2]  # by hand: matplotlib leaves out names that begin with an underscore
     room = 56 * len(xlabels)  # in characters
     fitting = int(room / (max(len(handle.get_label()) for handle in handles) + 6))
     columns = max(1, min(len(handles), fitting))

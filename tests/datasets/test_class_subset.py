@@ -173,6 +173,7 @@ def test_errors_of_the_transform_pass_through(broken: Files) -> None:
     [
         ([0, 0, 1, 1], None, None),
         ([0, 0, 1, 2, 2, 5], None, "2 of 6 images of it have no image of their class to find, and do not count"),
+        ([0, 0, 5], None, "1 of 3 images of it has no image of its class to find, and does not count"),
         ([0, 1, 2], [2, 2, 2, 1, 0], None),
         ([0, 1, 2], [2, 9], "2 of 3 images of it have no image of their class to find, and do not count"),
         ([3, 3], None, "all images of it are of one class: recall is 1 with any model"),

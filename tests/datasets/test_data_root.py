@@ -82,7 +82,7 @@ def test_only_test_images_are_looked_for(tmp_path: Path, name: str) -> None:
             benchmark.train[0]
     gone, *test = (file for part in benchmark.test.values() for file in part.files)
     os.truncate(test[-1], 300)
-    with pytest.warns(UserWarning, match=f"^1 of 12 images of {name} cannot be read and are left out: {test[-1]}"):
+    with pytest.warns(UserWarning, match=f"^1 of 12 images of {name} cannot be read and is left out: {test[-1]}"):
         assert load(name, tmp_path, unreadable="skip", check_train=False).left_out == [test[-1]]
     os.remove(gone)
     with pytest.raises(ValueError, match=f"^1 of the 12 images of {name} are not in {tmp_path}: {gone}"):

@@ -116,6 +116,6 @@ def test_the_cost_of_a_share():
     assert 0.25 < four.multiply_adds / one.multiply_adds < 0.4
     assert four.bytes < one.bytes
     assert "processes" not in str(one)
-    assert str(four).endswith("(activations kept), of 4 processes that exchange 0.0 M values each")
+    assert str(four).endswith("(activations kept), of 4 processes that exchange 23.3 k values each")
     with pytest.raises(ValueError, match="num_processes must be"):
         generator.cost(64, num_processes=0)

@@ -45,7 +45,7 @@ def test_the_first_process_alone_prints(folder):
     assert lines.count("distributed: epoch 2 of 2") == 2
     assert lines.count("distributed: resuming after epoch 1") == 1
     assert sum(line.startswith("Unseen classes: 3 with 18 images") for line in lines) == 4
-    assert sum("of 9 images, 2 process(es), " in line for line in lines) == 5
+    assert sum("of 9 images, 2 processes, " in line for line in lines) == 5
     bars = (folder / "progress").read_text()
     assert bars.count(" 0/3 [00:00<?, ?it/s]") == 5  # one bar an epoch
 

@@ -76,6 +76,12 @@ def test_curves_legend_of_long_names_stays_inside(panels):
     ]
 
 
+def test_curves_of_runs_whose_names_begin_with_an_underscore():
+    figure = plot_curves({"_hidden": run(), "b": run()})
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["_hidden", "b"]
+
+
 def test_curves_one_panel_other_metric_single_point():
     values = {"step": [0], "loss": [2.5]}
     figure = plot_curves({"a": values}, "loss", metric_label="Loss", percent=False, iterations="step", seconds=None)

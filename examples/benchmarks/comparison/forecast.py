@@ -11,6 +11,7 @@ from comparison.registry import ALL, TITLES, WITH_BACKBONE, WITH_SMALL_NETWORK
 from comparison.study import Study
 from pml_gca.utils.quantities import duration
 from pml_gca.utils.tables import markdown_table
+from pml_gca.utils.validation import count_of
 
 
 def forecast(args: argparse.Namespace) -> str:
@@ -29,7 +30,9 @@ def forecast(args: argparse.Namespace) -> str:
         cells = {cell.key: cell for name in tuned for cell in trials(args, loss, name)}
         lengths = [args.iterations * ALL[name].length for name in args.generators for _ in range(number_of_seeds(args))]
         total = sum(cell.settings["iterations"] for cell in cells.values()) + sum(lengths)
-        told = f"{loss}: {len(cells)} trials and {len(lengths)} runs, {total:,} iterations in all"
+        told = (
+            f"{loss}: {count_of(len(cells), 'trial')} and {count_of(len(lengths), 'run')}, {total:,} iterations in all"
+        )
         lines.append(f"{told}; {time_of(args, loss, list(cells.values()))}")
     start = "Nothing is trained without --out. Add --out runs/mine to train this"
     return "\n".join([*lines, f"{start}; --report prints the tables of the results that are kept in {KEPT}."])
