@@ -9,7 +9,8 @@ from helpers.gathering.frameworks import PAGE as SEVERAL_PROCESSES
 from helpers.pages import PAGES, ROOT, blocks_of, run
 
 LANGUAGES = {"python", "bash", "text", ""}
-COMMANDS = ("pip install ", "python examples/", "python -m pytest", "python tests/", "zensical ", "torchrun ")
+COMMANDS = ("pip install", "python examples/", "python -m pytest", "python tests/", "zensical", "torchrun")
+COMMANDS += ("mypy", "python -m build", "ruff check", "ruff format", "twine check")
 WITH_PYTHON = [page for page in PAGES if "```python" in page.read_text()]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted(path for path in (ROOT / "docs").rglob("*.md") if "site" not in path.relative_to(ROOT).parts)
-PAGES = [*DOCS, ROOT / "README.md", *sorted((ROOT / "examples").rglob("README.md"))]
+ROOT_PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+PAGES = [*DOCS, *ROOT_PAGES, *sorted((ROOT / "examples").rglob("README.md"))]
 FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w-]*)(?P<title>[^\n`]*)\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
 )
