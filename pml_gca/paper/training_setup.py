@@ -182,7 +182,7 @@ def check_feasible(recipe: Recipe, benchmark: Benchmark, options: Options) -> No
     if benchmark.train.num_classes < recipe.classes_per_batch:
         raise ValueError(
             f"classes_per_batch is {recipe.classes_per_batch}, but there are {benchmark.train.num_classes} training "
-            "classes; set fewer"
+            f"classes; set fewer, as by --set classes_per_batch={benchmark.train.num_classes}"
         )
     if options.select_on == "val" and benchmark.val is None:
         raise ValueError("select_on is 'val', but there are no validation classes: val_fraction is 0")

@@ -98,9 +98,11 @@ def claim_folder(
 
     Raises:
         ValueError: the folder holds runs of other or unknown settings, or it holds runs while neither `resume`
-            nor `overwrite` is given.
+            nor `overwrite` is given; or there is a file of this name.
         OSError: the folder cannot be created, or its runs cannot be deleted.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, and a folder for results is needed; choose another --out")
     file = folder / "settings.json"
     held = [path for pattern in runs for path in folder.glob(pattern) if path.is_dir()]
     if overwrite and held and file.exists():

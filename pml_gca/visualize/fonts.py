@@ -57,12 +57,11 @@ def families_for(texts: Iterable[str]) -> list[str]:
     families = list(rcParams["font.family"])
     wanted = {ord(c) for text in texts for c in text if unicodedata.category(c)[0] not in "CZ"}
     missing = wanted - characters(font_manager.findfont(font_manager.FontProperties(family=families)))
-    names = sorted({font.name for font in font_manager.fontManager.ttflist} if missing else ())
-    others = {
-        name: characters(font_manager.findfont(font_manager.FontProperties(family=[name])))
-        for name in names
-        if not name.startswith(LAST_RESORT)
-    }
+    others: dict[str, frozenset[int]] = {}
+    if missing:  # the files themselves: `findfont` logs a complaint for each family without a regular weight
+        for font in sorted(font_manager.fontManager.ttflist, key=lambda font: (font.name, font.style != "normal")):
+            if not font.name.startswith(LAST_RESORT) and font.name not in others:
+                others[font.name] = characters(font.fname)
     while missing:
         name = max(others, key=lambda name: len(missing & others[name]))
         found = missing & others[name]

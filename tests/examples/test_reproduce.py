@@ -355,7 +355,9 @@ def test_a_figure_that_cannot_be_drawn_costs_nothing(roots, tmp_path, capsys, mo
 def test_bad_data_and_folders(roots, tmp_path):
     with pytest.raises(SystemExit, match=r"images\.txt"):
         reproduce_cub({"cub": tmp_path}, tmp_path / "out")
-    with pytest.raises(SystemExit, match="classes_per_batch is 27, but there are"):
+    with pytest.raises(
+        SystemExit, match=r"classes_per_batch is 27, but there are (\d+) .*by --set classes_per_batch=\1$"
+    ):
         reproduce_cub(roots, tmp_path / "out", "--set", "classes_per_batch=27")
     with pytest.raises(SystemExit, match="training classes have fewer than the 9 images that a batch takes"):
         reproduce_cub(roots, tmp_path / "out", *TINY, "samples_per_class=9", "--small-classes", "stop")

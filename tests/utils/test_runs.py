@@ -136,3 +136,13 @@ def test_a_run_of_other_settings_is_refused(tmp_path):
         with pytest.raises(ValueError, match=rf"{file} is of another run \(alpha is 2, was 1\); choose another folder"):
             train(tmp_path, 2, identity={"alpha": 2})
         assert train(tmp_path, 2, identity={"alpha": 1})["identity"] == {"alpha": 1}
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    file = tmp_path / "table.md"
+    file.write_text("kept")
+    with pytest.raises(
+        ValueError, match=r"table\.md is a file, and a folder for results is needed; choose another --out"
+    ):
+        runs.claim_folder(file, {"a": 1})
+    assert file.read_text() == "kept"

@@ -71,6 +71,13 @@ def test_characters_of_another_font_are_found(kind: str, monkeypatch: pytest.Mon
     assert all(text.get_fontfamily() == families for text in drawn)
 
 
+def test_the_search_for_a_font_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fonts.families_for([NOWHERE])
+    assert not caplog.records
+
+
 def test_plain_names_keep_the_usual_font() -> None:
     assert fonts.families_for(["class 7", "λ → ∞", "a\tb\n", "Ünïcode"]) == list(rcParams["font.family"])
 
