@@ -153,8 +153,7 @@ def gather_arguments(
     if len({row[-1] for row in table}) > 1:
         raise ValueError(OTHER_INDICES)
     if module is not None and not all(row[1] for row in table):
-        module.to(device)
-        copy_from_first(module, processes)
+        copy_from_first(module, device, processes)
     gathering.is_equal = True
     sizes, ref_sizes, learns, ref_learns = ([row[i] for row in table] for i in (2, 3, 4, 5))
     all_rows, all_labels = gather_rows(rows, given.labels, sizes, any(learns), processes)

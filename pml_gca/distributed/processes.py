@@ -101,16 +101,20 @@ class Gathering:
 
 
 @torch.no_grad()
-def copy_from_first(module: nn.Module, processes: Processes) -> None:
-    """Give all processes the parameters and buffers of the first, as `DistributedDataParallel` does at its start."""
+def copy_from_first(module: nn.Module, device: torch.device, processes: Processes) -> None:
+    """Give all processes the parameters and buffers of the first, as `DistributedDataParallel` does at its start.
+
+    They stay where they are, and are sent from `device`: evaluation moves no module.
+    """
     kinds: dict[torch.dtype, list[Tensor]] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         kinds.setdefault(tensor.dtype, []).append(tensor)
     source = 0 if processes.group is None else dist.get_global_rank(processes.group, 0)
     for tensors in kinds.values():
-        values = torch.cat([tensor.detach().flatten() for tensor in tensors])
+        values = torch.cat([tensor.detach().flatten().to(device) for tensor in tensors])
         dist.broadcast(values.view(torch.uint8), source, group=processes.group)
         parts = values.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
-            if not torch.equal(tensor, part.view_as(tensor)):  # a write would disturb a graph that is being built
-                tensor.copy_(part.view_as(tensor))
+            found = part.view_as(tensor).to(tensor.device)
+            if not torch.equal(tensor, found):  # a write would disturb a graph that is being built
+                tensor.copy_(found)
