@@ -57,8 +57,8 @@ class HardNegativeGenerationLoss(ScheduledLoss):
     of ranks, with the same random draws. The gradient of own rows is W times that of the value, for W processes:
     `DistributedDataParallel` or FSDP around the network divides by W. Gradients of the loss's parameters are those of
     one process, equal in all. In the first call, and after a state was loaded or a call failed, all take over the
-    parameters of the first process. An `indices_tuple` is that of the global batch. With one process, or without `torch.distributed`,
-    nothing is different.
+    parameters of the first process. An `indices_tuple` is that of the global batch. With one process, or without
+    `torch.distributed`, nothing is different.
 
     With `shard_edges=True` as well, each process computes 1/W of the edges of the generator's graph, and the sums over
     edges are exchanged, in the backward pass as well. Values and gradients are the same, and equal in all processes.

@@ -32,7 +32,7 @@ def faults(x, y):
         "embeddings without data": ((x.to("meta"), y), "embeddings must be on a device of the process group, such as"),
         "labels without data": ((x, y.to("meta")), "Cannot copy out of meta tensor"),
         "indices that are lists": ((x, y, ([0], [2], [1])), "indices_tuple must be a tuple of tensors, got tuple"),
-        "indices that are a number": ((x, y, 3), "indices_tuple must be a tuple of tensors, got int"),
+        "indices that are a number": ((x, y, 3), "indices_tuple must be what a miner returns, got int"),
         "references": ((x, y, None, nan, y), "ref_emb must be finite, got 1 NaN"),
         "labels of references": ((x, y, None, x, out), "ref_labels must lie in [0, num_classes)"),
         "width of references": ((x, y, None, x[:, :3], y), "ref_emb must have 8 channels"),
