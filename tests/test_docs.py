@@ -2,9 +2,11 @@
 
 import csv
 import importlib
+import math
 import pkgutil
 import re
 import shlex
+import statistics
 from functools import cache
 from importlib.metadata import metadata
 from pathlib import Path
@@ -226,15 +228,51 @@ def test_summary_of_evidence_is_that_of_the_result_files(titles: set[str], capsy
     assert set(everywhere) <= set((results + conditions).splitlines())
 
 
+def table_after(mark: str) -> list[list[str]]:
+    """Return the cells of a table of the log, without its head."""
+    table = (ROOT / "docs" / "evidence_log.md").read_text().partition(f"<!-- {mark} -->\n")[2].partition("\n\n")[0]
+    return [cells(row) for row in table.splitlines()[2:]]
+
+
+def kept(study: str, stage: str, column: str) -> dict[tuple[str, str], list[float]]:
+    """Return a column of a study in percent, for each loss and contender, by seed."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    with (ROOT / "docs" / study / "runs.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["stage"] == stage:
+                found.setdefault((row["loss"], row["contender"]), {})[int(row["number"])] = 100 * float(row[column])
+    return {key: [value for _, value in sorted(of.items())] for key, of in found.items()}
+
+
 def test_the_first_look_shows_the_kept_runs() -> None:
-    table = (ROOT / "docs" / "evidence_log.md").read_text().partition("<!-- first look -->\n")[2].partition("\n\n")[0]
-    with (ROOT / "docs" / "evidence_pictures" / "runs.csv").open(newline="") as file:
-        runs = [row for row in csv.DictReader(file) if row["stage"] == "run"]
+    runs = kept("evidence_pictures", "run", "recall_at_1")
     shown = 0
-    for row in table.splitlines()[2:]:
-        name, _, *by_loss = cells(row)
+    for name, _, *by_loss in table_after("first look"):
         for loss, text in zip(("multi_similarity", "proxy_anchor"), by_loss, strict=True):
-            kept = sorted((r for r in runs if (r["loss"], r["contender"]) == (loss, name)), key=lambda r: r["number"])
-            assert text == ", ".join(f"{100 * float(r['recall_at_1']):.1f}" for r in kept), (name, loss)
-            shown += len(kept)
-    assert shown == len(runs) > 15
+            values = runs.get((loss, name), [])
+            assert text == ", ".join(f"{value:.1f}" for value in values), (name, loss)
+            shown += len(values)
+    assert shown == sum(map(len, runs.values())) > 15
+
+
+def test_the_frozen_runs_are_the_kept_ones() -> None:
+    runs = kept("evidence_frozen", "run", "recall_at_1")
+    rows = table_after("frozen")
+    assert {name for name, *_ in rows} == {name for _, name in runs}
+    for name, _, text in rows:
+        assert text == ", ".join(f"{value:.1f}" for value in runs["multi_similarity", name]), name
+
+
+def test_screened_differences_are_those_of_the_kept_seeds() -> None:
+    seeds = kept("evidence_screened", "screen", "val_recall_at_1")
+    alone = seeds["multi_similarity", "none"]
+    rows = table_after("screened")
+    assert {name for name, *_ in rows} == {name for _, name in seeds}
+    for name, _, text in rows:
+        values = seeds["multi_similarity", name]
+        assert len(values) == 3
+        gains = [value - base for value, base in zip(values, alone, strict=True)]
+        half = 4.303 * statistics.stdev(gains) / math.sqrt(3)  # Student's t, 2 degrees of freedom
+        gain = statistics.mean(gains)
+        expected = f"Recall@1 of {statistics.mean(alone):.1f}" if name == "none" else f"{gain:+.1f} ± {half:.1f}"
+        assert text == expected, name

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.fsdp
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.gathering.steps import alone, differences, draw, make_loss, make_trunk, own_rows, same_everywhere
