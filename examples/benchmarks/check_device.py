@@ -108,8 +108,8 @@ def train(generator: Any, inner: torch.nn.Module, precision: str, device: torch.
     torch.manual_seed(0)
     loss = HardNegativeGenerationLoss(inner, generator).to(device)
     embeddings, labels = batch(device)
-    groups = loss.parameter_groups(lr=1e-3)
-    optimizer = torch.optim.AdamW(groups) if groups else None
+    groups = [group for group in loss.parameter_groups(lr=1e-3) if group["params"]]
+    optimizer = torch.optim.AdamW(groups) if groups else None  # a GradScaler steps none without parameters
     scaler = torch.amp.GradScaler(device.type, init_scale=256.0, enabled=precision == "fp16")
     for _ in range(2):
         embeddings.grad = None

@@ -210,7 +210,7 @@ def test_workers_and_devices_by_their_names(files, monkeypatch, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit):
         evaluate_checkpoint.main([*plain, "--device", "cuda:2"])
-    assert "--device: device is 'cuda:2', but torch finds 2 GPU(s), numbered from 0" in capsys.readouterr().err
+    assert "--device: device is 'cuda:2', but torch finds 2 GPUs, numbered from 0" in capsys.readouterr().err
 
 
 def test_errors_of_the_file_system(files, tmp_path, monkeypatch):

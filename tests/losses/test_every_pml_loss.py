@@ -163,9 +163,17 @@ def test_bases_are_refused(base):
         HardNegativeGenerationLoss(Unknown(), generator_of())
 
 
-@pytest.mark.parametrize("loss", [torch.nn.CrossEntropyLoss(), None, "ContrastiveLoss", losses.ContrastiveLoss])
-def test_other_objects_are_refused(loss):
-    with pytest.raises(TypeError, match=r"^loss must be of a type that is registered"):
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (torch.nn.CrossEntropyLoss(), "^loss must be a loss of embeddings and labels, .*got CrossEntropyLoss of torch.nn"),
+        (None, "^loss must be a loss of pytorch_metric_learning, .*got NoneType"),
+        ("ContrastiveLoss", "^loss must be a loss of pytorch_metric_learning, .*got str"),
+        (losses.ContrastiveLoss, "^loss must be a loss, got the class ContrastiveLoss"),
+    ],
+)
+def test_other_objects_are_refused(loss, message):
+    with pytest.raises(TypeError, match=message):
         HardNegativeGenerationLoss(loss, generator_of())
 
 

@@ -125,7 +125,8 @@ class ClassifiedSoftly(BaseGenerator):
     def parameter_groups(self, lr: float, *, classifier_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Return the groups of the generator inside, and the classifier at `classifier_lr`."""
         groups = self.generator.parameter_groups(lr, classifier_lr=classifier_lr)
-        return [*groups, {"params": list(self.classifier.parameters()), "lr": classifier_lr}]
+        groups.append({"params": list(self.classifier.parameters()), "lr": classifier_lr})
+        return [group for group in groups if group["params"]]
 
     def objective_parameters(self) -> list[nn.Parameter]:
         """Return those of the generator inside."""
