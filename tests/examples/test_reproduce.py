@@ -337,9 +337,7 @@ def test_lone_images_are_counted(tmp_path):
     for file in test.files[1:4]:
         Path(file).unlink()
     arguments = ["--recipe", "resnet50_cub", "--data-root", str(root), *COMMON, *TINY, "dataset=folder", "--dry-run"]
-    with pytest.warns(
-        UserWarning, match="^1 of 21 images of the test set of folder has no image of its class to find"
-    ):
+    with pytest.warns(UserWarning, match="^1 of 21 images of the test set of folder has no image of its class to find"):
         reproduce.main([*arguments, "--select-on", "last", "--eval-batch-size", "1"])
 
 

@@ -166,7 +166,10 @@ def test_bases_are_refused(base):
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (torch.nn.CrossEntropyLoss(), "^loss must be a loss of embeddings and labels, .*got CrossEntropyLoss of torch.nn"),
+        (
+            torch.nn.CrossEntropyLoss(),
+            "^loss must be a loss of embeddings and labels, .*got CrossEntropyLoss of torch.nn",
+        ),
         (None, "^loss must be a loss of pytorch_metric_learning, .*got NoneType"),
         ("ContrastiveLoss", "^loss must be a loss of pytorch_metric_learning, .*got str"),
         (losses.ContrastiveLoss, "^loss must be a loss, got the class ContrastiveLoss"),
