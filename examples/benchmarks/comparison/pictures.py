@@ -12,12 +12,16 @@ Decided before the first run, on 64-pixel emoji, 128 channels, 27 classes x 3 sa
   gradients through other nodes. The head's learning rate is 1e-3; that of the loss alone was meant, which has 2e-3 by
   now. A variant replaces the published form if it is above the linear classifier of equal weight, clear of zero. If
   none is, no graph is recommended for strong losses.
+- GCA-HNG may also keep its node classification out of the embeddings, alone, beside a linear classifier, or beside the
+  variant above. It is a named form only if it is above the loss with a linear classifier, clear of zero, with two losses.
+- NT-Xent and SupCon, at temperature 0.1, have their own trials: they are losses that a user has for nothing.
 - A generator is recommended here only if its gain is clear of zero with two of the three losses. The gain is over the
   loss alone or the loss with a linear classifier, whichever is better.
 """
 
 from typing import Any
 
+from comparison.ablations import DetachedClassificationGenerator
 from comparison.contenders import CONTENDERS, Contender, classified
 from pml_gca import GlobalCorrelationGenerator
 
@@ -41,6 +45,16 @@ def same_graph(title: str, **settings: Any) -> Contender:
     return Contender(title, classified, settings={**PUBLISHED, **settings}, tuned_as="gca_published")
 
 
+def detached(title: str, **settings: Any) -> Contender:
+    """Return GCA-HNG with the published settings, whose own node classification does not train the embeddings."""
+    return Contender(
+        f"GCA-HNG, {title}",
+        DetachedClassificationGenerator,
+        settings={**PUBLISHED, **settings},
+        tuned_as="gca_published",
+    )
+
+
 PICTURES = {
     "none": CONTENDERS["none"],
     "none_double": CONTENDERS["none_double"],
@@ -57,6 +71,11 @@ PICTURES = {
         GlobalCorrelationGenerator,
         settings={**PUBLISHED, "beta": 0.0},
         tuned_as="gca_published",
+    ),
+    "gca_detached": detached("node classification kept out of the embeddings"),
+    "gca_detached_classifier": detached("the same, and a linear classifier of the embeddings", classifier="linear"),
+    "gca_own_gradient": detached(
+        "the same, and `own_gradient_graph` beside it, a graph of its own", classifier="own_gradient_graph"
     ),
     "hardest": CONTENDERS["hardest"],
     "hardest_classified": Contender(
