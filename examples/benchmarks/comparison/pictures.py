@@ -13,7 +13,11 @@ Decided before the first run, on 64-pixel emoji, 128 channels, 27 classes x 3 sa
   now. A variant replaces the published form if it is above the linear classifier of equal weight, clear of zero. If
   none is, no graph is recommended for strong losses.
 - GCA-HNG may also keep its node classification out of the embeddings, alone, beside a linear classifier, or beside the
-  variant above. It is a named form only if it is above the loss with a linear classifier, clear of zero, with two losses.
+  variant above. It is a named form only if, with two losses, it is above the loss with a linear classifier, clear of
+  zero.
+- Decided after two seeds of the other rows, before the first run of these: the hardest real negatives, or synthetic
+  classes, beside BatchNorm and a linear classifier, at its learning rate. They are recommended only if, with two
+  losses, they are above BatchNorm and a linear classifier alone, clear of zero.
 - NT-Xent and SupCon, at temperature 0.1, have their own trials: they are losses that a user has for nothing.
 - A generator is recommended here only if its gain is clear of zero with two of the three losses. The gain is over the
   loss alone or the loss with a linear classifier, whichever is better.
@@ -22,7 +26,7 @@ Decided before the first run, on 64-pixel emoji, 128 channels, 27 classes x 3 sa
 from typing import Any
 
 from comparison.ablations import DetachedClassificationGenerator
-from comparison.contenders import CONTENDERS, Contender, classified
+from comparison.contenders import CONTENDERS, Contender, classified, control
 from pml_gca import GlobalCorrelationGenerator
 
 PUBLISHED = {"num_layers": 2, "num_heads": 4, "generator_lr": 1.5e-4}
@@ -78,6 +82,12 @@ PICTURES = {
         "the same, and `own_gradient_graph` beside it, a graph of its own", classifier="own_gradient_graph"
     ),
     "hardest": CONTENDERS["hardest"],
+    "norm_hardest": Contender(
+        "hardest real negatives, BatchNorm and a linear classifier beside them",
+        control,
+        settings={**HARDEST, "classifier": "norm_linear"},
+        tuned_as="norm_classifier",
+    ),
     "hardest_classified": Contender(
         "hardest real negatives, linear classification (`ClassifiedGenerator`)",
         classified,
@@ -94,6 +104,12 @@ PICTURES = {
     "symmetrical_synthesis": CONTENDERS["symmetrical_synthesis"],
     "crossed_27": Contender("the loss alone, 27 synthetic classes", None, settings={"crossed": 1}),
     "crossed_81": Contender("the loss alone, 81 synthetic classes", None, settings={"crossed": 3}),
+    "norm_crossed_81": Contender(
+        "the loss alone, 81 synthetic classes, BatchNorm and a linear classifier",
+        None,
+        settings={"crossed": 3, "classifier": "norm_linear"},
+        tuned_as="norm_classifier",
+    ),
 }
 
 WEIGHTS = (1.0, 0.3, 0.1, 0.03)
