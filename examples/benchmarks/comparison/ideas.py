@@ -36,6 +36,7 @@ The ideas:
   Anchor a new class needs a proxy, made of the proxies of both classes.
 - H7, a graph over classes. The probability of each coin is learned by a graph over the 27 class means, so that a
   synthetic class can be told from all others (with the network's loss), or cannot (against it). Control: `h6_coin`.
+  After three seeds, in which both objectives gained, a second control was added: the graph as it was initialized.
 """
 
 from collections.abc import Callable
@@ -185,6 +186,7 @@ CROSSED = {
 GRAPH_OF_CLASSES = {
     "h7_told": crossed("a graph's coins, to be told from others", mask="told", generator_lr=1.5e-4),
     "h7_adversarial": crossed("a graph's coins, against the loss", mask="adversarial", generator_lr=1.5e-4),
+    "h7_untrained": crossed("an untrained graph's coins", mask="told", generator_lr=0.0),
 }
 
 IDEAS = {
@@ -221,5 +223,7 @@ TO_CONTROLS = (
     *((f"h6_{control}", "h6_coin") for control in ("scalar", "own_coin", "embeddings", "dropped", "half", "double")),
     ("h6_coin", "h7_told"),
     ("h6_coin", "h7_adversarial"),
+    ("h7_untrained", "h7_told"),
+    ("h7_untrained", "h7_adversarial"),
 )
 """From each control to its idea."""
