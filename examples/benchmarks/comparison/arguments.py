@@ -27,7 +27,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         for name in getattr(args, option) or ():
             if name not in known:
                 parser.error(f"argument --{option}: invalid choice: {name!r}{suggestion(name, known)}; see {LIST}")
-    args.only_forecast = args.out is None and not (args.report or args.repeat)
+    args.only_forecast = args.out is None and not (args.report or args.repeat or args.summary)
     if args.trials_from and args.time:
         parser.error("--time needs the trials of --out: leave out --trials-from")
     if args.only_forecast and (args.add or args.time):

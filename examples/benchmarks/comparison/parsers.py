@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pml_gca.utils.command_line import add_unreadable_option
 
+METRICS = ("recall_at_1", "mean_average_precision_at_r")
 FIGURES = ("convergence", "gains", "ablations", "hardness", "negatives")
 
 
@@ -69,7 +70,7 @@ def compare_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="folder of the study, needed to train: its tables, and in cells/ a file for each finished cell that is "
-        "not in them yet (default of --report and --repeat: docs/evidence)",
+        "not in them yet (default of --report, --summary and --repeat: docs/evidence)",
     )
     add(
         "--trials-from",
@@ -78,8 +79,15 @@ def compare_parser() -> argparse.ArgumentParser:
         help="folder of another study: its trials choose, and its times are shown; with --backbone they are of the "
         "whole backbone (default: that of --out)",
     )
+    add("--metric", choices=METRICS, default=METRICS[0], help="of --summary (default: %(default)s)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--report", action="store_true", help="only print the tables of what is there")
+    instead.add_argument(
+        "--summary",
+        action="store_true",
+        help="only print one table of all that is there, or with --screen of all screened seeds: a column for each "
+        "loss; needs neither --data nor --generators",
+    )
     instead.add_argument("--add", action="store_true", help="only move finished cells into the tables of the study")
     instead.add_argument("--time", action="store_true", help="only time the iterations of what is tuned")
     instead.add_argument(

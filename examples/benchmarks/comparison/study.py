@@ -93,6 +93,11 @@ class Study:
         file = self.file(Cell(*key, {}))
         return kept_in(file) if file.exists() else None
 
+    def all_runs(self) -> list[Row]:
+        """Return the rows of all cells that are done, whatever their settings, of tables and files."""
+        waiting = (kept_in(file).run for file in sorted((self.folder / "cells").glob("*/*/*/*.json")))
+        return list({**{key_of(row): row for row in waiting}, **self.runs.rows}.values())
+
     def reread(self) -> None:
         """Forget what was read of the tables: another process may have added cells."""
         for name in ("runs", "curves", "times", "watched"):
