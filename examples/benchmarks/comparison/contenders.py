@@ -114,6 +114,10 @@ CONTENDERS = {
     "none_as_hardest": Contender(
         "the loss alone, learning rate of the hardest real negatives", None, tuned_as="graph_hardest"
     ),
+    "classifier": Contender("the loss alone, linear classifier beside it", None, settings={"classifier": "linear"}),
+    "norm_classifier": Contender(
+        "the loss alone, BatchNorm and a linear classifier beside it", None, settings={"classifier": "norm_linear"}
+    ),
     "gca": ours("GCA-HNG"),
     # Published weights drive λ to 0 and 1, and α makes it count for nothing once the loss is low: here neither does.
     "gca_free": ours(

@@ -62,10 +62,8 @@ def detached(title: str, **settings: Any) -> Contender:
 PICTURES = {
     "none": CONTENDERS["none"],
     "none_double": CONTENDERS["none_double"],
-    "classifier": Contender("the loss alone, linear classifier beside it", None, settings={"classifier": "linear"}),
-    "norm_classifier": Contender(
-        "the loss alone, BatchNorm and a linear classifier beside it", None, settings={"classifier": "norm_linear"}
-    ),
+    "classifier": CONTENDERS["classifier"],
+    "norm_classifier": CONTENDERS["norm_classifier"],
     "miner": had_already("MultiSimilarityMiner", miner="MultiSimilarityMiner"),
     "hard_miner": had_already("BatchHardMiner", miner="BatchHardMiner"),
     "memory": had_already("CrossBatchMemory of 1,620", memory=1620),
