@@ -14,11 +14,12 @@ from typing import Any
 
 from comparison.arguments import parse_arguments
 from comparison.cells import Cell
-from comparison.contenders import ABLATIONS, ALONE, CONTROLS, LEARNED
+from comparison.contenders import ABLATIONS
 from comparison.markdown import interval, paired
 from comparison.plan import best_options, seeds
 from comparison.probes import LEVELS, as_history, as_panel, watch
 from comparison.registry import ALL, TITLES
+from comparison.steps import ALONE, CONTROLS, LEARNED
 from comparison.timing import read_times
 from comparison.training import one_thread
 from tqdm import tqdm

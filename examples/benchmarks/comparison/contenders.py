@@ -145,6 +145,12 @@ CONTENDERS = {
     "hardest": Contender(
         "hardest real negatives", control, settings={"coefficient": 1.0, "alpha": 0.0, "merging": "hardest"}
     ),
+    "norm_hardest": Contender(
+        "hardest real negatives, BatchNorm and a linear classifier beside them",
+        control,
+        settings={"coefficient": 1.0, "alpha": 0.0, "merging": "hardest", "classifier": "norm_linear"},
+        tuned_as="norm_classifier",
+    ),
     "random": Contender("random λ, no graph", RandomGenerator, {"alpha": ALPHAS, "probability": (0.25, 0.5, 0.75)}),
     "graph_constant": ours("constant λ, node classification through the graph", classified, coefficient=0.5),
     "graph_random": ours("random λ, node classification through the graph", classified, probability=0.5),
@@ -192,39 +198,6 @@ CONTENDERS = {
     "symmetrical_synthesis": Contender("symmetrical synthesis", SymmetricalSynthesisGenerator),
     "mixup": Contender("mixup, after Metrix", MixupGenerator, {"concentration": (1.0, 2.0)}),
 }
-
-ALONE = ("none_double", "none_longer", "none_as_hardest")
-LEARNED = ("gca", "gca_counting", "gca_free", "gca_hardest", "gca_hardest_free")
-CONTROLS = (
-    *("real", "hardest", "constant", "random", "linear_real", "linear_as_graph", "linear_hardest"),
-    *("nodes_real", "graph_real", "graph_hardest", "graph_constant", "graph_random"),
-)
-
-# From one control to another, and from those with λ = 1 to GCA-HNG with λ learned, by the graph that classifies.
-STEPS = (
-    ("none", "none_as_hardest"),
-    ("none_as_hardest", "gca"),
-    ("none_as_hardest", "graph_hardest"),
-    ("none_as_hardest", "linear_hardest"),
-    ("none_as_hardest", "symmetrical_synthesis"),
-    ("none", "real"),
-    ("real", "linear_real"),
-    ("linear_real", "nodes_real"),
-    ("nodes_real", "graph_real"),
-    ("linear_real", "graph_real"),
-    ("linear_as_graph", "graph_real"),
-    ("linear_hardest", "graph_hardest"),
-    ("real", "hardest"),
-    ("graph_real", "graph_hardest"),
-    ("hardest", "graph_hardest"),
-    ("symmetrical_synthesis", "graph_hardest"),
-    *(("none_double", name) for name in ("gca", "symmetrical_synthesis", "hardest", "graph_hardest")),
-    ("graph_real", "gca_counting"),
-    ("graph_random", "gca_counting"),
-    ("graph_hardest", "gca_hardest"),
-    ("graph_hardest", "gca_hardest_free"),
-)
-
 
 ABLATIONS = {
     "no_propagation": ablation("no propagation, so that classification is linear", num_layers=0),

@@ -26,7 +26,7 @@ Decided before the first run, on 64-pixel emoji, 128 channels, 27 classes x 3 sa
 from typing import Any
 
 from comparison.ablations import DetachedClassificationGenerator
-from comparison.contenders import CONTENDERS, Contender, classified, control
+from comparison.contenders import CONTENDERS, Contender, classified
 from pml_gca import GlobalCorrelationGenerator
 
 PUBLISHED = {"num_layers": 2, "num_heads": 4, "generator_lr": 1.5e-4}
@@ -80,12 +80,7 @@ PICTURES = {
         "the same, and `own_gradient_graph` beside it, a graph of its own", classifier="own_gradient_graph"
     ),
     "hardest": CONTENDERS["hardest"],
-    "norm_hardest": Contender(
-        "hardest real negatives, BatchNorm and a linear classifier beside them",
-        control,
-        settings={**HARDEST, "classifier": "norm_linear"},
-        tuned_as="norm_classifier",
-    ),
+    "norm_hardest": CONTENDERS["norm_hardest"],
     "hardest_classified": Contender(
         "hardest real negatives, linear classification (`ClassifiedGenerator`)",
         classified,

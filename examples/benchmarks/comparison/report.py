@@ -2,11 +2,12 @@
 
 import argparse
 
-from comparison.contenders import ABLATIONS, CONTROLS, LEARNED, STEPS
+from comparison.contenders import ABLATIONS
 from comparison.ideas import TO_CONTROLS
 from comparison.markdown import ablation_table, chosen_table, control_table, loss_table, screen_table, step_table
 from comparison.plan import best_options, one_of_each, seeds, trials, tried
 from comparison.registry import ALL, TITLES
+from comparison.steps import CONTROLS, LEARNED, STEPS
 from comparison.timing import ratios, read_times
 
 
