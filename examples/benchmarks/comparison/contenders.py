@@ -151,6 +151,12 @@ CONTENDERS = {
         settings={"coefficient": 1.0, "alpha": 0.0, "merging": "hardest", "classifier": "norm_linear"},
         tuned_as="norm_classifier",
     ),
+    "norm_gca": Contender(
+        "GCA-HNG, α 0, J_syn of full weight, hardest candidates, BatchNorm and a linear classifier instead of its own",
+        DetachedClassificationGenerator,
+        settings={**HARDEST_LEARNED, "num_layers": 1, "num_heads": 2, "classifier": "norm_linear"},
+        tuned_as="norm_classifier",
+    ),
     "random": Contender("random λ, no graph", RandomGenerator, {"alpha": ALPHAS, "probability": (0.25, 0.5, 0.75)}),
     "graph_constant": ours("constant λ, node classification through the graph", classified, coefficient=0.5),
     "graph_random": ours("random λ, node classification through the graph", classified, probability=0.5),

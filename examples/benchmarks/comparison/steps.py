@@ -1,7 +1,7 @@
 """Which rows the tables compare with which, beside the loss alone."""
 
 ALONE = ("none_double", "none_longer", "none_as_hardest", "classifier", "norm_classifier")
-LEARNED = ("gca", "gca_counting", "gca_free", "gca_hardest", "gca_hardest_free")
+LEARNED = ("gca", "gca_counting", "gca_free", "gca_hardest", "gca_hardest_free", "norm_gca")
 CONTROLS = (
     *("norm_hardest", "real", "hardest", "constant", "random", "linear_real", "linear_as_graph", "linear_hardest"),
     *("nodes_real", "graph_real", "graph_hardest", "graph_constant", "graph_random"),
@@ -11,6 +11,7 @@ CONTROLS = (
 STEPS = (
     ("none", "norm_classifier"),
     ("norm_classifier", "norm_hardest"),
+    ("norm_hardest", "norm_gca"),
     ("norm_classifier", "linear_hardest"),
     ("norm_classifier", "gca"),
     ("none", "none_as_hardest"),
