@@ -1,12 +1,9 @@
 """Pages name what exists, show commands that the scripts accept, and agree with the result files."""
 
-import csv
 import importlib
-import math
 import pkgutil
 import re
 import shlex
-import statistics
 from functools import cache
 from importlib.metadata import metadata
 from pathlib import Path
@@ -224,55 +221,57 @@ def test_summary_of_evidence_is_that_of_the_result_files(titles: set[str], capsy
                 assert bool(values) == (title in columns[number]), (title, text)
                 checked += len(values)
     assert checked > 70
+    (others,) = re.findall(r"<!-- fine-tuning -->\n((?:\|.*\n)+)", summary.read_text())
     everywhere = [line for line in summary.read_text().splitlines() if "±" in line and cells(line)[0] in titles]
-    assert set(everywhere) <= set((results + conditions).splitlines())
+    assert set(everywhere) <= set((results + conditions + others).splitlines())
 
 
-def table_after(mark: str) -> list[list[str]]:
-    """Return the cells of a table of the log, without its head."""
-    table = (ROOT / "docs" / "evidence_log.md").read_text().partition(f"<!-- {mark} -->\n")[2].partition("\n\n")[0]
-    return [cells(row) for row in table.splitlines()[2:]]
+def test_tables_of_fine_tuning_are_those_of_the_result_files(
+    titles: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "evidence_fine_tuning.md").read_text()
+    tables = re.findall(r"<!-- (--out \S+ --summary.*?) -->\n((?:\|.*\n)+)", page)
+    assert len(tables) == 4
+    for words, table in tables:
+        assert table.splitlines() == reported(words.split(), capsys)
 
 
-def kept(study: str, stage: str, column: str) -> dict[tuple[str, str], list[float]]:
-    """Return a column of a study in percent, for each loss and contender, by seed."""
-    found: dict[tuple[str, str], dict[int, float]] = {}
-    with (ROOT / "docs" / study / "runs.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["stage"] == stage:
-                found.setdefault((row["loss"], row["contender"]), {})[int(row["number"])] = 100 * float(row[column])
-    return {key: [value for _, value in sorted(of.items())] for key, of in found.items()}
+def summary(study: str, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, str]]:
+    """Return the cells that `--summary` prints, by contender and loss; what a contender is comes as "what it is"."""
+    head, _, *rows = [cells(row) for row in reported(["--out", study, "--summary"], capsys)]
+    return {name: dict(zip(head[1:], shown, strict=True)) for name, *shown in rows}
 
 
-def test_the_first_look_shows_the_kept_runs() -> None:
-    runs = kept("evidence_pictures", "run", "recall_at_1")
-    shown = 0
-    for name, _, *by_loss in table_after("first look"):
-        for loss, text in zip(("multi_similarity", "proxy_anchor"), by_loss, strict=True):
-            values = runs.get((loss, name), [])
-            assert text == ", ".join(f"{value:.1f}" for value in values), (name, loss)
-            shown += len(values)
-    assert shown == sum(map(len, runs.values())) > 15
+def loss_name(title: str) -> str:
+    """Return the name of a loss by its title in the pages."""
+    return title.lower().replace("-", "_").replace(" ", "_").replace("supcon", "sup_con")
 
 
-def test_the_frozen_runs_are_the_kept_ones() -> None:
-    runs = kept("evidence_frozen", "run", "recall_at_1")
-    rows = table_after("frozen")
-    assert {name for name, *_ in rows} == {name for _, name in runs}
-    for name, _, text in rows:
-        assert text == ", ".join(f"{value:.1f}" for value in runs["multi_similarity", name]), name
+def test_fine_tuning_in_short_is_that_of_the_result_files(titles: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A row of the summary has the cells of the row of the same title that the command prints."""
+    printed = {row["what it is"]: row for row in summary("docs/evidence_pictures", capsys).values()}
+    (table,) = re.findall(r"<!-- fine-tuning -->\n((?:\|.*\n)+)", (ROOT / "docs" / "evidence.md").read_text())
+    head, _, *lines = [cells(row) for row in table.splitlines()]
+    assert len(lines) > 10
+    for title, *shown in lines:
+        assert shown == [printed[title][loss_name(column)] for column in head[1:]], title
 
 
-def test_screened_differences_are_those_of_the_kept_seeds() -> None:
-    seeds = kept("evidence_screened", "screen", "val_recall_at_1")
-    alone = seeds["multi_similarity", "none"]
-    rows = table_after("screened")
-    assert {name for name, *_ in rows} == {name for _, name in seeds}
-    for name, _, text in rows:
-        values = seeds["multi_similarity", name]
-        assert len(values) == 3
-        gains = [value - base for value, base in zip(values, alone, strict=True)]
-        half = 4.303 * statistics.stdev(gains) / math.sqrt(3)  # Student's t, 2 degrees of freedom
-        gain = statistics.mean(gains)
-        expected = f"Recall@1 of {statistics.mean(alone):.1f}" if name == "none" else f"{gain:+.1f} ± {half:.1f}"
-        assert text == expected, name
+@pytest.mark.parametrize("page", ["README.md", "docs/package.md"])
+def test_gains_of_the_first_screen_are_those_of_the_result_files(
+    page: str, titles: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (table,) = re.findall(r"<!-- gains -->\n((?:\|.*\n)+)", (ROOT / page).read_text())
+    lines = [cells(row) for row in table.splitlines()[2:]]
+    second = next(i for i, (title, *_) in enumerate(lines) if title.startswith("**a small network"))
+    checked = 0
+    for study, gca, part in (
+        ("docs/evidence_pictures", "gca_published", lines[1:second]),
+        ("docs/evidence", "gca", lines[second + 1 :]),
+    ):
+        printed = summary(study, capsys)
+        for title, *shown in part:
+            rows = ("none", "norm_classifier", "norm_hardest", gca, "none_double")
+            assert shown == [printed.get(name, {}).get(loss_name(title), "") for name in rows], title
+            checked += sum(map(bool, shown))
+    assert checked > 25

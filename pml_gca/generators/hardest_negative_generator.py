@@ -19,9 +19,8 @@ class HardestNegativeGenerator(BaseGenerator):
 
     Nothing is synthetic: in the equation of `pml_gca.generators.interpolation` this is λ = 1 and α = 0, merged by
     `"hardest"`. Of equally near samples it takes the first. Anchors without a positive generate nothing, and are
-    counted: no loss that compares a negative with a positive could use it. It learns nothing. With a classifier beside
-    it (`ClassifiedGenerator`) it had the largest mean gain with each of three losses in docs/evidence.md, on one small
-    network.
+    counted: no loss that compares a negative with a positive could use it. It learns nothing. docs/evidence.md says
+    with which losses it gained, with a classifier beside the loss and without.
 
     Args:
         num_classes: training classes N.

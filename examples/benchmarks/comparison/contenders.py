@@ -152,7 +152,7 @@ CONTENDERS = {
         tuned_as="norm_classifier",
     ),
     "norm_gca": Contender(
-        "GCA-HNG, α 0, J_syn of full weight, hardest candidates, BatchNorm and a linear classifier instead of its own",
+        "GCA-HNG, hardest candidates, full weight, BatchNorm and a linear classifier beside it",
         DetachedClassificationGenerator,
         settings={**HARDEST_LEARNED, "num_layers": 1, "num_heads": 2, "classifier": "norm_linear"},
         tuned_as="norm_classifier",

@@ -75,9 +75,12 @@ PICTURES = {
         tuned_as="gca_published",
     ),
     "gca_detached": detached("node classification kept out of the embeddings"),
-    "gca_detached_classifier": detached("the same, and a linear classifier of the embeddings", classifier="linear"),
+    "gca_detached_classifier": detached(
+        "node classification kept out of the embeddings, a linear classifier beside it", classifier="linear"
+    ),
     "gca_own_gradient": detached(
-        "the same, and `own_gradient_graph` beside it, a graph of its own", classifier="own_gradient_graph"
+        "node classification kept out of the embeddings, `own_gradient_graph` beside it",
+        classifier="own_gradient_graph",
     ),
     "hardest": CONTENDERS["hardest"],
     "norm_hardest": CONTENDERS["norm_hardest"],
