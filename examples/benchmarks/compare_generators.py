@@ -16,7 +16,7 @@ from comparison.plan import best_options, check_pair, one_of_each, seeds, trials
 from comparison.report import report, screen_report
 from comparison.running import train_here, train_missing
 from comparison.study import Study
-from comparison.summary import summary
+from comparison.summary import STAGES, summary
 from comparison.table import name_of
 from comparison.timing import ROUNDS, time_iterations
 from comparison.training import one_thread
@@ -116,8 +116,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.repeat:
             return repeat(args, *args.repeat)
         if args.summary:
-            stage, metric = ("run", args.metric) if args.screen is None else ("screen", "val_recall_at_1")
-            return print(summary(args.out, stage, metric) or f"nothing in {args.out} yet")
+            metric = args.metric if args.summary == "runs" else "val_recall_at_1"
+            return print(summary(args.out, STAGES[args.summary], metric) or f"nothing in {args.out} yet")
         if args.only_forecast:
             return print(forecast(args))
         if args.add:

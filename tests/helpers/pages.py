@@ -1,6 +1,7 @@
 """The pages of the documentation, and their code blocks."""
 
 import re
+import shlex
 import textwrap
 import traceback
 from dataclasses import dataclass
@@ -55,3 +56,10 @@ def run(block: Block, namespace: dict[str, object]) -> None:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == page]
         line = error.lineno if isinstance(error, SyntaxError) and error.filename == page else [block.line, *lines][-1]
         raise AssertionError(f"{page}:{line}: {type(error).__name__}: {error}") from error
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return each `python` or `torchrun` of an example on a page, as the shell's words from the script on."""
+    text = page.read_text().replace("\\\n", " ")
+    found = re.findall(r"\b(?:python|torchrun --nproc-per-node \d+) (examples/[^\n`&|;]*)", text)
+    return [shlex.split(line, comments=True) for line in found]

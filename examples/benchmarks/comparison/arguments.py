@@ -5,7 +5,7 @@ import argparse
 from comparison.beside_the_loss import LOSSES
 from comparison.contenders import CONTENDERS
 from comparison.inputs import Inputs
-from comparison.parsers import compare_parser
+from comparison.parsers import METRICS, compare_parser
 from comparison.pictures import PICTURES
 from comparison.registry import ALL, WITH_BACKBONE, WITH_SMALL_NETWORK
 from comparison.study import Study
@@ -32,6 +32,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--time needs the trials of --out: leave out --trials-from")
     if args.only_forecast and (args.add or args.time):
         parser.error(f"--{'add' if args.add else 'time'} needs --out, the folder of the study")
+    if args.summary == "screened" and args.metric != METRICS[0]:
+        parser.error("--metric needs --summary runs: screened seeds have Recall@1 of validation classes alone")
     args.out = Study(args.out or KEPT)
     if (args.data is None) != (args.backbone is None) or (args.weights and args.backbone is None):
         parser.error("--data needs --backbone and the other way round; --weights needs both")

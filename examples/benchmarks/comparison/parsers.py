@@ -79,14 +79,16 @@ def compare_parser() -> argparse.ArgumentParser:
         help="folder of another study: its trials choose, and its times are shown; with --backbone they are of the "
         "whole backbone (default: that of --out)",
     )
-    add("--metric", choices=METRICS, default=METRICS[0], help="of --summary (default: %(default)s)")
+    add("--metric", choices=METRICS, default=METRICS[0], help="of --summary runs (default: %(default)s)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--report", action="store_true", help="only print the tables of what is there")
     instead.add_argument(
         "--summary",
-        action="store_true",
-        help="only print one table of all that is there, or with --screen of all screened seeds: a column for each "
-        "loss; needs neither --data nor --generators",
+        nargs="?",
+        const="runs",
+        choices=("runs", "screened"),
+        help="only print one table of all kept runs, or of all screened seeds: a column for each loss. It needs no "
+        "images, and takes all losses, contenders and seeds that are there (default: %(const)s)",
     )
     instead.add_argument("--add", action="store_true", help="only move finished cells into the tables of the study")
     instead.add_argument("--time", action="store_true", help="only time the iterations of what is tuned")
