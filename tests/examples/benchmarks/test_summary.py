@@ -53,10 +53,10 @@ def test_the_command_needs_no_images(study, capsys):
 
 def test_few_seeds_of_the_loss_alone_come_in_order(tmp_path):
     study = Study(tmp_path)
-    study.write(cell("none", stage="run", number=1), result(0.75))
+    study.write(cell("none", stage="run"), result(0.5))
     study.add()
     study.reread()
-    study.write(cell("none", stage="run"), result(0.5))
+    study.write(cell("none", stage="run", number=1), result(0.75))  # files are read before tables
     study.write(cell("gca", stage="run", number=4), result(0.5))
     lines = summary(study, "run", "recall_at_1").splitlines()[2:]
     assert lines == ["| none | the loss alone | 50.0, 75.0 |", "| gca | GCA-HNG |  |"]
