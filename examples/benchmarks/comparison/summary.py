@@ -6,7 +6,7 @@ from comparison.beside_the_loss import LOSSES
 from comparison.markdown import cell_text
 from comparison.registry import TITLES
 from comparison.study import Study
-from comparison.table import ORIGIN, Row, name_of, part_of
+from comparison.table import ORIGIN, Row, key_of, name_of, part_of
 from pml_gca.utils.tables import markdown_table, metric_title
 
 FEWEST = 3
@@ -39,7 +39,7 @@ def summary(study: Study, stage: str, metric: str) -> str:
     rows = [row for row in study.all_runs() if row["stage"] == stage]
     check_shared(rows, study)
     for row in rows:
-        part_of(row, (metric,), study.folder, (stage, row["loss"], row["contender"], row["number"]))
+        part_of(row, (metric,), study.folder, key_of(row))
         results.setdefault(row["loss"], {}).setdefault(row["contender"], {})[row["number"]] = row
     found = {name for by_name in results.values() for name in by_name}
     losses, names = in_order(results, LOSSES), in_order(found, TITLES)
@@ -67,10 +67,8 @@ def check_shared(rows: Iterable[Row], study: Study) -> None:
         first = first or row
         for name in SHARED:
             if row.get(name) != first.get(name):
-                keys = [name_of((r["stage"], r["loss"], r["contender"], r["number"])) for r in (first, row)]
-                raise ValueError(
-                    f"{study} mixes settings: {name} is {first.get(name)} in {keys[0]} and {row.get(name)} in {keys[1]}"
-                )
+                found = (f"{r.get(name)} in {name_of(key_of(r))}" for r in (first, row))
+                raise ValueError(f"{study} mixes settings: {name} is {' and '.join(found)}")
 
 
 def in_order(found: Iterable[str], known: Iterable[str]) -> list[str]:
