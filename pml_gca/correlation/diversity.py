@@ -9,7 +9,7 @@ from ..utils.dtypes import compute_dtype
 from ..utils.recompute_gradients import differentiate_plain
 from .edge_list import EdgeList
 from .edges import at_ends, edge_multiplicity, sum_over_neighbours
-from .tiles import add_to_second, default_chunk_size
+from .tiles import SecondEnds, default_chunk_size
 
 
 def diversity_loss(coefficients: Tensor, edges: EdgeList, edge_chunk_size: int | None = None) -> Tensor:
@@ -54,18 +54,19 @@ class Diversity(torch.autograd.Function):
     def forward(ctx: Any, coefficients: Tensor, edges: EdgeList, chunk: int) -> Tensor:
         dtype, tiles, num_nodes = compute_dtype(coefficients), edges.tiles(chunk), edges.num_nodes
         total = coefficients.new_zeros(num_nodes, coefficients.shape[1], dtype=dtype)
+        at_second = SecondEnds(total, skip_self=True)
         for tile in tiles:
-            values = coefficients[tile.rows].to(dtype).view(*tile.shape, -1)
+            values = at_second.room(tile).copy_(coefficients[tile.rows].view(*tile.shape, -1))
             total[tile.nodes] += values.sum(dim=0)
-            add_to_second(total, tile, values, skip_self=True)
+            at_second.add()
         mean = edges.total(total)[0] / edges.degrees(total)
         turned_mean, spread = edges.turned(mean), mean.new_zeros(())
         for tile in tiles:
             values = coefficients[tile.rows].to(dtype).view(*tile.shape, -1)
             # Both ends of an edge see it; a self pair has one end, met twice.
-            by_ends = (values - mean[tile.nodes]).square_()
-            by_ends += (values - turned_mean[tile.offsets, tile.nodes]).square_()
-            spread += (by_ends.sum(dim=2) * tile.multiplicity(mean)).sum() / 2
+            for means in (mean[tile.nodes], turned_mean[tile.offsets, tile.nodes]):
+                squares = torch.linalg.vector_norm(values - means, dim=2).square_()
+                spread += (squares * tile.multiplicity(mean)).sum() / 2
         (spread,) = edges.total(spread)
         # The bound keeps the root's infinite slope at 0 out of the gradient.
         root = (spread / max(edges.num_ordered_pairs, 1)).clamp_min(torch.finfo(dtype).tiny).sqrt()
@@ -84,7 +85,12 @@ class Diversity(torch.autograd.Function):
         scale = -grad / (root * max(ctx.edges.num_ordered_pairs, 1))
         scale = scale.masked_fill(root.square() <= 2 * torch.finfo(root.dtype).tiny, 0.0)
         for tile in ctx.tiles:
-            values = 2 * coefficients[tile.rows].to(mean.dtype).view(*tile.shape, -1)
-            values = values.sub_(mean[tile.nodes]).sub_(turned_mean[tile.offsets, tile.nodes])
-            out[tile.rows] = values.mul_((tile.multiplicity(mean) * (scale / 2))[..., None]).flatten(0, 1)
+            # Subtract from the means, and change the sign after it: one tensor is written, and no copy made.
+            box = out[tile.rows].view(*tile.shape, -1)
+            values = box if box.dtype == mean.dtype else tile.box(mean)
+            torch.add(mean[tile.nodes], turned_mean[tile.offsets, tile.nodes], out=values)
+            values.sub_(coefficients[tile.rows].view_as(box), alpha=2)
+            values.mul_((tile.multiplicity(mean) * (scale / -2))[..., None])
+            if values is not box:
+                box.copy_(values)
         return out, None, None

@@ -47,13 +47,14 @@ class FrozenClassification(torch.autograd.Function):
         parts = (x.split(max(CLASSIFIED_VALUES // len(weight), 1)) for x in (rows, labels[:, None], gradient))
         for part, target, part_gradient in zip(*parts, strict=True):
             with torch.autocast(device, enabled=False):
-                # Long rows overflow float16, and so would their products.
-                scale = scale_into_half(part) if product == torch.float16 else 1.0
-                logits = F.linear((part / scale).to(product), weight.to(product)).to(dtype) * scale + bias.to(dtype)
-                log_probability = logits.log_softmax(dim=1)
+                log_probability = class_scores(part, weight, bias, product, dtype).log_softmax(dim=1)
                 total -= log_probability.gather(1, target).sum()
                 error = log_probability.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=dtype))
-                part_gradient.copy_(error.to(gradient_product) @ weight.to(gradient_product)).div_(len(rows))
+                factors = error.to(gradient_product), weight.to(gradient_product)
+                if gradient_product == part_gradient.dtype:
+                    torch.mm(*factors, out=part_gradient)
+                else:
+                    part_gradient.copy_(factors[0] @ factors[1])
         ctx.save_for_backward(gradient, rows, weight, bias, labels)
         return total / max(len(rows), 1)
 
@@ -68,12 +69,18 @@ class FrozenClassification(torch.autograd.Function):
                 return classification_loss(F.linear(rows.to(weight.dtype), weight, bias), labels)
 
             return differentiate_plain(ctx, plain, {0: rows}, [grad])
-        return gradient * grad, None, None, None
+        return gradient * (grad / max(len(rows), 1)), None, None, None
 
 
-def scale_into_half(rows: Tensor) -> Tensor:
-    """Return divisors of (R, D) rows after which no value exceeds 1: (R, 1)."""
-    return torch.linalg.vector_norm(rows, ord=math.inf, dim=1, keepdim=True).clamp_min(1.0)
+def class_scores(rows: Tensor, weight: Tensor, bias: Tensor, product: torch.dtype, dtype: torch.dtype) -> Tensor:
+    """Return W x + b of (R, D) rows in `dtype`, with the product W x computed in `product`: (R, num_classes)."""
+    if product == dtype:
+        return F.linear(rows.to(dtype), weight.to(dtype), bias.to(dtype))
+    if product != torch.float16:
+        return F.linear(rows.to(product), weight.to(product)).to(dtype) + bias.to(dtype)
+    # Long rows overflow float16, and so would their products: divide by their largest value.
+    scale = torch.linalg.vector_norm(rows, ord=math.inf, dim=1, keepdim=True).clamp_min(1.0)
+    return F.linear((rows / scale).to(product), weight.to(product)).to(dtype) * scale + bias.to(dtype)
 
 
 def frozen_classification_loss(rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -147,6 +154,7 @@ class GenerationObjective(nn.Module):
         edge_chunk_size: int | None = None,
         *,
         edges: EdgeList | None = None,
+        classes: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the unweighted terms of J_gen by name: J_soft, J_sim and J_div, scalars.
 
@@ -158,8 +166,12 @@ class GenerationObjective(nn.Module):
             labels: (S,) long, the class each imitates.
             edge_chunk_size: edges computed at a time; chosen by the device if None.
             edges: the list of edges; all by default.
+            classes: (C,) long, ascending, the classes that J_soft tells negatives from; all by default.
         """
-        weight, bias = (x.to(compute_dtype(x, nodes)) for x in self.classifier.parameters())
+        weight, bias = (x.detach().to(compute_dtype(x, nodes)) for x in self.classifier.parameters())
+        if classes is not None:
+            weight, bias = (x.index_select(0, classes) for x in (weight, bias))
+            labels = torch.searchsorted(classes, labels)
         return {
             "generated_classification_loss": frozen_classification_loss(synthetic, weight, bias, labels),
             "similarity_loss": similarity_loss(nodes, anchors, synthetic),

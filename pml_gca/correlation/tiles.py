@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 CPU_TILE_VALUES = 2**20  # values of the edges in a tile: with their hidden ones, they fit a processor's cache
@@ -41,9 +40,20 @@ class Tile:
     def multiplicity(self, like: Tensor) -> Tensor:
         """Return how many ordered pairs each edge stands for: (offsets, first ends), 1 for self pairs, else 2."""
         count = like.new_full(self.shape, 2.0)
-        if self.offsets.start == 0:
-            count[0] = 1.0
+        count[self.self_pairs] = 1.0
         return count
+
+    @property
+    def self_pairs(self) -> slice:
+        """Which offsets are those of self pairs: the first one, or none."""
+        return slice(int(self.offsets.start == 0))
+
+    def box(self, like: Tensor) -> Tensor:
+        """Return an empty tensor for values of the edges: (offsets, first ends, ...), as the rows of `like` are.
+
+        Fill it by `out=`: where operands overlap, as `turned` values do, torch chooses a layout that is slow to read.
+        """
+        return like.new_empty(*self.shape, *like.shape[1:])
 
 
 class WithMemory:
@@ -121,29 +131,47 @@ def turned(values: Tensor, num_memory: int = 0) -> "Turned":
     return WithMemory(around, values[len(circle) :]) if num_memory else around
 
 
-def add_to_second(sums: Tensor, tile: Tile, values: Tensor, skip_self: bool = False) -> None:
+class SecondEnds:
     """Add values of edges to the sums of their second ends. (Those of first ends are added to `sums[tile.nodes]`.)
 
+    Write the values of a tile to `room(tile)`, then call `add()`: the values are read once, and not copied.
+
     Args:
-        sums: (N, ...).
-        tile: the edges.
-        values: (offsets, first ends, ...), of the edges.
+        sums: (N, ...), the sums so far.
         skip_self: leave out self pairs, which have one end and not two.
     """
-    skip = int(skip_self and tile.offsets.start == 0)
-    values = values[skip:]
-    count, width = values.shape[:2]
-    if count == 0:
-        return
-    if tile.offsets.start >= tile.circle:
-        sums[tile.offsets] += values.sum(dim=1)
-        return
-    # Row d belongs d nodes further on. Pad the rows, and refold them one value shorter: row d then moves by d.
-    pitch = width + count - 1
-    padded = F.pad(values, (0, 0) * (values.ndim - 2) + (0, count))
-    sheared = padded.flatten(0, 1)[: count * pitch].view(count, pitch, *values.shape[2:]).sum(dim=0)
-    # Sums beyond the last node belong to the first nodes, around the circle.
-    start = (tile.nodes.start + tile.offsets.start + skip) % tile.circle
-    before_end = min(pitch, tile.circle - start)
-    sums[start : start + before_end] += sheared[:before_end]
-    sums[: pitch - before_end] += sheared[before_end:]
+
+    def __init__(self, sums: Tensor, skip_self: bool = False) -> None:
+        self.sums, self.skip_self = sums, skip_self
+        self._rooms: dict[tuple[int, int, int], Tensor] = {}
+
+    def room(self, tile: Tile) -> Tensor:
+        """Return where to write the values of `tile`: (offsets, first ends, ...), with any content."""
+        self._tile, (count, width) = tile, tile.shape
+        self._skip = int(self.skip_self and tile.offsets.start == 0)
+        # Row d belongs d nodes further on. Pad the rows with as many zeros as there are rows; `add` refolds them.
+        padding = 0 if tile.offsets.start >= tile.circle else count - self._skip
+        key = (count, width, padding)
+        if key not in self._rooms:
+            self._rooms[key] = self.sums.new_empty(count, width + padding, *self.sums.shape[1:])
+            self._rooms[key][:, width:] = 0
+        self._padded = self._rooms[key]
+        return self._padded[:, :width]
+
+    def add(self) -> None:
+        """Add the values in the last room."""
+        tile, values = self._tile, self._padded[self._skip :]
+        count = len(values)
+        if count == 0:
+            return
+        if tile.offsets.start >= tile.circle:
+            self.sums[tile.offsets] += values.sum(dim=1)
+            return
+        # Refold the rows one value shorter: row d then moves by d.
+        pitch = values.shape[1] - 1
+        sheared = values.flatten(0, 1)[: count * pitch].view(count, pitch, *values.shape[2:]).sum(dim=0)
+        # Sums beyond the last node belong to the first nodes, around the circle.
+        start = (tile.nodes.start + tile.offsets.start + self._skip) % tile.circle
+        before_end = min(pitch, tile.circle - start)
+        self.sums[start : start + before_end] += sheared[:before_end]
+        self.sums[: pitch - before_end] += sheared[before_end:]

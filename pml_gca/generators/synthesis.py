@@ -4,13 +4,14 @@ Axis legend as in `generators.interpolation`. All candidates of a batch would ta
 as they are made, and recomputed in the backward pass, so none is kept.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..correlation.edge_list import EdgeList
-from ..correlation.tiles import Tile, add_to_second, default_chunk_size
+from ..correlation.tiles import SecondEnds, Tile, default_chunk_size
 from ..utils.norms import are_usual, length, scale_of
 from ..utils.recompute_gradients import differentiate_plain
 from .interpolation import positive_distances, pull_ratio
@@ -113,20 +114,21 @@ class Synthesis(torch.autograd.Function):
         pull = Pull(ctx.edges, nodes, coefficients, near, strength, lengths)
         grad_nodes, grad_near = torch.zeros_like(nodes), torch.zeros_like(near)
         grad_coefficients = coefficients.new_empty(coefficients.shape) if for_coefficients is not None else None
+        at_second, near_at_second = SecondEnds(grad_nodes), SecondEnds(grad_near)
         for tile in ctx.tiles:
             pull.start(tile)
             rows = [slots[way, tile.rows] for way in (0, 1)]
-            scales = weights[:, tile.rows].view_as(pull.near)[..., None]
+            scales = weights[:, tile.rows].view_as(pull.near)
             if for_coefficients is not None and grad_coefficients is not None:
                 there, back = (for_coefficients.index_select(0, r).view(*tile.shape, -1) for r in rows)
-                slope = scales * pull.slope[..., None]
+                slope = (scales * pull.slope)[..., None]
                 there.mul_(slope[0]).addcmul_(back, slope[1], value=-1)
-                grad_coefficients[tile.rows] = (there * pull.apart).flatten(0, 1)
+                torch.mul(there, pull.apart, out=grad_coefficients[tile.rows].view_as(there))
             if for_nodes is not None:
-                there, back = (for_nodes.index_select(0, r).view(*tile.shape, -1) for r in rows)
-                apart = pull.backward((there.mul_(scales[0]), back.mul_(scales[1])), grad_near)
-                add_to_second(grad_nodes, tile, apart)
-                grad_nodes[tile.nodes] += apart.neg_().sum(dim=0)
+                grads = [for_nodes.index_select(0, r).view(*tile.shape, -1) for r in rows]
+                apart = pull.backward(grads, scales, grad_near, near_at_second, out=at_second.room(tile))
+                grad_nodes[tile.nodes] -= apart.sum(dim=0)
+                at_second.add()
         if for_nodes is None:
             return None, None, None, grad_coefficients, *[None] * 6
         grad_nodes, grad_near = ctx.edges.total(grad_nodes, grad_near)
@@ -183,7 +185,7 @@ class Pull:
         z_i, near_i, length_i = (x[tile.nodes] for x in self.ends)
         z_j, near_j, length_j = (x[tile.offsets, tile.nodes] for x in self.turned)
         self.coefficients = self.all_coefficients[tile.rows].to(z_i.dtype).view(*tile.shape, -1)
-        self.apart = z_j - z_i
+        self.apart = torch.sub(z_j, z_i, out=tile.box(z_i))
         self.far = torch.linalg.vector_norm(self.apart, dim=2)
         if not are_usual(self.far):
             common = torch.maximum(length_j, length_i)
@@ -191,20 +193,35 @@ class Pull:
         self.near = torch.stack([near_i.expand_as(self.far), near_j])
         self.constant, self.slope = pull_ratio(self.near, self.far, self.strength)
 
-    def backward(self, grads: tuple[Tensor, Tensor], near_grads: Tensor) -> Tensor:
-        """Return the gradient of z_j − z_i, from those of both ways' candidates; add that of d⁺ to `near_grads`."""
-        tile = self.tile
+    def backward(
+        self, grads: Sequence[Tensor], scales: Tensor, near_grads: Tensor, near_at_second: SecondEnds, out: Tensor
+    ) -> Tensor:
+        """Return the gradient of z_j − z_i, in `out`; add that of d⁺ to `near_grads`.
+
+        Args:
+            grads: (offsets, first ends, D) each, of the negatives that the candidates of both ways are part of.
+            scales: (2, offsets, first ends), the weights of these candidates.
+            near_grads: (N,).
+            near_at_second: adds to it.
+            out: (offsets, first ends, D).
+        """
         direction = self.apart / self.far.where(self.far > 0, 1.0)[..., None]
-        total, far_grad = torch.zeros_like(self.apart), torch.zeros_like(self.far)
+        constants, slopes = ((x * scales)[..., None] for x in (self.constant, self.slope))
+        far_grad = torch.zeros_like(self.far)
         for way, (grad, sign) in enumerate(zip(grads, (1, -1), strict=True)):
-            constant, slope = self.constant[way], self.slope[way]
             along = grad * direction
             by_constant = along.sum(dim=2) - self.strength * (along.mul_(self.coefficients)).sum(dim=2)
-            by_constant = torch.where(self.near[way] < self.far, by_constant * sign, 0.0)
+            by_constant *= sign * scales[way]
+            by_constant = torch.where(self.near[way] < self.far, by_constant, 0.0)
             if way:
-                add_to_second(near_grads, tile, by_constant)
+                near_at_second.room(self.tile).copy_(by_constant)
+                near_at_second.add()
             else:
-                near_grads[tile.nodes] += by_constant.sum(dim=0)
-            far_grad -= by_constant * constant
-            total.addcmul_(torch.addcmul(constant[..., None], slope[..., None], self.coefficients), grad, value=sign)
-        return total.addcmul_(far_grad[..., None], direction)
+                near_grads[self.tile.nodes] += by_constant.sum(dim=0)
+            far_grad -= by_constant * self.constant[way]
+            ratio = torch.addcmul(constants[way], slopes[way], self.coefficients)
+            if way:
+                out.addcmul_(ratio, grad, value=-1)
+            else:
+                torch.mul(ratio, grad, out=out)
+        return out.addcmul_(far_grad[..., None], direction)

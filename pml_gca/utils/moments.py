@@ -15,10 +15,10 @@ def std_mean(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         rows: (R, D), at least two values, without gradient.
         dtype: of the result.
     """
-    parts = []
+    mean = rows.new_zeros((), dtype=dtype)
     for portion in rows.split(max(VALUES_AT_A_TIME // rows.shape[1], 1)):
-        parts.append((portion.numel() / rows.numel(), *torch.var_mean(portion.to(dtype), correction=0)))
-    zero = rows.new_zeros((), dtype=dtype)
-    mean = sum((share * own for share, _, own in parts), start=zero)
-    variance = sum((share * (within + (own - mean).square()) for share, within, own in parts), start=zero)
-    return (variance * (rows.numel() / (rows.numel() - 1))).sqrt(), mean
+        mean = mean + portion.to(dtype).mean() * (portion.numel() / rows.numel())
+    squares = rows.new_zeros((), dtype=dtype)
+    for portion in rows.split(max(VALUES_AT_A_TIME // rows.shape[1], 1)):
+        squares = squares + torch.linalg.vector_norm(portion.to(dtype) - mean).square()
+    return (squares / (rows.numel() - 1)).sqrt(), mean

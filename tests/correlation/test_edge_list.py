@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pml_gca.correlation.edge_list import EdgeList
 from pml_gca.correlation.edges import edge_pairs
-from pml_gca.correlation.tiles import add_to_second, turned
+from pml_gca.correlation.tiles import SecondEnds, turned
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,9 @@ def test_tiles_of_a_range_list_its_edges_in_order(part):
             assert torch.equal(nodes[tile.nodes].expand(tile.shape), first)
             assert torch.equal(turned(nodes)[tile.offsets, tile.nodes], second)
             sums = torch.zeros(num_nodes, dtype=torch.long)
-            add_to_second(sums, tile, 1 + torch.arange(first.numel()).view(tile.shape))
+            at_second = SecondEnds(sums)
+            at_second.room(tile).copy_(1 + torch.arange(first.numel()).view(tile.shape))
+            at_second.add()
             expected = torch.zeros_like(sums).index_add(0, second.flatten(), 1 + torch.arange(first.numel()))
             assert torch.equal(sums, expected)
         assert edge == listed.num_edges

@@ -16,7 +16,7 @@ from pml_gca.correlation.diversity import diversity_loss, plain_diversity_loss
 from pml_gca.correlation.edge_list import EdgeList
 from pml_gca.correlation.edges import edge_multiplicity, edge_pairs
 from pml_gca.correlation.propagation import CorrelationPropagation
-from pml_gca.correlation.tiles import add_to_second
+from pml_gca.correlation.tiles import SecondEnds
 from pml_gca.generators.merging import merging_weights
 from pml_gca.generators.planning import plan_candidates
 from pml_gca.generators.synthesis import synthesize
@@ -74,7 +74,9 @@ def check_tiles(listed, max_edges):
         added = torch.arange(first.numel()).add(1)[:, None] ** torch.arange(2)
         for skip_self in (False, True):
             sums = torch.zeros(listed.num_nodes, 2, dtype=torch.long)
-            add_to_second(sums, tile, added.view(*tile.shape, 2), skip_self)
+            at_second = SecondEnds(sums, skip_self)
+            at_second.room(tile).copy_(added.view(*tile.shape, 2))
+            at_second.add()
             counted = added * ((first != second) | (not skip_self)).view(-1, 1)
             assert torch.equal(sums, torch.zeros_like(sums).index_add(0, second.flatten(), counted))
     assert edge == listed.num_edges

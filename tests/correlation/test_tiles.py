@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pml_gca.correlation.edges import edge_multiplicity, edge_pairs
-from pml_gca.correlation.tiles import add_to_second, edge_tiles, turned
+from pml_gca.correlation.tiles import SecondEnds, edge_tiles, turned
 
 graphs = st.tuples(st.integers(0, 14), st.one_of(st.integers(1, 30), st.sampled_from([105, 10_000])))
 
@@ -54,17 +54,19 @@ def test_sums_over_second_ends(graph, shape, skip_self):
     num_nodes, max_edges = graph
     pairs = edge_pairs(num_nodes)
     edges = whole(pairs.shape[1], *shape)
-    at_second = edges.new_zeros(num_nodes, *shape)
+    sums = edges.new_zeros(num_nodes, *shape)
+    at_second = SecondEnds(sums, skip_self=skip_self)
     for tile in edge_tiles(num_nodes, max_edges):
-        values = edges[tile.rows].view(*tile.shape, *shape)
-        before = values.clone()
-        add_to_second(at_second, tile, values, skip_self=skip_self)
-        assert torch.equal(values, before)
+        room = at_second.room(tile)
+        assert room.shape == (*tile.shape, *shape)
+        room.copy_(edges[tile.rows].view(room.shape))
+        at_second.add()
+        assert torch.equal(room, edges[tile.rows].view(room.shape))
     counted = edges.clone()
     zeros = edges.new_zeros(num_nodes, *shape)
     if skip_self:
         counted[pairs[0] == pairs[1]] = 0
-    assert torch.equal(at_second, zeros.index_add(0, pairs[1], counted))
+    assert torch.equal(sums, zeros.index_add(0, pairs[1], counted))
 
 
 @given(graphs, st.sampled_from([torch.float32, torch.float64]))
@@ -92,10 +94,10 @@ def test_the_boxes_of_a_small_graph_by_hand():
     assert tiles == [(d, 1, start, n) for d in range(3) for start, n in ((0, 2), (2, 3))]
 
 
-def test_values_need_not_be_contiguous():
+def test_a_box_is_as_the_rows_of_what_it_is_for_and_contiguous():
     (tile,) = edge_tiles(5, 100)
-    for values in (whole(5, 3, 2).transpose(0, 1), whole(3, 5, 1).expand(3, 5, 2)):
-        totals = [torch.zeros(5, 2, dtype=torch.float64) for _ in range(2)]
-        add_to_second(totals[0], tile, values)
-        add_to_second(totals[1], tile, values.contiguous())
-        assert torch.equal(*totals)
+    for shape in ((5,), (5, 2)):
+        nodes = whole(*shape)
+        box = torch.sub(nodes[tile.nodes], turned(nodes)[tile.offsets, tile.nodes], out=tile.box(nodes))
+        assert box.is_contiguous()
+        assert torch.equal(box, nodes - torch.stack([nodes.roll(-offset, dims=0) for offset in range(3)]))

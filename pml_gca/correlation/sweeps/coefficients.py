@@ -3,7 +3,7 @@
 What it buys: only λ is kept. Autograd would keep the centred and the normalised edges too, an (E, D) tensor each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...utils.recompute_gradients import differentiate_plain
+from ..tiles import Tile
 from .rows import EdgeRows, EdgeState, SweepPlan, add_product
 
 
@@ -18,24 +19,30 @@ from .rows import EdgeRows, EdgeState, SweepPlan, add_product
 def edge_statistics(plan: SweepPlan, state: EdgeState) -> tuple[Tensor, Tensor, Tensor]:
     """Return the number of edges as ordered pairs, and mean and (biased) variance of each channel over them."""
     edges, like = EdgeRows(state), state.kept
-    count = like.new_zeros(())
+    counted = 0
     mean, squares = like.new_zeros(like.shape[1]), like.new_zeros(like.shape[1])
     for tile in plan.tiles:
-        rows, weights = edges(tile), tile.multiplicity(like).view(-1, 1)
-        new = weights.sum()
-        new_mean = (rows * weights).sum(dim=0) / new
-        new_squares = ((rows - new_mean).square_() * weights).sum(dim=0)
+        (offsets, first_ends), box = tile.shape, edges(tile).view(*tile.shape, -1)
+        new = (2 * offsets - tile.self_pairs.stop) * first_ends
+        new_mean = ordered_pairs_sum(box, tile) / new
+        new_squares = ordered_pairs_sum(box.sub_(new_mean).square_(), tile)
         # Merge the statistics of two groups: a plain sum of squares would lose digits.
-        apart, both = new_mean - mean, count + new
+        apart, both = new_mean - mean, counted + new
         mean = mean + apart * (new / both)
-        squares = squares + new_squares + apart.square() * (count * new / both)
-        count = both
+        squares = squares + new_squares + apart.square() * (counted * new / both)
+        counted = both
+    count = torch.full((), counted, dtype=like.dtype, device=like.device)
     if plan.edges.processes is not None:
         everyone, sums = plan.edges.total(count, mean * count)
         apart = mean - sums / everyone
         (squares,) = plan.edges.total(squares + apart.square() * count)
         count, mean = everyone, sums / everyone
     return count, mean, squares / count
+
+
+def ordered_pairs_sum(box: Tensor, tile: Tile) -> Tensor:
+    """Return the sum of (offsets, first ends, D) values of edges over the ordered pairs that they stand for: (D,)."""
+    return 2 * box.sum(dim=(0, 1)) - box[tile.self_pairs].sum(dim=(0, 1))
 
 
 class EdgeCoefficients(torch.autograd.Function):
@@ -62,7 +69,7 @@ class EdgeCoefficients(torch.autograd.Function):
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
         out = kept.new_empty(plan.edges.num_edges, len(w), dtype=plan.matmul_dtype)
         for tile in plan.tiles:
-            normalised = (edges(tile) - mean).mul_(rstd * scale)
+            normalised = edges(tile).sub_(mean).mul_(rstd * scale)
             torch.addmm(b, normalised.to(w.dtype), w.t(), out=out[tile.rows])
             out[tile.rows].sigmoid_()
         ctx.plan = plan
@@ -83,27 +90,35 @@ class EdgeCoefficients(torch.autograd.Function):
         """Compute the gradient of each argument of `forward`, tile by tile."""
         plan: SweepPlan = ctx.plan
         kept, norm_weight, norm_bias, count, mean, rstd, scale, weight, _, out = ctx.saved_tensors
-        w = weight.to(plan.matmul_dtype)
+        dtype, wide = plan.matmul_dtype, weight.to(kept.dtype)
         edges = EdgeRows(EdgeState(kept, norm_weight, norm_bias))
         edges.start_backward(plan.gradient_pass.to_parameters)
+
+        def swept() -> Iterator[tuple[Tile, Tensor, Tensor]]:
+            """Yield each tile, the gradient of its logits, and its normalised edges."""
+            for tile in plan.tiles:
+                logits = torch.ops.aten.sigmoid_backward(grad[tile.rows], out[tile.rows])
+                yield tile, logits, edges(tile).sub_(mean).mul_(rstd)
+
+        # Two sweeps, which compute a tile anew; if there is one tile only, it serves both.
+        sweep = list(swept()) if len(plan.tiles) == 1 else None
         # First the sums over all edges: gradients of the parameters and, through them, of the batch's statistics.
-        by_pair, grad_b = kept.new_zeros(weight.shape), kept.new_zeros(len(w))
-        for tile in plan.tiles:
-            logits = torch.ops.aten.sigmoid_backward(grad[tile.rows], out[tile.rows])
-            add_product(by_pair, logits.t(), (edges(tile) - mean).mul_(rstd).to(w.dtype))
+        by_pair, grad_b = kept.new_zeros(weight.shape), kept.new_zeros(len(weight))
+        for _, logits, normalised in sweep or swept():
+            add_product(by_pair, logits.t(), normalised.to(dtype))
             grad_b += logits.sum(dim=0)
-        wide = weight.to(kept.dtype)
         grad_scale = (by_pair * wide).sum(dim=0)
         all_scale, all_b = plan.edges.total(grad_scale, grad_b)
-        shift = wide.t().mv(all_b) * scale
-        for tile in plan.tiles:
-            logits = torch.ops.aten.sigmoid_backward(grad[tile.rows], out[tile.rows])
-            rows = edges(tile)
-            g = (logits @ w).to(kept.dtype) * (scale * rstd)
-            if count is not None:
-                normalised = (rows - mean).mul_(rstd)
-                common = torch.addcmul(shift, normalised, all_scale * scale)
-                g = torch.addcmul(g, common * (rstd / count), tile.multiplicity(kept).view(-1, 1), value=-1)
+        w = (wide * (scale * rstd)).to(dtype)
+        for tile, logits, normalised in sweep or swept():
+            if count is None:
+                g = (logits @ w).to(kept.dtype)
+            else:
+                # An edge takes part in the statistics once for each ordered pair that it stands for.
+                share = rstd * scale * (-2 / count)
+                g = torch.addcmul(wide.t().mv(all_b) * share, normalised, all_scale * share)
+                g.view(*tile.shape, -1)[tile.self_pairs] /= 2
+                add_product(g, logits, w)
             edges.backward(tile, g)
         own = (grad_scale, by_pair * scale, grad_b) if plan.gradient_pass.to_parameters else (None,) * 3
         return None, edges.grad, *(edges.norm_grads or (None, None)), None, None, None, *own

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...utils.recompute_gradients import differentiate_plain
 from ..edges import sum_over_neighbours
-from ..tiles import add_to_second
-from .rows import EdgeRows, EdgeState, SweepPlan, add_product
+from ..tiles import SecondEnds
+from .rows import EdgeRows, EdgeState, SweepPlan, add_product, gelu_gradient
 
 
 class EdgeMessages(torch.autograd.Function):
@@ -36,11 +36,12 @@ class EdgeMessages(torch.autograd.Function):
         w, b = weight.to(plan.matmul_dtype), bias.to(plan.matmul_dtype)
         hidden = kept.new_empty(plan.edges.num_edges, len(w), dtype=plan.matmul_dtype) if plan.keep_hidden else None
         total = kept.new_zeros(num_nodes, kept.shape[1])
+        at_second = SecondEnds(total, skip_self=True)
         for tile in plan.tiles:
             before = torch.addmm(b, edges(tile).to(w.dtype), w.t(), out=None if hidden is None else hidden[tile.rows])
-            messages = F.gelu(before).to(total.dtype).view(*tile.shape, -1)
+            messages = at_second.room(tile).copy_(F.gelu(before).view(*tile.shape, -1))
             total[tile.nodes] += messages.sum(dim=0)
-            add_to_second(total, tile, messages, skip_self=True)
+            at_second.add()
         ctx.plan, ctx.num_nodes = plan, num_nodes
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(kept, norm_weight, norm_bias, weight, bias, hidden)
@@ -69,10 +70,10 @@ class EdgeMessages(torch.autograd.Function):
         for tile in plan.tiles:
             e = edges(tile).to(w.dtype)
             before = hidden[tile.rows] if plan.keep_hidden else torch.addmm(b, e, w.t())
-            messages = grad[tile.nodes] + turned_grad[tile.offsets, tile.nodes]
-            if tile.offsets.start == 0:
-                messages[0] = grad[tile.nodes]
-            g = torch.ops.aten.gelu_backward(messages.flatten(0, 1).to(w.dtype), before)
+            messages = torch.add(grad[tile.nodes], turned_grad[tile.offsets, tile.nodes], out=tile.box(grad))
+            messages[tile.self_pairs] = grad[tile.nodes]
+            g = messages.flatten(0, 1).to(w.dtype)
+            gelu_gradient(g, before, g)
             if to_parameters:
                 add_product(grad_w, g.t(), e)
                 grad_b += g.sum(dim=0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..correlations import GradientPass
 from ..edge_list import EdgeList
 from ..edges import at_ends
-from ..tiles import Tile, Turned, add_to_second
+from ..tiles import SecondEnds, Tile, Turned
 
 NORM_EPS = 1e-5
 
@@ -81,7 +81,8 @@ class EdgeRows:
     def __call__(self, tile: Tile) -> Tensor:
         """Return the (R, D) edges of `tile`."""
         if self.turned is not None:
-            return (self.kept[tile.nodes] * self.turned[tile.offsets, tile.nodes]).flatten(0, 1)
+            ends = self.kept[tile.nodes], self.turned[tile.offsets, tile.nodes]
+            return torch.mul(*ends, out=tile.box(self.kept)).flatten(0, 1)
         assert self.weight is not None
         assert self.bias is not None
         self.norm = PostNorm(self.kept[tile.rows], self.weight, self.bias)
@@ -90,6 +91,7 @@ class EdgeRows:
     def start_backward(self, to_parameters: bool) -> None:
         """Prepare to collect gradients: of the kept tensor and, if wanted, of the post-norm's parameters."""
         self.grad = torch.empty_like(self.kept) if self.turned is None else torch.zeros_like(self.kept)
+        self.at_second = SecondEnds(self.grad)
         self.norm_grads: list[Tensor] | None = None
         if self.weight is not None and to_parameters:
             self.norm_grads = [torch.zeros_like(self.weight), torch.zeros_like(self.weight)]
@@ -99,9 +101,10 @@ class EdgeRows:
         if self.turned is not None:
             box = grad.view(*tile.shape, -1)
             self.grad[tile.nodes] += (box * self.turned[tile.offsets, tile.nodes]).sum(dim=0)
-            add_to_second(self.grad, tile, box * self.kept[tile.nodes])
+            torch.mul(box, self.kept[tile.nodes], out=self.at_second.room(tile))
+            self.at_second.add()
         else:
-            self.grad[tile.rows] = self.norm.backward(grad, self.norm_grads)
+            self.norm.backward(grad, self.norm_grads, out=self.grad[tile.rows])
 
 
 class Ends:
@@ -127,7 +130,7 @@ class Ends:
         folded_j, offset_j, value_j = (x[tile.offsets, tile.nodes] for x in self.turned)
         self.values = value_i, value_j
         self.edges = edges.view(*tile.shape, -1)
-        self.between = folded_i - folded_j
+        self.between = torch.sub(folded_i, folded_j, out=tile.box(folded_i))
         score = (self.edges * self.between).sum(dim=2) + (offset_i - offset_j)
         score = score * self.scale
         self.attention = [torch.sigmoid(score), torch.sigmoid(-score)]
@@ -141,22 +144,25 @@ class Ends:
     def start_backward(self) -> None:
         """Prepare to collect the gradients of the nodes."""
         self.grads = [torch.zeros_like(x) for x in self.ends]
+        self.at_second = [SecondEnds(x) for x in self.grads]
 
     def backward(self, tile: Tile, grad: Tensor) -> Tensor:
         """Return the gradient of the (R, D) edges of `tile`, attended last; add those of the nodes."""
         folded, offset, values = self.grads
+        folded_there, offset_there, values_there = (x.room(tile) for x in self.at_second)
         box = grad.view(*tile.shape, -1)
         values[tile.nodes] += (self.weights[0][..., None] * box).sum(dim=0)
-        add_to_second(values, tile, self.weights[1][..., None] * box)
+        torch.mul(self.weights[1][..., None], box, out=values_there)
         by_end = [(box * end).sum(dim=2) for end in self.values]
         if self.tile_mask is not None:
             by_end = [g * m for g, m in zip(by_end, self.tile_mask, strict=True)]
         score = (by_end[0] - by_end[1]) * self.attention[0] * self.attention[1] * self.scale
         offset[tile.nodes] += score.sum(dim=0)
-        add_to_second(offset, tile, -score)
-        pull = score[..., None] * self.edges
-        folded[tile.nodes] += pull.sum(dim=0)
-        add_to_second(folded, tile, pull.neg_())
+        torch.neg(score, out=offset_there)
+        torch.mul(offset_there[..., None], self.edges, out=folded_there)
+        folded[tile.nodes] -= folded_there.sum(dim=0)
+        for ends in self.at_second:
+            ends.add()
         return torch.addcmul(box, score[..., None], self.between).flatten(0, 1)
 
 
@@ -168,8 +174,8 @@ class PostNorm:
         self.activated = F.gelu(x)
         self.out, self.mean, self.rstd = torch.native_layer_norm(self.activated, (x.shape[1],), weight, bias, NORM_EPS)
 
-    def backward(self, grad: Tensor, sums: list[Tensor] | None) -> Tensor:
-        """Return the gradient of x; add those of weight and bias to `sums`."""
+    def backward(self, grad: Tensor, sums: list[Tensor] | None, out: Tensor | None = None) -> Tensor:
+        """Return the gradient of x, in `out` if given; add those of weight and bias to `sums`."""
         want_parameters = sums is not None
         grad, weight, bias = torch.ops.aten.native_layer_norm_backward(
             grad, self.activated, self.x.shape[1:], self.mean, self.rstd, self.weight, self.weight,
@@ -178,7 +184,12 @@ class PostNorm:
         if sums is not None:
             sums[0] += weight
             sums[1] += bias
-        return torch.ops.aten.gelu_backward(grad, self.x)
+        return gelu_gradient(grad, self.x, grad if out is None else out)
+
+
+def gelu_gradient(grad: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """Write the gradient of x, from that of GELU(x), to `out`, which may be `grad`; return it. All are contiguous."""
+    return torch.ops.aten.gelu_backward(grad, x, grad_input=out)
 
 
 def plain_post_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

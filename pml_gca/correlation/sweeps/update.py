@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...utils.recompute_gradients import differentiate_plain
 from ..edges import at_ends
-from .rows import NORM_EPS, EdgeRows, EdgeState, Ends, PostNorm, SweepPlan, add_product, plain_post_norm
+from .rows import NORM_EPS, EdgeRows, EdgeState, Ends, PostNorm, SweepPlan, add_product, gelu_gradient, plain_post_norm
 
 
 class EdgeUpdate(torch.autograd.Function):
@@ -48,23 +48,19 @@ class EdgeUpdate(torch.autograd.Function):
         dtype = plan.matmul_dtype
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
         out = kept.new_empty(plan.edges.num_edges, folded.shape[1])
-        hidden = normed = spread = None
-        if plan.keep_hidden:  # in one piece each, to avoid fragmentation
-            hidden, normed = (kept.new_empty(plan.edges.num_edges, len(v1), dtype=dtype) for _ in range(2))
-            spread = kept.new_empty(plan.edges.num_edges, 1)
+        hidden: list[Tensor] = []  # of each tile: before GELU, after the norm, and the norm's 1/deviation
         for tile in plan.tiles:
             t = PostNorm(ends.attend(tile, edges(tile)), norm_weight, norm_bias).out
-            before = torch.addmm(c1, t.to(dtype), v1.t(), out=None if hidden is None else hidden[tile.rows])
+            before = torch.addmm(c1, t.to(dtype), v1.t())
             after, _, rstd = torch.native_layer_norm(F.gelu(before), (len(v1),), None, None, NORM_EPS)
-            if normed is not None and spread is not None:
-                normed[tile.rows], spread[tile.rows] = after, rstd
+            if plan.keep_hidden:
+                hidden += before, after, rstd
             torch.add(t, b2, out=out[tile.rows])
             add_product(out[tile.rows], after, v2.t())
-            ctx.statistics_dtype = rstd.dtype  # for half-precision rows, it depends on the device
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         saved = (kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2, b2)
-        ctx.save_for_backward(*saved, hidden, normed, spread)
+        ctx.save_for_backward(*saved, *hidden)
         return out
 
     @staticmethod
@@ -80,8 +76,8 @@ class EdgeUpdate(torch.autograd.Function):
         """Compute the gradient of each argument of `forward`, tile by tile."""
         plan: SweepPlan = ctx.plan
         dtype, to_parameters = plan.matmul_dtype, plan.gradient_pass.to_parameters
-        *saved, _, hidden, normed, spread = ctx.saved_tensors
-        kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2 = saved
+        inputs, hidden = ctx.saved_tensors[:13], ctx.saved_tensors[13:]
+        kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2, _ = inputs
         turned_ends, is_first = [plan.edges.turned(x) for x in (folded, offset, values)], in_weight is None
         edges = EdgeRows(EdgeState(kept, in_weight, in_bias), plan.edges.turned(kept) if is_first else None)
         edges.start_backward(to_parameters)
@@ -91,23 +87,22 @@ class EdgeUpdate(torch.autograd.Function):
         v1, c1, v2 = w1.to(dtype), b1.to(dtype), w2.to(dtype)
         norm_sums = [torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)] if to_parameters else None
         grad_w1, grad_b1, grad_w2, grad_b2 = (kept.new_zeros(x) for x in (w1.shape, b1.shape, w2.shape, (w2.shape[0],)))
-        for tile in plan.tiles:
+        for i, tile in enumerate(plan.tiles):
             norm = PostNorm(ends.attend(tile, edges(tile)), norm_weight, norm_bias)
             t = norm.out.to(dtype)
             if plan.keep_hidden:
-                before, after, rstd = (x[tile.rows] for x in (hidden, normed, spread))
+                before, after, rstd = hidden[3 * i : 3 * i + 3]
             else:
                 before = torch.addmm(c1, t, v1.t())
                 after, _, rstd = torch.native_layer_norm(F.gelu(before), (len(v1),), None, None, NORM_EPS)
             out_grad = grad[tile.rows]
             # The norm's spread scales its gradient. Scale rows here: hidden channels are four times as many.
             g = (out_grad * rstd).to(dtype) @ v2
-            one = torch.ones_like(rstd, dtype=ctx.statistics_dtype)
-            zero = torch.zeros_like(one)
+            one, zero = torch.ones_like(rstd), torch.zeros_like(rstd)
             g, _, _ = torch.ops.aten.native_layer_norm_backward(
                 g, after, (len(v1),), zero, one, None, None, [True, False, False]
             )
-            g = torch.ops.aten.gelu_backward(g, before)
+            gelu_gradient(g, before, g)
             if to_parameters:
                 add_product(grad_w2, out_grad.t().to(dtype), after)
                 grad_b2 += out_grad.sum(dim=0)
@@ -124,7 +119,7 @@ class EdgeUpdate(torch.autograd.Function):
     @staticmethod
     def plain(ctx: Any) -> tuple[Callable[..., Tensor], dict[int, Tensor | None]]:
         """Return a form of `forward` that autograd can differentiate, and its inputs; see `differentiate_plain`."""
-        *inputs, _, _, _ = ctx.saved_tensors
+        inputs = list(ctx.saved_tensors[:13])
         mask = inputs.pop(6)
         dtype, listed = ctx.plan.matmul_dtype, ctx.plan.edges
         pairs = listed.pairs(inputs[0].device)
