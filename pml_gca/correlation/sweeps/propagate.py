@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...utils.dtypes import compute_dtype, matmul_dtype
+from ...utils.host_memory import keep_freed_memory
 from ..attention import negative_attention
 from ..correlations import Correlations
 from ..cost import choose_memory
@@ -94,6 +95,8 @@ def plan_sweeps(module: "CorrelationPropagation", edges: EdgeList, device: torch
     memory = memory_of.setdefault(module, {})
     key = (edges.num_nodes, edges.num_memory, shares, device, matmul, module.edge_chunk_size)
     if learns and key not in memory:
+        if device.type == "cpu":
+            keep_freed_memory()
         num_negatives = module.count_negatives(edges.num_nodes, 2, edges.num_memory)
         sizes = module.sizes(edges.num_nodes, num_negatives, shares, edges.num_memory)
         memory[key] = choose_memory(sizes, module.edge_chunk_size, device)
