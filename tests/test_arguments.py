@@ -102,6 +102,7 @@ CALLS = {
             "similarity_weight": "number",
             "diversity_weight": "number",
             "edge_chunk_size": "optional count",
+            "classify_among": "text",
             "merging": "text",
         },
     ),

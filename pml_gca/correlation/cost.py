@@ -69,6 +69,7 @@ class Sizes:
         with_coefficients: whether λ is learned; if not, edges are updated for the nodes alone.
         num_shares: W, processes that share the edges.
         num_memory: M, how many of the nodes are a memory, without edges among each other.
+        num_soft_classes: classes that J_soft tells negatives from; all if None.
     """
 
     num_nodes: int
@@ -81,6 +82,7 @@ class Sizes:
     with_coefficients: bool = True
     num_shares: int = 1
     num_memory: int = 0
+    num_soft_classes: int | None = None
 
     @property
     def num_edges(self) -> int:
@@ -116,6 +118,7 @@ def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
     u, below = sizes.edge_updates, sizes.updates_below
     node_layer = 12  # query, key, value, out, and 8 of the feed-forward net
     folding = 4  # of the edge attention: g, key, folded query, value
+    soft = 0
     per_edge, per_node = 3 * (k + 8 * u), 3 * (k * node_layer + u * folding + 1)
     attention, classifiers = 6 * k, 3 * batch  # two products forward, four backward
     if not keeps_activations:
@@ -123,11 +126,12 @@ def step_multiply_adds(sizes: Sizes, keeps_activations: bool) -> int:
     if sizes.with_coefficients:
         per_edge += 3 - 1  # the coefficients; the first edges need no gradient in the pass for all terms
         per_edge, per_node = per_edge + k + 8 * below, per_node + k * node_layer + below * folding + 1
-        attention, classifiers = attention + 4 * k, classifiers + 3 * batch + 2 * sizes.num_negatives
+        attention, classifiers = attention + 4 * k, classifiers + 3 * batch
+        soft = 2 * sizes.num_negatives * (sizes.num_soft_classes or sizes.num_classes)
         if not keeps_activations:
             per_edge, attention = per_edge + k + 4 * below, attention + 2 * k
     products = d * d * (per_edge * e + per_node * n)
-    return products + attention * sizes.num_ordered_pairs * d + sizes.num_classes * d * classifiers
+    return products + d * (attention * sizes.num_ordered_pairs + sizes.num_classes * classifiers + soft)
 
 
 def step_bytes(sizes: Sizes, keeps_activations: bool, edge_chunk_size: int) -> int:

@@ -42,6 +42,7 @@ class CandidatePlan:
             if there is no candidate: the two are of one class, or the anchor has no positive.
         synthetic_anchors: (S,) long, ascending.
         synthetic_labels: (S,) long, ascending within an anchor.
+        classes: (C,) long, the labels in the batch, ascending.
         positives: (A,) long, see `next_positive`.
         has_positive: (A,) bool; anchors without a positive generate nothing.
         by_class: (N,) long, nodes sorted by class, in batch order within a class.
@@ -54,6 +55,7 @@ class CandidatePlan:
     slots: Tensor
     synthetic_anchors: Tensor
     synthetic_labels: Tensor
+    classes: Tensor
     positives: Tensor
     has_positive: Tensor
     by_class: Tensor
@@ -87,6 +89,7 @@ def plan_candidates(labels: Tensor, num_anchors: int | None = None) -> Candidate
         slots=torch.where(generates, anchor_rank[:, None] * (len(classes) - 1) + class_rank, len(cell_anchor)),
         synthetic_anchors=cell_anchor,
         synthetic_labels=classes[cell_class],
+        classes=classes,
         positives=positives,
         has_positive=has_positive,
         by_class=by_class,

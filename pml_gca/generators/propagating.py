@@ -1,5 +1,7 @@
 """Shared by generators with a graph: building it, its dtype, its chunks and its cost."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -103,6 +105,10 @@ class Propagating:
             check_positive_int("edge_chunk_size", value)
         self.propagation.edge_chunk_size = value
 
+    def count_soft_classes(self, num_nodes: int, samples_per_class: int) -> int:
+        """Return how many classes J_soft tells a negative from: all."""
+        return self.propagation.node_classifier.out_features
+
     def cost(
         self, batch_size: int, samples_per_class: int = 2, *, memory_size: int = 0, num_processes: int = 1
     ) -> StepCost:
@@ -137,7 +143,10 @@ class Propagating:
         check_positive_int("num_processes", num_processes)
         num_nodes, graph = batch_size + memory_size, self.propagation
         num_negatives = graph.count_negatives(num_nodes, samples_per_class, memory_size)
-        sizes = graph.sizes(num_nodes, num_negatives, num_processes, memory_size)
+        sizes = replace(
+            graph.sizes(num_nodes, num_negatives, num_processes, memory_size),
+            num_soft_classes=self.count_soft_classes(num_nodes, samples_per_class),
+        )
         keeps, chunk = choose_memory(sizes, graph.edge_chunk_size, graph.input.weight.device)
         work, space = step_multiply_adds(sizes, keeps), step_bytes(sizes, keeps, chunk)
         return StepCost(batch_size, keeps, chunk, work, space, memory_size, num_processes, exchanged_values(sizes))

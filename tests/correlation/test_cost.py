@@ -60,8 +60,9 @@ def generator_step(generator, count, samples_per_class):
     [(12, 16, 1, 2, 9), (12, 16, 2, 3, 9), (13, 16, 3, 13, 9), (16, 32, 3, 2, 40), (1, 8, 2, 1, 5), (8, 8, 1, 1, 9)],
 )
 def test_multiply_adds_are_those_counted(count, size, num_layers, samples_per_class, num_classes, keeps):
+    among = "batch" if size == 32 else "all"
     for chunk in (None,) if keeps else (30, 10_000):
-        generator = make(size, num_layers, chunk, num_classes)
+        generator = make(size, num_layers, chunk, num_classes, classify_among=among)
         cost = generator.cost(count, samples_per_class)
         assert cost.keeps_activations == keeps
         with MultiplyAdds() as counted:

@@ -77,6 +77,33 @@ def test_without_layers_embeddings_are_read_off_as_they_are():
     }
 
 
+def test_negatives_told_apart_among_the_classes_of_the_batch():
+    weights = {"classification_weight": 2, "similarity_weight": 0, "diversity_weight": 0}
+    generator, z, _, draws = make(classify_among="batch", **weights)
+    names = [4, 1, 2, 4, 1, 2, 2]
+    found = generate(generator, z, torch.tensor(names), len(z), 2.0, draws=draws).objectives["generation_loss"]
+    graph, strength = oracle.propagate(generator.propagation, z, names), generator.interpolation_strength(2.0).item()
+    rows = oracle.synthesize(z.detach(), names, graph.coefficients, draws, strength, len(names))
+    weight, bias = (p.detach() for p in generator.objective.classifier.parameters())
+    scores = torch.stack([weight @ row + bias for _, _, row in rows])
+    own = torch.stack([score[label] for score, (_, label, _) in zip(scores, rows, strict=True)])
+    expected = (scores[:, [1, 2, 4]].exp().sum(dim=1).log() - own).mean()
+    torch.testing.assert_close(found, expected)
+    parameters = list(generator.propagation.parameters())
+    options = {"allow_unused": True, "materialize_grads": True}
+    pairs = zip(*(torch.autograd.grad(x, parameters, **options) for x in (found, expected)), strict=True)
+    for gradient, wanted in pairs:
+        torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-12)
+    everything = make(**weights)[0]  # as without the option, where the batch has all classes
+    restricted = make(classify_among="batch", **weights)[0]
+    z, y = torch.randn(10, 8, dtype=torch.float64), torch.arange(10) % 5
+    values = []
+    for made in (everything, restricted):
+        torch.manual_seed(1)
+        values.append(generate(made, z, y, 10, 2.0).objectives["generation_loss"])
+    torch.testing.assert_close(*values)
+
+
 @pytest.mark.parametrize("num_layers", [0, 1, 2])
 def test_every_parameter_is_trained(num_layers):
     generator, z, y, draws = make(num_layers=num_layers)
@@ -94,6 +121,7 @@ def test_every_parameter_is_trained(num_layers):
         {"merging": "mean"},
         {"merging": "hardest"},
         {"num_layers": 0},
+        {"classify_among": "batch"},
     ],
     ids=str,
 )
@@ -111,6 +139,7 @@ def test_any_batch(options, y):
     ("options", "error", "message"),
     [
         ({"merging": "softest"}, ValueError, "merging must be random, mean or hardest, got 'softest'"),
+        ({"classify_among": "Batch"}, ValueError, "classify_among must be all or batch, got 'Batch'"),
         ({"merging": None}, TypeError, "merging must be a string, got NoneType"),
     ],
 )

@@ -13,6 +13,7 @@ OPTIONS = {
     "dropout": ("0.25", 0.25),
     "edge_chunk_size": ("512", 512),
     "collect_stats": ("true", True),
+    "classify_among": ("batch", "batch"),
     "merging": ("hardest", "hardest"),
 }
 
