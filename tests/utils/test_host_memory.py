@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pml_gca import GlobalCorrelationGenerator
-from pml_gca.correlation.sweeps import propagate
+from pml_gca.correlation.sweeps import propagate  # a function; its module has the same name
 from pml_gca.utils import host_memory
 
 
@@ -25,7 +25,7 @@ def test_the_block_is_never_in_memory():
 @pytest.mark.parametrize(("learns", "calls"), [(True, 1), (False, 0)])
 def test_training_asks_for_it_once(monkeypatch, learns, calls):
     asked = []
-    monkeypatch.setattr(propagate, "keep_freed_memory", lambda: asked.append(1))
+    monkeypatch.setitem(propagate.__globals__, "keep_freed_memory", lambda: asked.append(1))
     generator = GlobalCorrelationGenerator(3, 8)
     for _ in range(2):
         with torch.set_grad_enabled(learns):
