@@ -22,7 +22,7 @@ import torch
 from cost import memory, timing
 from cost.case import Case, cpu_multiplies_bf16, processor_name
 from cost.plot import plot
-from cost.report import Row, growth_lines, legend, speed_lines, table, write_csv
+from cost.report import Row, growth_lines, legend, part_lines, speed_lines, table, write_csv
 from cost.workload import Workload, deviation_from_fp32, matrix_products, torchvision_models, trunk_step
 from tqdm import tqdm
 
@@ -89,6 +89,7 @@ def cases_of(args: argparse.Namespace, batch_size: int) -> list[Case]:
         plain = Case(batch_size, precision, **settings)
         cases += [replace(plain, is_naive=True)] if batch_size <= args.naive_up_to else []
         cases += [plain, *(replace(plain, edge_chunk_size=size) for size in args.edge_chunk_size)]
+        cases += [replace(plain, classify_among="batch")] if args.classify_among_batch else []
         options = product({False, args.compile}, {False, args.cuda_graph})
         cases += [replace(plain, compile=c, cuda_graph=g) for c, g in sorted(options) if c or g]
     return cases
@@ -110,6 +111,7 @@ def measure_batch_size(args: argparse.Namespace, batch_size: int, say: Callable[
             say(f"memory of {case.name}, {case.precision}")
             found = memory.in_fresh_process(case, Path(__file__))
             row.peak_bytes, row.note = found.get("peak_bytes"), found.get("error", "")
+            row.first_step = found.get("first_step")
             captured = found.get("captured", [] if row.note else captured)
         if not captured:
             continue  # a capture would fail here, too, and might break this process
@@ -122,6 +124,9 @@ def measure_batch_size(args: argparse.Namespace, batch_size: int, say: Callable[
         for name in captured:
             run: Callable[[], None] = getattr(work, name)
             tasks[name, k] = timing.captured(run) if case.cuda_graph else run
+        if case.name == "pml-gca":
+            tasks["loss alone", k], tasks["optimizer", k] = work.loss_alone, work.optimize
+            tasks["fused optimizer", k] = work.optimize_fused
     multiply_adds = {}
     for precision in args.precision:
         case = Case(batch_size, precision, device=args.device, embedding_size=args.embedding_size)
@@ -138,6 +143,8 @@ def measure_batch_size(args: argparse.Namespace, batch_size: int, say: Callable[
     for k, row in enumerate(rows):
         precision = row.case.precision
         row.propagation, row.step = times.get(("propagation", k), []), times.get(("step", k), [])
+        row.alone, row.optimizer = times.get(("loss alone", k), []), times.get(("optimizer", k), [])
+        row.fused = times.get(("fused optimizer", k), [])
         if ("step", k) in tasks and not row.step:
             row.note = row.note or "out of memory while the others held theirs"
         row.trunk = times.get((args.trunk, precision), [])
@@ -183,8 +190,8 @@ def main(argv: list[str] | None = None) -> None:
     rows: list[Row] = []
     notes = deviations(args)
     counts = [cases_of(args, b) for b in args.batch_size]
-    # For each case a process, a set-up and two tasks per round; in each round also matrix products and the trunk.
-    extra = (1 + (args.trunk is not None)) * len(args.precision)
+    # For each case a process, a set-up and two tasks a round; in each round also products, parts of a step, the trunk.
+    extra = (4 + (args.trunk is not None)) * len(args.precision)
     total = sum(len(c) * (2 - args.no_memory) + (args.repeats + 1) * (2 * len(c) + extra) for c in counts)
     with tqdm(total=total, file=sys.stderr, unit="run") as bar:
         for batch_size in args.batch_size:
@@ -196,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
             rows += measure_batch_size(args, batch_size, say)
             if args.compile:
                 torch.compiler.reset()  # each batch size compiles again, as a run of that size does
-            lines = [*legend(rows), *growth_lines(rows), *speed_lines(rows), *notes]
+            lines = [*legend(rows), *growth_lines(rows), *speed_lines(rows), *part_lines(rows), *notes]
             text = "\n\n".join([f"*{header}*", table(rows), "\n".join(f"- {line}" for line in lines)]) + "\n"
             if args.out is not None:
                 args.out.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ class Case:
     edge_chunk_size: int | None = None
     compile: bool = False
     cuda_graph: bool = False
+    classify_among: str = "all"
     device: str = "cpu"
     samples_per_class: int = 3
     embedding_size: int = 512
@@ -34,6 +35,7 @@ class Case:
             f"chunks of {self.edge_chunk_size} edges": self.edge_chunk_size is not None,
             "compiled": self.compile,
             "CUDA graph": self.cuda_graph,
+            "J_soft among the batch's classes": self.classify_among == "batch",
         }
         return "naive" if self.is_naive else ", ".join(["pml-gca", *(name for name, on in options.items() if on)])
 

@@ -6,6 +6,7 @@ import gc
 import json
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,15 +39,19 @@ def in_fresh_process(case: Case, script: Path) -> dict[str, Any]:
 
 
 def probe(case: Case) -> dict[str, Any]:
-    """Measure the memory of a step; for a CUDA graph, find out what can be captured.
+    """Measure the memory of a step, and the time of the first one; for a CUDA graph, find out what can be captured.
 
     Returns:
-        `{"peak_bytes": ...}`, or `{"captured": [...]}` with the names of `Workload`'s methods that can be captured,
-        and `"error"` if one of them cannot.
+        `{"peak_bytes": ..., "first_step": seconds}`, or `{"captured": [...]}` with the names of `Workload`'s methods
+        that can be captured, and `"error"` if one of them cannot.
     """
     torch.set_num_threads(case.threads)
     if not case.cuda_graph:
-        return {"peak_bytes": peak_bytes(case)}
+        began = time.perf_counter()
+        Workload(case).step()
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+        return {"first_step": time.perf_counter() - began, "peak_bytes": peak_bytes(case)}
     names: list[str] = []
     for name in ("propagation", "step"):  # a failed capture may break the process, so try the more likely one first
         try:

@@ -29,6 +29,8 @@ def step_cost_parser() -> argparse.ArgumentParser:
     )
     what = "measure also with edges computed in chunks of N, which need less memory"
     add("--edge-chunk-size", type=int, nargs="+", default=[], metavar="N", help=what)
+    what = "measure also with classify_among='batch', for many training classes"
+    add("--classify-among-batch", action="store_true", help=what)
     add("--compile", action="store_true", help="measure also with a propagation compiled by torch.compile")
     add("--cuda-graph", action="store_true", help="measure also as CUDA graphs, where they can be captured")
     add("--trunk", metavar="NAME", help="a torchvision classifier, such as resnet50: show the loss's share of training")

@@ -19,6 +19,9 @@ class Row:
     Attributes:
         case: how the step was computed.
         propagation, step, trunk: seconds, one for each repeat; empty if not timed.
+        alone, optimizer, fused: likewise, of the wrapped loss without the generator, and of AdamW without and with
+            `fused=True`.
+        first_step: seconds of the first step in a fresh process, with what it sets up.
         rate: multiply-adds per second of bare matrix products.
         bandwidth: bytes per second of a copy on a GPU.
         peak_bytes: measured memory of a step.
@@ -30,6 +33,10 @@ class Row:
     propagation: list[float] = field(default_factory=list)
     step: list[float] = field(default_factory=list)
     trunk: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)
+    optimizer: list[float] = field(default_factory=list)
+    fused: list[float] = field(default_factory=list)
+    first_step: float | None = None
     rate: float | None = None
     bandwidth: float | None = None
     peak_bytes: int | None = None
@@ -90,6 +97,10 @@ def record(row: Row, rows: list[Row]) -> dict[str, Any]:
         "peak_bytes": row.peak_bytes,
         "peak_of_naive": quotient(row.peak_bytes, slow.peak_bytes),
         "estimated_bytes": row.estimated_bytes,
+        "loss_alone_s": median(row.alone),
+        "optimizer_s": median(row.optimizer),
+        "fused_optimizer_s": median(row.fused),
+        "first_step_s": row.first_step,
         "trunk_s": trunk,
         "share_of_training": quotient(step, step + trunk if step is not None and trunk is not None else None),
         "note": row.note,
@@ -201,6 +212,21 @@ def speed_lines(rows: list[Row]) -> list[str]:
         if case.precision != "fp32" and ratio is not None:
             found.setdefault((case.precision, case.name), []).append(f"{ratio:.2f} (B {case.batch_size})")
     return [f"Loss step, {how}: {p} runs at {', '.join(at)} of the speed of fp32." for (p, how), at in found.items()]
+
+
+def part_lines(rows: list[Row]) -> list[str]:
+    """Say what the wrapped loss alone, the optimizer and the first step take."""
+    lines = []
+    for row in rows:
+        parts = {
+            "the wrapped loss alone": median(row.alone),
+            "AdamW": median(row.optimizer),
+            "AdamW with fused=True": median(row.fused),
+            "the first step of a process, with building the generator": row.first_step,
+        }
+        said = ", ".join(f"{name} {number(seconds, '.3g', 1000)} ms" for name, seconds in parts.items() if seconds)
+        lines += [f"B {row.case.batch_size}, {row.case.precision}, {row.case.name}: {said}."] if said else []
+    return lines
 
 
 def write_csv(rows: list[Row], path: Path) -> None:

@@ -1,5 +1,6 @@
 """The timed work: a step of training with the generator, a step of a trunk, and bare matrix products."""
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +36,7 @@ class Workload:
             num_heads=case.num_heads,
             dropout=dropout,
             edge_chunk_size=case.edge_chunk_size,
+            classify_among=case.classify_among,
         ).to(case.device)
         if case.compile:
             self.generator.propagation.compile(fullgraph=True)
@@ -50,6 +52,7 @@ class Workload:
 
         self.optimizer = adamw(groups)
         self.naive_optimizers = adamw(groups[:1]), adamw(groups[1:])
+        self.fused_optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, fused=True)
         self.set_batch(case.batch_size)
 
     def set_batch(self, size: int) -> None:
@@ -84,6 +87,33 @@ class Workload:
         # A compiled graph keeps the choice of its first backward pass, and a step of the loss needs a second one.
         value.backward(retain_graph=self.case.compile)
         self.generator.zero_grad(set_to_none=True)
+
+    def loss_alone(self) -> None:
+        """Compute the wrapped loss of the batch, forward and backward, without the generator."""
+        with self.case.arithmetic():
+            value = self.metric_loss(self.embeddings, self.labels)
+        value.backward()
+        self.embeddings.grad = None
+
+    def optimize(self) -> None:
+        """Take one step of AdamW, as it is by default."""
+        self.take(self.optimizer)
+
+    def optimize_fused(self) -> None:
+        """Take one step of AdamW with `fused=True`."""
+        self.take(self.fused_optimizer)
+
+    def take(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take one step with gradients of zero, which the first call allocates."""
+        for parameter, zeros in self.zeros.items():
+            parameter.grad = zeros
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    @functools.cached_property
+    def zeros(self) -> dict[torch.nn.Parameter, Tensor]:
+        """A gradient of zero for each parameter of the generator."""
+        return {parameter: torch.zeros_like(parameter) for parameter in self.generator.parameters()}
 
     def step(self) -> None:
         """Do everything that the generator adds to a training iteration, the optimizer's step included."""

@@ -75,14 +75,28 @@ def test_tables_and_plot(tmp_path, capsys):
 def test_memory_in_a_fresh_process_and_share_of_a_trunk(tmp_path, capsys):
     trunk = ["--trunk", "squeezenet1_1", "--image-size", "32"]
     step_cost.main([*SMALL, "--batch-size", "96", "--naive-up-to", "0", "--out", str(tmp_path), *trunk])
-    capsys.readouterr()
+    printed = capsys.readouterr().out
     with (tmp_path / "step_cost.csv").open(newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert row["note"] == ""
+    parts = {name: float(row[f"{name}_s"]) for name in ("loss_alone", "optimizer", "fused_optimizer", "first_step")}
+    assert all(0 < seconds < 60 for seconds in parts.values())
+    assert f"AdamW {1000 * parts['optimizer']:.3g} ms, AdamW with fused=True" in printed
     coefficients = 4 * 16 * 96 * 97 / 2
     assert coefficients < int(row["peak_bytes"]) < 1000 * coefficients
     share = float(row["step_s"]) / (float(row["step_s"]) + float(row["trunk_s"]))
     assert float(row["share_of_training"]) == pytest.approx(share)
+
+
+def test_classes_of_the_batch(tmp_path, capsys):
+    arguments = ["--batch-size", "12", "--num-classes", "500", "--naive-up-to", "0", "--no-memory"]
+    step_cost.main([*SMALL, *arguments, "--classify-among-batch", "--out", str(tmp_path)])
+    assert "pml-gca, J_soft among the batch's classes" in capsys.readouterr().out
+    with (tmp_path / "step_cost.csv").open(newline="", encoding="utf-8") as file:
+        plain, restricted = csv.DictReader(file)
+    negatives, classes = 12 * 3, 4
+    saved = 2 * negatives * 16 * (500 - classes)
+    assert int(plain["multiply_adds"]) - int(restricted["multiply_adds"]) == saved
 
 
 def test_a_case_that_fails_in_its_process_is_noted_and_left_out(tmp_path, capsys, monkeypatch):
