@@ -77,7 +77,7 @@ def compare_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="folder of another study: its trials choose, and its times are shown; with --backbone they are of the "
-        "whole backbone (default: that of --out)",
+        "whole backbone. Its embeddings may have another size (default: that of --out)",
     )
     add("--metric", choices=METRICS, default=METRICS[0], help="of --summary runs (default: %(default)s)")
     instead = parser.add_mutually_exclusive_group()

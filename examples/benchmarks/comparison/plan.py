@@ -52,10 +52,17 @@ def check_pair(loss: str, name: str) -> None:
 
 
 def trials(args: argparse.Namespace, loss: str, name: str) -> list[Cell]:
-    """Return the cells that choose hyperparameters of a contender."""
+    """Return the cells that choose hyperparameters of a contender.
+
+    Those of another study trained the whole backbone, and may have embeddings of another size.
+    """
     name = ALL[name].tuned_as or name
-    frozen_through = args.freeze_through if args.trials_from is args.out else None  # others trained the whole backbone
-    common = {**common_settings(args, args.trial_iterations, frozen_through), **ALL[name].settings}
+    own = args.trials_from is args.out
+    common = {
+        **common_settings(args, args.trial_iterations, args.freeze_through if own else None),
+        **({} if own else args.trials_from.settings(Cell("tune", loss, name, 0, {}), "embedding_size")),
+        **ALL[name].settings,
+    }
     tried = trial_options(name, loss, {"lr": learning_rates(args), **ALL[name].tuned}, args.trials)
     return [Cell("tune", loss, name, i, {**common, **options}, args.inputs) for i, options in enumerate(tried)]
 

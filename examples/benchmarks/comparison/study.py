@@ -87,6 +87,11 @@ class Study:
         made_by = {name: kept.run[name] for name in ORIGIN if name in kept.run}
         return Cell(*key, self.runs.settings(kept.run)), made_by, result_of(kept)
 
+    def settings(self, cell: Cell, *names: str) -> dict[str, Any]:
+        """Return some settings of a cell that is done; nothing if it is not."""
+        kept = self._find(cell.key)
+        return {} if kept is None else {name: self.runs.settings(kept.run)[name] for name in names}
+
     def _find(self, key: tuple[str, str, str, int]) -> Kept | None:
         if key in self.runs.rows:
             return Kept(self.runs.rows[key], self.curves.rows.get(key, {}), (self.runs.file, self.curves.file))

@@ -147,7 +147,8 @@ def test_trials_of_another_folder_choose(added, tmp_path, capsys):
     assert capsys.readouterr().out == f"nothing in {tmp_path / 'none'} yet\n"
     for words, message in (
         (["--generators", "hardest"], rf"{short} has not all trials of n_pairs, hardest; tune there first"),
-        (["--embedding-size", "16"], r"has other settings .*; choose another --trials-from"),
+        (["--trial-iterations", "3"], r"has other settings .*; choose another --trials-from"),
+        (["--embedding-size", "16"], r"has other settings .*; choose another --out"),
         (
             ["--trials-from", str(long), "--report"],
             rf"there are runs in {long}, and no trials in {long}; give --trials",
@@ -156,6 +157,9 @@ def test_trials_of_another_folder_choose(added, tmp_path, capsys):
         with pytest.raises(SystemExit, match=message):
             compare_generators.main([*SMALL, *arguments, *words])
     assert not (short / "cells" / "tune" / "n_pairs" / "hardest").exists()
+    wide = tmp_path / "wide"
+    compare_generators.main([*SMALL, *arguments, "--embedding-size", "16", "--out", str(wide)])
+    assert Study(wide).load("run", "n_pairs", "constant", 0)[0].settings == {**chosen, "embedding_size": 16}
 
 
 @pytest.mark.parametrize("added", [False, True])
