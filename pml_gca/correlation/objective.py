@@ -44,7 +44,7 @@ class FrozenClassification(torch.autograd.Function):
         gradient_product = dtype if product == torch.float16 else product
         total, gradient = rows.new_zeros((), dtype=dtype), torch.empty_like(rows)
         device = rows.device.type
-        parts = (x.split(max(CLASSIFIED_VALUES // len(weight), 1)) for x in (rows, labels[:, None], gradient))
+        parts = (x.split(max(CLASSIFIED_VALUES // max(len(weight), 1), 1)) for x in (rows, labels[:, None], gradient))
         for part, target, part_gradient in zip(*parts, strict=True):
             with torch.autocast(device, enabled=False):
                 log_probability = class_scores(part, weight, bias, product, dtype).log_softmax(dim=1)

@@ -132,40 +132,40 @@ def turned(values: Tensor, num_memory: int = 0) -> "Turned":
 
 
 class SecondEnds:
-    """Add values of edges to the sums of their second ends. (Those of first ends are added to `sums[tile.nodes]`.)
+    """Add values of edges to sums of their second ends. (Those of first ends are added to `sums[tile.nodes]`.)
 
-    Write the values of a tile to `room(tile)`, then call `add()`: the values are read once, and not copied.
+    Write the values of a tile to its room, then `add` them: they are read once, and not copied.
 
     Args:
-        sums: (N, ...), the sums so far.
+        like: (N, ...), such sums.
         skip_self: leave out self pairs, which have one end and not two.
     """
 
-    def __init__(self, sums: Tensor, skip_self: bool = False) -> None:
-        self.sums, self.skip_self = sums, skip_self
-        self._rooms: dict[tuple[int, int, int], Tensor] = {}
+    def __init__(self, like: Tensor, skip_self: bool = False) -> None:
+        self._like, self._skip_self = like, skip_self
+        self._shape: tuple[int, ...] = ()
 
     def room(self, tile: Tile) -> Tensor:
-        """Return where to write the values of `tile`: (offsets, first ends, ...), with any content."""
+        """Return where to write all values of `tile`, until the next call: (offsets, first ends, ...)."""
         self._tile, (count, width) = tile, tile.shape
-        self._skip = int(self.skip_self and tile.offsets.start == 0)
+        self._skip = int(self._skip_self and tile.offsets.start == 0)
         # Row d belongs d nodes further on. Pad the rows with as many zeros as there are rows; `add` refolds them.
         padding = 0 if tile.offsets.start >= tile.circle else count - self._skip
-        key = (count, width, padding)
-        if key not in self._rooms:
-            self._rooms[key] = self.sums.new_empty(count, width + padding, *self.sums.shape[1:])
-            self._rooms[key][:, width:] = 0
-        self._padded = self._rooms[key]
+        shape = (count, width + padding, width)
+        if shape != self._shape:
+            self._shape, self._padded = shape, self._like.new_empty(0)  # frees the last one first
+            self._padded = self._like.new_empty(*shape[:2], *self._like.shape[1:])
+            self._padded[:, width:] = 0
         return self._padded[:, :width]
 
-    def add(self) -> None:
-        """Add the values in the last room."""
+    def add(self, sums: Tensor) -> None:
+        """Add the values in the room to `sums` (N, ...)."""
         tile, values = self._tile, self._padded[self._skip :]
         count = len(values)
         if count == 0:
             return
         if tile.offsets.start >= tile.circle:
-            self.sums[tile.offsets] += values.sum(dim=1)
+            sums[tile.offsets] += values.sum(dim=1)
             return
         # Refold the rows one value shorter: row d then moves by d.
         pitch = values.shape[1] - 1
@@ -173,5 +173,5 @@ class SecondEnds:
         # Sums beyond the last node belong to the first nodes, around the circle.
         start = (tile.nodes.start + tile.offsets.start + self._skip) % tile.circle
         before_end = min(pitch, tile.circle - start)
-        self.sums[start : start + before_end] += sheared[:before_end]
-        self.sums[: pitch - before_end] += sheared[before_end:]
+        sums[start : start + before_end] += sheared[:before_end]
+        sums[: pitch - before_end] += sheared[before_end:]

@@ -42,8 +42,8 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
         similarity_weight: w_s of J_sim, which makes it hard.
         diversity_weight: w_d of J_div, which makes coefficients differ; in units of 0.01.
         classify_among: `"all"`: J_soft tells a negative from all N classes, as in the paper. `"batch"`: from the
-            classes of the batch alone. That leaves the others out of the softmax, so J_soft is smaller; with thousands
-            of classes it halves the cost of a step.
+            classes of the batch, its references and its memory alone. That leaves the others out of the softmax, so
+            J_soft is smaller; with thousands of classes it halves the cost of a step.
         merging: how the candidates of a class become one negative. `"random"`: by random weights, as in the paper.
             `"mean"`: by equal weights. `"hardest"`: the candidate of the sample with the largest cosine similarity
             to the anchor is taken.

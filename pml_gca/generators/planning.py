@@ -42,7 +42,7 @@ class CandidatePlan:
             if there is no candidate: the two are of one class, or the anchor has no positive.
         synthetic_anchors: (S,) long, ascending.
         synthetic_labels: (S,) long, ascending within an anchor.
-        classes: (C,) long, the labels in the batch, ascending.
+        classes: (C,) long, the labels of all rows, each once, ascending.
         positives: (A,) long, see `next_positive`.
         has_positive: (A,) bool; anchors without a positive generate nothing.
         by_class: (N,) long, nodes sorted by class, in batch order within a class.

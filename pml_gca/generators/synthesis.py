@@ -126,9 +126,9 @@ class Synthesis(torch.autograd.Function):
                 torch.mul(there, pull.apart, out=grad_coefficients[tile.rows].view_as(there))
             if for_nodes is not None:
                 grads = [for_nodes.index_select(0, r).view(*tile.shape, -1) for r in rows]
-                apart = pull.backward(grads, scales, grad_near, near_at_second, out=at_second.room(tile))
+                apart = pull.backward(grads, scales, grad_near, near_at_second, at_second.room(tile))
                 grad_nodes[tile.nodes] -= apart.sum(dim=0)
-                at_second.add()
+                at_second.add(grad_nodes)
         if for_nodes is None:
             return None, None, None, grad_coefficients, *[None] * 6
         grad_nodes, grad_near = ctx.edges.total(grad_nodes, grad_near)
@@ -202,7 +202,7 @@ class Pull:
             grads: (offsets, first ends, D) each, of the negatives that the candidates of both ways are part of.
             scales: (2, offsets, first ends), the weights of these candidates.
             near_grads: (N,).
-            near_at_second: adds to it.
+            near_at_second: with room for values like these.
             out: (offsets, first ends, D).
         """
         direction = self.apart / self.far.where(self.far > 0, 1.0)[..., None]
@@ -215,7 +215,7 @@ class Pull:
             by_constant = torch.where(self.near[way] < self.far, by_constant, 0.0)
             if way:
                 near_at_second.room(self.tile).copy_(by_constant)
-                near_at_second.add()
+                near_at_second.add(near_grads)
             else:
                 near_grads[self.tile.nodes] += by_constant.sum(dim=0)
             far_grad -= by_constant * self.constant[way]

@@ -57,7 +57,7 @@ def test_tiles_of_a_range_list_its_edges_in_order(part):
             sums = torch.zeros(num_nodes, dtype=torch.long)
             at_second = SecondEnds(sums)
             at_second.room(tile).copy_(1 + torch.arange(first.numel()).view(tile.shape))
-            at_second.add()
+            at_second.add(sums)
             expected = torch.zeros_like(sums).index_add(0, second.flatten(), 1 + torch.arange(first.numel()))
             assert torch.equal(sums, expected)
         assert edge == listed.num_edges

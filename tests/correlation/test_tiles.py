@@ -55,12 +55,12 @@ def test_sums_over_second_ends(graph, shape, skip_self):
     pairs = edge_pairs(num_nodes)
     edges = whole(pairs.shape[1], *shape)
     sums = edges.new_zeros(num_nodes, *shape)
-    at_second = SecondEnds(sums, skip_self=skip_self)
+    at_second = SecondEnds(sums, skip_self=skip_self)  # one for all tiles, whose shapes come and go
     for tile in edge_tiles(num_nodes, max_edges):
         room = at_second.room(tile)
         assert room.shape == (*tile.shape, *shape)
         room.copy_(edges[tile.rows].view(room.shape))
-        at_second.add()
+        at_second.add(sums)
         assert torch.equal(room, edges[tile.rows].view(room.shape))
     counted = edges.clone()
     zeros = edges.new_zeros(num_nodes, *shape)

@@ -94,6 +94,9 @@ def test_negatives_told_apart_among_the_classes_of_the_batch():
     pairs = zip(*(torch.autograd.grad(x, parameters, **options) for x in (found, expected)), strict=True)
     for gradient, wanted in pairs:
         torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-12)
+    empty = generate(generator, z[:0], torch.tensor([], dtype=torch.long), 0, 2.0).objectives["generation_loss"]
+    assert empty == 0
+    empty.backward()
     everything = make(**weights)[0]  # as without the option, where the batch has all classes
     restricted = make(classify_among="batch", **weights)[0]
     z, y = torch.randn(10, 8, dtype=torch.float64), torch.arange(10) % 5

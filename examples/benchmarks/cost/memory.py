@@ -18,17 +18,18 @@ from cost.timing import captured
 from cost.workload import Workload
 
 
-def in_fresh_process(case: Case, script: Path) -> dict[str, Any]:
-    """Run `probe` in a new process, and return what it found.
+def in_fresh_process(case: Case, script: Path, option: str = "--probe") -> dict[str, Any]:
+    """Run `probe`, or `first_step`, in a new process, and return what it found.
 
     Args:
         case: what to measure.
-        script: started with `--probe` and the case as JSON; prints the result of `probe` as JSON in its last line.
+        script: started with the option and the case as JSON; prints the result as JSON in its last line.
+        option: `"--probe"` or `"--first-step"`.
 
     Returns:
-        The result of `probe`, or `{"error": reason}` if the process failed or was killed.
+        The result, or `{"error": reason}` if the process failed or was killed.
     """
-    command = [sys.executable, str(script), "--probe", json.dumps(asdict(case))]
+    command = [sys.executable, str(script), option, json.dumps(asdict(case))]
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode < 0:
         return {"error": f"killed by signal {-process.returncode}, probably because it ran out of memory"}
@@ -39,19 +40,15 @@ def in_fresh_process(case: Case, script: Path) -> dict[str, Any]:
 
 
 def probe(case: Case) -> dict[str, Any]:
-    """Measure the memory of a step, and the time of the first one; for a CUDA graph, find out what can be captured.
+    """Measure the memory of a step; for a CUDA graph, find out what can be captured.
 
     Returns:
-        `{"peak_bytes": ..., "first_step": seconds}`, or `{"captured": [...]}` with the names of `Workload`'s methods
-        that can be captured, and `"error"` if one of them cannot.
+        `{"peak_bytes": ...}`, or `{"captured": [...]}` with the names of `Workload`'s methods that can be captured,
+        and `"error"` if one of them cannot.
     """
     torch.set_num_threads(case.threads)
     if not case.cuda_graph:
-        began = time.perf_counter()
-        Workload(case).step()
-        if case.device == "cuda":
-            torch.cuda.synchronize()
-        return {"first_step": time.perf_counter() - began, "peak_bytes": peak_bytes(case)}
+        return {"peak_bytes": peak_bytes(case)}
     names: list[str] = []
     for name in ("propagation", "step"):  # a failed capture may break the process, so try the more likely one first
         try:
@@ -61,6 +58,16 @@ def probe(case: Case) -> dict[str, Any]:
             return {"captured": names, "error": f"{name} cannot be captured: {str(error).splitlines()[0]}"}
         names.append(name)
     return {"captured": names}
+
+
+def first_step(case: Case) -> dict[str, Any]:
+    """Measure the first step of a process, with the building of the generator: `{"first_step": seconds}`."""
+    torch.set_num_threads(case.threads)
+    began = time.perf_counter()
+    Workload(case).step()
+    if case.device == "cuda":
+        torch.cuda.synchronize()
+    return {"first_step": time.perf_counter() - began}
 
 
 def peak_bytes(case: Case) -> int:

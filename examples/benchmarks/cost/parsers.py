@@ -42,7 +42,8 @@ def step_cost_parser() -> argparse.ArgumentParser:
     add("--no-memory", action="store_true", help="skip memory, which takes a fresh process for each row")
     add("--out", type=Path, metavar="DIR", help="write step_cost.md and step_cost.csv to this folder")
     add("--plot", type=Path, metavar="FILE.png", help="draw time and memory against the batch size")
-    add("--probe", help=argparse.SUPPRESS)  # fresh processes are started with it
+    add("--probe", help=argparse.SUPPRESS)  # fresh processes are started with one of these two
+    add("--first-step", help=argparse.SUPPRESS)
     return parser
 
 

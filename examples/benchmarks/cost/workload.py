@@ -47,12 +47,12 @@ class Workload:
             getattr(self.loss.levels, level).value.fill_(LEVEL)
         groups = self.generator.parameter_groups(lr=1.5e-4)
 
-        def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(groups, weight_decay=1e-4, capturable=case.cuda_graph)
+        def adamw(groups: list[dict[str, Any]], fused: bool | None = None) -> torch.optim.Optimizer:
+            own = [dict(group) for group in groups]  # an optimizer writes its options into them
+            return torch.optim.AdamW(own, weight_decay=1e-4, capturable=case.cuda_graph, fused=fused)
 
-        self.optimizer = adamw(groups)
+        self.optimizer, self.fused_optimizer = adamw(groups), adamw(groups, fused=True)
         self.naive_optimizers = adamw(groups[:1]), adamw(groups[1:])
-        self.fused_optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, fused=True)
         self.set_batch(case.batch_size)
 
     def set_batch(self, size: int) -> None:

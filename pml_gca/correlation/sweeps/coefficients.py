@@ -110,13 +110,15 @@ class EdgeCoefficients(torch.autograd.Function):
         grad_scale = (by_pair * wide).sum(dim=0)
         all_scale, all_b = plan.edges.total(grad_scale, grad_b)
         w = (wide * (scale * rstd)).to(dtype)
+        if count is not None:
+            # An edge takes part in the statistics once for each ordered pair that it stands for.
+            share = rstd * scale * (-2 / count)
+            shift, slope = wide.t().mv(all_b) * share, all_scale * share
         for tile, logits, normalised in sweep or swept():
             if count is None:
                 g = (logits @ w).to(kept.dtype)
             else:
-                # An edge takes part in the statistics once for each ordered pair that it stands for.
-                share = rstd * scale * (-2 / count)
-                g = torch.addcmul(wide.t().mv(all_b) * share, normalised, all_scale * share)
+                g = torch.addcmul(shift, normalised, slope)
                 g.view(*tile.shape, -1)[tile.self_pairs] /= 2
                 add_product(g, logits, w)
             edges.backward(tile, g)

@@ -41,7 +41,7 @@ class EdgeMessages(torch.autograd.Function):
             before = torch.addmm(b, edges(tile).to(w.dtype), w.t(), out=None if hidden is None else hidden[tile.rows])
             messages = at_second.room(tile).copy_(F.gelu(before).view(*tile.shape, -1))
             total[tile.nodes] += messages.sum(dim=0)
-            at_second.add()
+            at_second.add(total)
         ctx.plan, ctx.num_nodes = plan, num_nodes
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(kept, norm_weight, norm_bias, weight, bias, hidden)

@@ -102,7 +102,7 @@ class EdgeRows:
             box = grad.view(*tile.shape, -1)
             self.grad[tile.nodes] += (box * self.turned[tile.offsets, tile.nodes]).sum(dim=0)
             torch.mul(box, self.kept[tile.nodes], out=self.at_second.room(tile))
-            self.at_second.add()
+            self.at_second.add(self.grad)
         else:
             self.norm.backward(grad, self.norm_grads, out=self.grad[tile.rows])
 
@@ -144,25 +144,25 @@ class Ends:
     def start_backward(self) -> None:
         """Prepare to collect the gradients of the nodes."""
         self.grads = [torch.zeros_like(x) for x in self.ends]
-        self.at_second = [SecondEnds(x) for x in self.grads]
+        self.wide_at_second, self.at_second = SecondEnds(self.grads[0]), SecondEnds(self.grads[1])
 
     def backward(self, tile: Tile, grad: Tensor) -> Tensor:
         """Return the gradient of the (R, D) edges of `tile`, attended last; add those of the nodes."""
         folded, offset, values = self.grads
-        folded_there, offset_there, values_there = (x.room(tile) for x in self.at_second)
         box = grad.view(*tile.shape, -1)
         values[tile.nodes] += (self.weights[0][..., None] * box).sum(dim=0)
-        torch.mul(self.weights[1][..., None], box, out=values_there)
+        torch.mul(self.weights[1][..., None], box, out=self.wide_at_second.room(tile))
+        self.wide_at_second.add(values)
         by_end = [(box * end).sum(dim=2) for end in self.values]
         if self.tile_mask is not None:
             by_end = [g * m for g, m in zip(by_end, self.tile_mask, strict=True)]
         score = (by_end[0] - by_end[1]) * self.attention[0] * self.attention[1] * self.scale
         offset[tile.nodes] += score.sum(dim=0)
-        torch.neg(score, out=offset_there)
-        torch.mul(offset_there[..., None], self.edges, out=folded_there)
-        folded[tile.nodes] -= folded_there.sum(dim=0)
-        for ends in self.at_second:
-            ends.add()
+        back = torch.neg(score, out=self.at_second.room(tile))
+        self.at_second.add(offset)
+        pull = torch.mul(back[..., None], self.edges, out=self.wide_at_second.room(tile))
+        folded[tile.nodes] -= pull.sum(dim=0)
+        self.wide_at_second.add(folded)
         return torch.addcmul(box, score[..., None], self.between).flatten(0, 1)
 
 

@@ -76,7 +76,8 @@ class EdgeUpdate(torch.autograd.Function):
         """Compute the gradient of each argument of `forward`, tile by tile."""
         plan: SweepPlan = ctx.plan
         dtype, to_parameters = plan.matmul_dtype, plan.gradient_pass.to_parameters
-        inputs, hidden = ctx.saved_tensors[:13], ctx.saved_tensors[13:]
+        saved = ctx.saved_tensors  # reading them unpacks them: once only
+        inputs, hidden = saved[:13], saved[13:]
         kept, in_weight, in_bias, folded, offset, values, mask, norm_weight, norm_bias, w1, b1, w2, _ = inputs
         turned_ends, is_first = [plan.edges.turned(x) for x in (folded, offset, values)], in_weight is None
         edges = EdgeRows(EdgeState(kept, in_weight, in_bias), plan.edges.turned(kept) if is_first else None)

@@ -7,6 +7,8 @@ import pytest
 import step_cost
 import torch
 from cost import timing
+from cost.case import Case
+from cost.workload import Workload
 
 SMALL = ["--embedding-size", "16", "--num-layers", "1", "--num-heads", "2", "--repeats", "1"]
 SMALL += ["--threads", str(torch.get_num_threads())]
@@ -100,7 +102,7 @@ def test_classes_of_the_batch(tmp_path, capsys):
 
 
 def test_a_case_that_fails_in_its_process_is_noted_and_left_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(step_cost.memory, "in_fresh_process", lambda case, script: {"error": "killed by signal 9"})
+    monkeypatch.setattr(step_cost.memory, "in_fresh_process", lambda *_: {"error": "killed by signal 9"})
     step_cost.main([*SMALL, "--batch-size", "6", "--naive-up-to", "0", "--out", str(tmp_path)])
     assert "- B 6, fp32, pml-gca: killed by signal 9." in capsys.readouterr().out
     with (tmp_path / "step_cost.csv").open(newline="", encoding="utf-8") as file:
@@ -145,6 +147,16 @@ def test_help_tells_of_every_option(capsys):
     for option in ("--batch-size", "--edge-chunk-size", "--compile", "--cuda-graph", "--trunk", "--naive-up-to"):
         assert option in text
     assert "--probe" not in text
+    assert "--first-step" not in text
+
+
+def test_one_of_the_optimizers_is_fused():
+    work = Workload(Case(6, "fp32", embedding_size=8, num_layers=1, num_heads=2, threads=torch.get_num_threads()))
+    assert all(group["fused"] for group in work.fused_optimizer.param_groups)
+    assert not any(group["fused"] for group in work.optimizer.param_groups)
+    before = [parameter.detach().clone() for parameter in work.generator.parameters()]
+    work.optimize_fused()  # its weight decay moves them
+    assert not all(map(torch.equal, before, work.generator.parameters()))
 
 
 def test_a_captured_graph_keeps_alive_what_it_reads(monkeypatch):
