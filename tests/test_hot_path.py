@@ -17,7 +17,7 @@ from pml_gca.correlation.blocks import ScaleBatchNorm
 from pml_gca.generators.batch import HostValues
 from pml_gca.losses import SyntheticBatch, synthetic_loss
 from pml_gca.losses.levels import synthetic_weight
-from pml_gca.utils.host import HostCopy
+from pml_gca.utils.host import HostCopy, together_to_device
 
 SIZE, NUM_CLASSES = 8, 9
 LABELS = torch.tensor([2, 5, 2, 0, 5, 2, 1, 1, 8])  # merging, plain negatives, and two skipped anchors
@@ -366,6 +366,18 @@ def test_a_memory_adds_no_wait(wrapped, monkeypatch):
             loss(batch(9)[0], LABELS)
         counts.append(waits.count)
     assert 0 < counts[1] <= counts[0]
+
+
+def test_tensors_sent_together_arrive_as_they_were():
+    sent = [
+        torch.arange(6).view(2, 3),
+        torch.tensor([True, False]),
+        torch.zeros(0).long(),
+        torch.tensor([[-1], [2**60]]),
+    ]
+    for found, wanted in zip(together_to_device(sent, torch.device("cpu")), sent, strict=True):
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found, wanted)
 
 
 def test_a_copy_on_the_host():

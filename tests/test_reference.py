@@ -11,6 +11,7 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import DotProductSimilarity
 
 from pml_gca import HardNegativeGenerationLoss
+from pml_gca.correlation.edge_list import EdgeList
 from pml_gca.correlation.edges import correlation_edges, edge_pairs, to_dense
 from pml_gca.generators.interpolation import interpolate, positive_distances
 from pml_gca.generators.merging import merging_weights
@@ -88,8 +89,7 @@ def test_all_reference_files_are_there():
 
 
 def test_graph(case):
-    pairs = edge_pairs(len(case.z))
-    close(to_dense(correlation_edges(case.z, pairs), len(case.z)), case.out["edge_init"], EXACT)
+    close(to_dense(correlation_edges(case.z, EdgeList(len(case.z))), len(case.z)), case.out["edge_init"], EXACT)
 
 
 def test_logits_coefficients_and_running_statistics(case):

@@ -115,8 +115,8 @@ class NodeBlock(nn.Module):
     def forward(self, nodes: Tensor, edges: Tensor, listed: EdgeList, labels: Tensor) -> Tensor:
         """Return the next (N, D) nodes from (N, D) nodes, (E, D) edges, as they are listed, and (N,) labels."""
         nodes = self.attend(nodes, labels, num_memory=listed.num_memory)
-        made, pairs = F.gelu(self.edge_to_node(edges)), listed.pairs(edges.device)
-        (messages,) = listed.leave(sum_over_neighbours(made, pairs, len(nodes)))
+        made = F.gelu(self.edge_to_node(edges))
+        (messages,) = listed.leave(sum_over_neighbours(made, listed))
         return self.update(nodes, messages, listed.num_memory)
 
     def attend(
@@ -194,10 +194,10 @@ class EdgeBlock(nn.Module):
         With u and c of `fold`, the score difference of the two ends is
         $(e_{ij} \cdot (u_i - u_j) + c_i - c_j)/\sqrt{D}$. The softmax over two ends is its sigmoid.
         """
-        pairs, (folded, offset, values) = listed.pairs(edges.device), listed.enter(*self.fold(nodes))
-        folded_i, folded_j = at_ends(folded, pairs)
-        offset_i, offset_j = at_ends(offset, pairs)
-        value_i, value_j = at_ends(values, pairs)
+        folded, offset, values = listed.enter(*self.fold(nodes))
+        folded_i, folded_j = at_ends(folded, listed)
+        offset_i, offset_j = at_ends(offset, listed)
+        value_i, value_j = at_ends(values, listed)
         difference = (edges * (folded_i - folded_j)).sum(dim=1) + (offset_i - offset_j)
         difference = difference / math.sqrt(edges.shape[1])
         weights = torch.stack([difference, -difference]).sigmoid()

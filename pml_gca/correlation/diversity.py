@@ -37,11 +37,11 @@ def diversity_loss(coefficients: Tensor, edges: EdgeList, edge_chunk_size: int |
 
 def plain_diversity_loss(coefficients: Tensor, edges: EdgeList) -> Tensor:
     """Compute `diversity_loss` in a form that autograd can differentiate."""
-    num_nodes, pairs = edges.num_nodes, edges.pairs(coefficients.device)
+    pairs = edges.pairs(coefficients.device)
     values = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
     add = edges.everywhere or (lambda *sums: sums)
-    means = add(sum_over_neighbours(values, pairs, num_nodes))[0] / edges.degrees(values)
-    mean_i, mean_j = at_ends(means, pairs)
+    means = add(sum_over_neighbours(values, edges))[0] / edges.degrees(values)
+    mean_i, mean_j = at_ends(means, edges)
     squares = (values - mean_i).square() + (values - mean_j).square()
     (spread,) = edges.leave((squares.sum(dim=1) * edge_multiplicity(pairs, values.dtype)).sum() / 2)
     return 1 - (spread / max(edges.num_ordered_pairs, 1)).clamp_min(2 * torch.finfo(values.dtype).tiny).sqrt()

@@ -55,6 +55,11 @@ class EdgeList:
         """E, how many edges are listed."""
         return count_edges(self.num_nodes, self.first_ends, self.num_memory)
 
+    @property
+    def is_whole_circle(self) -> bool:
+        """Whether these are all edges of a graph without a memory."""
+        return self.first_ends is None and not self.num_memory
+
     def pairs(self, device: torch.device) -> Tensor:
         """Return the two end nodes of each edge: (2, E) long."""
         return edge_pairs(self.num_nodes, device, self.first_ends, self.num_memory)

@@ -19,10 +19,15 @@ read as "j ∈ 𝒩(i)":
 Everything else sums over anchors, which are in the batch.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
 from ..utils.norms import scale_of
+
+if TYPE_CHECKING:
+    from .edge_list import EdgeList
 
 
 def standardize(embeddings: Tensor) -> Tensor:
@@ -108,43 +113,100 @@ def edge_multiplicity(pairs: Tensor, dtype: torch.dtype = torch.float32) -> Tens
     return (2 - (pairs[0] == pairs[1]).long()).to(dtype)
 
 
-def at_ends(node_values: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+def at_ends(node_values: Tensor, listed: "EdgeList") -> tuple[Tensor, Tensor]:
     """Return the (N, ...) values of nodes at the first and at the second end of every edge, each (E, ...)."""
+    pairs = listed.pairs(node_values.device)
+    if listed.is_whole_circle:
+        found: tuple[Tensor, Tensor] = ValuesAtEnds.apply(node_values, pairs)
+        return found
     return node_values.index_select(0, pairs[0]), node_values.index_select(0, pairs[1])
 
 
-def correlation_edges(embeddings: Tensor, pairs: Tensor) -> Tensor:
+def sum_at_ends(at_first: Tensor, at_second: Tensor, num_nodes: int) -> Tensor:
+    """Return the sum of all edges' values at their first ends and at their second ends, for each node.
+
+    In circulant order these are sums over the offsets. A device needs no atomic additions for them, which are slow and
+    round differently each time.
+
+    Args:
+        at_first, at_second: (E, ...), of all edges of a graph without a memory, as `edge_pairs` lists them.
+        num_nodes: N.
+
+    Returns:
+        (N, ...), summed up in float32 or wider, of the dtype of the values.
+    """
+    offset, node = (torch.arange(n, device=at_first.device) for n in (num_nodes // 2 + 1, num_nodes))
+    offset, dtype = offset[:, None], torch.promote_types(at_first.dtype, torch.float32)
+    total = at_first.new_zeros((), dtype=dtype)
+    for values, start in ((at_first, node), (at_second, (node - offset) % max(num_nodes, 1))):
+        rows = offset * num_nodes + start  # of the edges that start, or end, in each node
+        # Half way round an even circle, only the first half of the nodes starts an edge.
+        listed = (rows < len(values)).view(*rows.shape, *[1] * (values.ndim - 1))
+        total = total + values[rows.clamp_max(len(values) - 1)].where(listed, 0.0).sum(dim=0, dtype=dtype)
+    return total.to(at_first.dtype)
+
+
+class ValuesAtEnds(torch.autograd.Function):
+    """Compute `at_ends` for all edges of a graph without a memory; the gradient is `sum_at_ends`."""
+
+    @staticmethod
+    def forward(ctx: Any, node_values: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.num_nodes = len(node_values)
+        return node_values.index_select(0, pairs[0]), node_values.index_select(0, pairs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[Tensor, None]:
+        return sum_at_ends(grad_first, grad_second, ctx.num_nodes), None
+
+
+def correlation_edges(embeddings: Tensor, listed: "EdgeList") -> Tensor:
     r"""Return the first edges; the sum of an edge over its channels is the Pearson correlation.
 
     $$e^0_{ij} = \hat{x}_i \odot \hat{x}_j$$
 
     Args:
         embeddings: (N, D), floating.
-        pairs: (2, E) long, as from `edge_pairs`.
+        listed: the edges.
 
     Returns:
         (E, D), in float32 or wider.
     """
-    standardized = standardize(embeddings)
-    first, second = at_ends(standardized, pairs)
+    first, second = at_ends(standardize(embeddings), listed)
     return first * second
 
 
-def sum_over_neighbours(edge_values: Tensor, pairs: Tensor, num_nodes: int) -> Tensor:
+def sum_over_neighbours(edge_values: Tensor, listed: "EdgeList") -> Tensor:
     """Return the sum over all edges that end in a node, for each node; a self pair counts once.
 
     Args:
         edge_values: (E, D).
-        pairs: (2, E) long.
-        num_nodes: N.
+        listed: the edges.
 
     Returns:
         (N, D), accumulated in float32 or wider.
     """
     values = edge_values.to(torch.promote_types(edge_values.dtype, torch.float32))
+    pairs = listed.pairs(values.device)
     off_diagonal = (pairs[0] != pairs[1]).to(values.dtype)[:, None]
-    total = values.new_zeros(num_nodes, values.shape[1])
+    if listed.is_whole_circle:
+        total: Tensor = SumAtEnds.apply(values, values * off_diagonal, pairs, listed.num_nodes)
+        return total
+    total = values.new_zeros(listed.num_nodes, values.shape[1])
     return total.index_add(0, pairs[0], values).index_add(0, pairs[1], values * off_diagonal)
+
+
+class SumAtEnds(torch.autograd.Function):
+    """Compute `sum_at_ends`, for `sum_over_neighbours`; the gradient is that of its node, at either end."""
+
+    @staticmethod
+    def forward(ctx: Any, at_first: Tensor, at_second: Tensor, pairs: Tensor, num_nodes: int) -> Tensor:
+        ctx.save_for_backward(pairs)
+        return sum_at_ends(at_first, at_second, num_nodes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (pairs,) = ctx.saved_tensors
+        return grad.index_select(0, pairs[0]), grad.index_select(0, pairs[1]), None, None
 
 
 def to_dense(edge_values: Tensor, num_nodes: int) -> Tensor:

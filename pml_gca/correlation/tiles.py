@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CPU_TILE_VALUES = 2**20  # values of the edges in a tile: with their hidden ones, they fit a processor's cache
-GPU_TILE_VALUES = 2**26  # fill a GPU
+from ..utils.portions import CPU_VALUES, rows_at_a_time
+
+CPU_TILE_VALUES = CPU_VALUES  # of the edges in a tile
+GPU_TILE_VALUES = 2**26
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,7 @@ Turned = Tensor | WithMemory
 
 def default_chunk_size(embedding_size: int, device: torch.device) -> int:
     """Return how many edges to compute at a time by default."""
-    values = CPU_TILE_VALUES if device.type == "cpu" else GPU_TILE_VALUES
-    return max(values // embedding_size, 1)
+    return rows_at_a_time(embedding_size, device, CPU_TILE_VALUES, GPU_TILE_VALUES)
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..utils.host import to_device
+from ..utils.host import together_to_device
 
 Plan = TypeVar("Plan", "CandidatePlan", "NegativePairs", "ClassPlan")
 
@@ -209,7 +209,8 @@ def plan_classes(labels: Tensor, num_anchors: int, with_pairs: bool = True) -> C
 
 def on_device(plan: Plan, device: torch.device) -> Plan:
     """Return a plan on another device, without waiting for it."""
-    moved: dict[str, Any] = {
-        f.name: to_device(x, device) for f in fields(plan) if isinstance(x := getattr(plan, f.name), Tensor)
-    }
+    if device.type == "cpu":
+        return plan
+    found = {f.name: x for f in fields(plan) if isinstance(x := getattr(plan, f.name), Tensor)}
+    moved: dict[str, Any] = dict(zip(found, together_to_device(list(found.values()), device), strict=True))
     return replace(plan, **moved)

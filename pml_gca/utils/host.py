@@ -1,5 +1,7 @@
 """Copy small tensors between host and device without stopping either."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,3 +39,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and not tensor.is_cuda:
         tensor = tensor.pin_memory()  # copying from pageable memory may wait
     return tensor.to(device, non_blocking=True)
+
+
+def together_to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy host tensors of whole numbers or truth values to a device, in one copy, as `to_device` does."""
+    sent = to_device(torch.cat([x.flatten().long() for x in tensors]), device)
+    parts = sent.split([x.numel() for x in tensors])
+    return [part.view(x.shape).to(x.dtype) for part, x in zip(parts, tensors, strict=True)]

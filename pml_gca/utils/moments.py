@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .portions import rows_at_a_time
+
 VALUES_AT_A_TIME = 2**22
 
 
@@ -16,9 +18,10 @@ def std_mean(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         dtype: of the result.
     """
     mean = rows.new_zeros((), dtype=dtype)
-    for portion in rows.split(max(VALUES_AT_A_TIME // rows.shape[1], 1)):
+    portions = rows.split(rows_at_a_time(rows.shape[1], rows.device, VALUES_AT_A_TIME))
+    for portion in portions:
         mean = mean + portion.to(dtype).mean() * (portion.numel() / rows.numel())
     squares = rows.new_zeros((), dtype=dtype)
-    for portion in rows.split(max(VALUES_AT_A_TIME // rows.shape[1], 1)):
+    for portion in portions:
         squares = squares + torch.linalg.vector_norm(portion.to(dtype) - mean).square()
     return (squares / (rows.numel() - 1)).sqrt(), mean

@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+WIDE_NORMS = ("cuda",)
+"""Devices that sum squares of float32 in float64: one pass and one launch, where a scaled sum takes a dozen."""
+
 
 @torch.no_grad()
 def scale_of(rows: Tensor, dim: int = -1) -> Tensor:
@@ -56,7 +59,12 @@ def are_usual(norms: Tensor) -> bool:
 
 def length(rows: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
     """Return Euclidean norms of (..., D) rows of any size. First and second gradients of a zero row are zero."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=dim, keepdim=keepdim)
+    norms: Tensor
+    has_gradient = torch.is_grad_enabled() and rows.requires_grad
+    if rows.device.type in WIDE_NORMS and rows.dtype == torch.float32 and not has_gradient:
+        norms = torch.linalg.vector_norm(rows, dim=dim, keepdim=keepdim, dtype=torch.float64)
+        return norms.to(rows.dtype)
+    norms = torch.linalg.vector_norm(rows, dim=dim, keepdim=keepdim)
     if rows.numel() == 0 or are_usual(norms):
         return norms
     scale = scale_of(rows, dim)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from .norms import length, scale_of
+from .portions import CPU_VALUES, rows_at_a_time
 from .recompute_gradients import differentiate_plain
 
-VALUES_AT_A_TIME = 2**20
+VALUES_AT_A_TIME = CPU_VALUES
 
 
 class RowDots(torch.autograd.Function):
@@ -44,8 +45,8 @@ class RowDots(torch.autograd.Function):
 
 
 def parts(rows: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield views of (R, D) `rows` and of others as long, in portions that stay in the cache."""
-    size = max(VALUES_AT_A_TIME // max(rows.shape[1], 1), 1)
+    """Yield views of (R, D) `rows` and of others as long, in portions."""
+    size = rows_at_a_time(rows.shape[1], rows.device, VALUES_AT_A_TIME)
     return zip(*(x.split(size) for x in (rows, *others)), strict=True)
 
 

@@ -14,7 +14,9 @@ from torch import nn
 
 from pml_gca import GlobalCorrelationGenerator
 from pml_gca.correlation.blocks import initialize_attention
+from pml_gca.correlation.edge_list import EdgeList
 from pml_gca.correlation.edges import (
+    at_ends,
     correlation_edges,
     edge_index,
     edge_multiplicity,
@@ -90,7 +92,7 @@ def test_pairs_index_and_multiplicity_agree(n):
 @given(st.integers(1, 8), st.integers(2, 20), st.integers(0, 99))
 def test_edges_are_channel_wise_correlations(n, channels, seed):
     z = torch.randn(n, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    edges = to_dense(correlation_edges(z, edge_pairs(n)), n)
+    edges = to_dense(correlation_edges(z, EdgeList(n)), n)
     for i in range(n):
         for j in range(n):
             torch.testing.assert_close(edges[i, j], oracle.initial_edge(z[i], z[j]))
@@ -100,9 +102,38 @@ def test_edges_are_channel_wise_correlations(n, channels, seed):
 
 @given(st.integers(1, 7), st.integers(1, 5), st.integers(0, 99))
 def test_sum_over_neighbours(n, channels, seed):
-    pairs = edge_pairs(n)
-    values = torch.randn(pairs.shape[1], channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    torch.testing.assert_close(sum_over_neighbours(values, pairs, n), to_dense(values, n).sum(dim=1))
+    values, listed = edge_values(n, channels, seed), EdgeList(n)
+    torch.testing.assert_close(sum_over_neighbours(values, listed), to_dense(values, n).sum(dim=1))
+    same_derivatives(lambda x: sum_over_neighbours(x, listed), lambda x: to_dense(x, n).sum(dim=1), values)
+
+
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(0, 99))
+def test_values_at_both_ends(n, channels, seed):
+    """Their gradients are sums around the circle, written out; those of a lookup are autograd's."""
+    values, listed = edge_values(n, channels, seed)[:n], EdgeList(n)
+    assert listed.is_whole_circle
+
+    def apart(ends):
+        return ends[0].sin() * ends[1] + ends[1].square()  # the two ends get different gradients
+
+    pairs = listed.pairs(values.device)
+    same_derivatives(lambda x: apart(at_ends(x, listed)), lambda x: apart((x[pairs[0]], x[pairs[1]])), values)
+
+
+def edge_values(n, channels, seed):
+    return torch.randn(n * (n + 1) // 2, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def same_derivatives(ours, theirs, x):
+    """Assert that values, first and second derivatives of two functions are the same."""
+    found = []
+    for function in (ours, theirs):
+        leaf = x.clone().requires_grad_()
+        value = function(leaf)
+        (once,) = torch.autograd.grad(value.cos().sum(), leaf, create_graph=True)
+        found.append((value, once, *torch.autograd.grad(once.sin().sum(), leaf)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e30, 1e-30, -3.7])

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pml_gca.utils import norms
 from pml_gca.utils.norms import are_usual, length, scale_of, unit
 from pml_gca.utils.row_dots import norm_or_floor
 
@@ -83,3 +84,20 @@ def test_no_values(shape):
 def test_norms_that_tell_too_little_are_not_usual(bad):
     assert are_usual(torch.ones(3))
     assert not are_usual(torch.tensor([1.0, bad, 1.0]))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_devices_with_wide_sums_return_the_same_lengths(scale, monkeypatch):
+    monkeypatch.setattr(norms, "WIDE_NORMS", ("cpu",))
+    x = torch.cat([rows() * scale, torch.zeros(1, 16)])
+    found = length(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), x.double().norm(dim=1), rtol=1e-7, atol=0)
+    assert length(x.t(), dim=0, keepdim=True).shape == (1, 7)
+    leaf = x.clone().requires_grad_()
+    length(leaf).sum().backward()  # with a gradient, the scaled sum is taken
+    torch.testing.assert_close(leaf.grad[:-1], x[:-1] / found[:-1, None], rtol=1e-5, atol=1e-7)
+    assert not leaf.grad[-1].any()
+    leaf.grad = None
+    norm_or_floor(leaf, floor=0.0).sum().backward()
+    torch.testing.assert_close(leaf.grad[:-1], x[:-1] / found[:-1, None], rtol=1e-5, atol=1e-7)

@@ -51,13 +51,14 @@ class MaskedGraphClassifier(GraphClassifier):
         """Return the (B, num_classes) logits."""
         pairs = edge_pairs(len(embeddings), embeddings.device)
         differ = (labels[pairs[0]] != labels[pairs[1]])[:, None]
-        nodes, edges = self.propagation.first_nodes(embeddings), correlation_edges(embeddings, pairs)
+        listed = EdgeList(len(embeddings))
+        nodes, edges = self.propagation.first_nodes(embeddings), correlation_edges(embeddings, listed)
         for layer in self.propagation.layers:
             assert isinstance(layer, PropagationLayer)
-            messages = sum_over_neighbours(F.gelu(layer.node.edge_to_node(edges)) * differ, pairs, len(nodes))
+            messages = sum_over_neighbours(F.gelu(layer.node.edge_to_node(edges)) * differ, listed)
             nodes = layer.node.update(layer.node.attend(nodes, labels), messages)
             if layer.edge is not None:
-                edges = layer.edge(nodes, edges, EdgeList(len(nodes)))
+                edges = layer.edge(nodes, edges, listed)
         return self.classify(nodes)
 
 
@@ -69,18 +70,18 @@ class OwnGradientGraphClassifier(GraphClassifier):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the (B, num_classes) logits."""
-        pairs = edge_pairs(len(embeddings), embeddings.device)
-        nodes, edges = self.propagation.first_nodes(embeddings), correlation_edges(embeddings.detach(), pairs)
+        listed = EdgeList(len(embeddings))
+        nodes, edges = self.propagation.first_nodes(embeddings), correlation_edges(embeddings.detach(), listed)
         own = standardize(embeddings)
         for number, layer in enumerate(self.propagation.layers):
             assert isinstance(layer, PropagationLayer)
             if number == 0:  # of all ordered pairs: e_ij as node i sees it
                 messages = F.gelu(layer.node.edge_to_node(own[:, None] * own.detach())).sum(dim=1)
             else:
-                messages = sum_over_neighbours(F.gelu(layer.node.edge_to_node(edges)), pairs, len(nodes))
+                messages = sum_over_neighbours(F.gelu(layer.node.edge_to_node(edges)), listed)
             nodes = layer.node.update(layer.node.attend(nodes, labels, attend_to_constants), messages)
             if layer.edge is not None:
-                edges = layer.edge(nodes.detach(), edges, EdgeList(len(nodes)))
+                edges = layer.edge(nodes.detach(), edges, listed)
         return self.classify(nodes)
 
 

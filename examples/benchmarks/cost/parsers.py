@@ -1,4 +1,4 @@
-"""Arguments of step_cost.py and check_device.py. They load no torch: `--help` is shown at once."""
+"""Arguments of step_cost.py, profile_step.py and check_device.py. They load no torch: `--help` is shown at once."""
 
 import argparse
 from pathlib import Path
@@ -55,4 +55,21 @@ def check_device_parser() -> argparse.ArgumentParser:
         "if a step fails.",
     )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu, ... (default: %(default)s)")
+    return parser
+
+
+def profile_step_parser() -> argparse.ArgumentParser:
+    """Return the parser of profile_step.py."""
+    parser = argparse.ArgumentParser(
+        description="Profile a training step of HardNegativeGenerationLoss. Print its largest parts and kernels.",
+    )
+    add = parser.add_argument
+    add("--batch-size", type=int, nargs="+", default=[81], metavar="B", help="one or more sizes (default: 81)")
+    add("--embedding-size", type=int, default=512, metavar="D", help="channels of an embedding (default: %(default)s)")
+    add("--num-layers", type=int, default=2, metavar="K", help="propagation layers (default: %(default)s)")
+    add("--num-heads", type=int, default=4, metavar="H", help="heads of the node attention (default: %(default)s)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    add("--precision", choices=("fp32", "tf32", "bf16"), default="fp32", help="(default: %(default)s)")
+    add("--compile", action="store_true", help="compile the propagation")
+    add("--rows", type=int, default=15, metavar="R", help="of each table (default: %(default)s)")
     return parser

@@ -42,7 +42,7 @@ class EdgeMessages(torch.autograd.Function):
             messages = at_second.room(tile).copy_(F.gelu(before).view(*tile.shape, -1))
             total[tile.nodes] += messages.sum(dim=0)
             at_second.add(total)
-        ctx.plan, ctx.num_nodes = plan, num_nodes
+        ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(kept, norm_weight, norm_bias, weight, bias, hidden)
         return total
@@ -87,13 +87,13 @@ class EdgeMessages(torch.autograd.Function):
     def plain(ctx: Any) -> tuple[Callable[..., Tensor], dict[int, Tensor | None]]:
         """Return a form of `forward` that autograd can differentiate, and its inputs; see `differentiate_plain`."""
         kept, norm_weight, norm_bias, weight, bias, _ = ctx.saved_tensors
-        dtype, listed, num_nodes = ctx.plan.matmul_dtype, ctx.plan.edges, ctx.num_nodes
+        dtype, listed = ctx.plan.matmul_dtype, ctx.plan.edges
 
         def messages(
             kept: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None, weight: Tensor, bias: Tensor
         ) -> Tensor:
             edges = EdgeState(kept, norm_weight, norm_bias).plain(listed).to(dtype)
             made = F.gelu(F.linear(edges, weight.to(dtype), bias.to(dtype)))
-            return sum_over_neighbours(made.to(kept.dtype), listed.pairs(kept.device), num_nodes)
+            return sum_over_neighbours(made.to(kept.dtype), listed)
 
         return messages, {2: kept, 3: norm_weight, 4: norm_bias, 5: weight, 6: bias}

@@ -61,7 +61,7 @@ class EdgeState(NamedTuple):
     def plain(self, listed: EdgeList) -> Tensor:
         """Return the listed edges at once, in a form that autograd can differentiate: (E, D)."""
         if self.norm_weight is None or self.norm_bias is None:
-            first, second = at_ends(self.kept, listed.pairs(self.kept.device))
+            first, second = at_ends(self.kept, listed)
             return first * second
         return plain_post_norm(self.kept, self.norm_weight, self.norm_bias)
 

@@ -123,12 +123,11 @@ class EdgeUpdate(torch.autograd.Function):
         inputs = list(ctx.saved_tensors[:13])
         mask = inputs.pop(6)
         dtype, listed = ctx.plan.matmul_dtype, ctx.plan.edges
-        pairs = listed.pairs(inputs[0].device)
 
         def update(*given: Any) -> Tensor:
             kept, in_weight, in_bias, folded, offset, values, norm_weight, norm_bias, w1, b1, w2, b2 = given
             edges = EdgeState(kept, in_weight, in_bias).plain(listed)
-            (folded_i, folded_j), (offset_i, offset_j), ends = (at_ends(x, pairs) for x in (folded, offset, values))
+            (folded_i, folded_j), (offset_i, offset_j), ends = (at_ends(x, listed) for x in (folded, offset, values))
             score = ((edges * (folded_i - folded_j)).sum(dim=1) + (offset_i - offset_j)) / math.sqrt(edges.shape[1])
             weights = torch.stack([score.sigmoid(), (-score).sigmoid()]) * (1.0 if mask is None else mask)
             attended = sum((w[:, None] * value for w, value in zip(weights, ends, strict=True)), start=edges)
