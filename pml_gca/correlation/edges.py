@@ -133,7 +133,7 @@ def sum_at_ends(at_first: Tensor, at_second: Tensor, num_nodes: int) -> Tensor:
         num_nodes: N.
 
     Returns:
-        (N, ...), summed up in float32 or wider, of the dtype of the values.
+        (N, ...), in float32 or wider.
     """
     offset, node = (torch.arange(n, device=at_first.device) for n in (num_nodes // 2 + 1, num_nodes))
     offset, dtype = offset[:, None], torch.promote_types(at_first.dtype, torch.float32)
@@ -143,7 +143,7 @@ def sum_at_ends(at_first: Tensor, at_second: Tensor, num_nodes: int) -> Tensor:
         # Half way round an even circle, only the first half of the nodes starts an edge.
         listed = (rows < len(values)).view(*rows.shape, *[1] * (values.ndim - 1))
         total = total + values[rows.clamp_max(len(values) - 1)].where(listed, 0.0).sum(dim=0, dtype=dtype)
-    return total.to(at_first.dtype)
+    return total
 
 
 class ValuesAtEnds(torch.autograd.Function):
@@ -156,7 +156,7 @@ class ValuesAtEnds(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[Tensor, None]:
-        return sum_at_ends(grad_first, grad_second, ctx.num_nodes), None
+        return sum_at_ends(grad_first, grad_second, ctx.num_nodes).to(grad_first.dtype), None
 
 
 def correlation_edges(embeddings: Tensor, listed: "EdgeList") -> Tensor:
@@ -187,26 +187,33 @@ def sum_over_neighbours(edge_values: Tensor, listed: "EdgeList") -> Tensor:
     """
     values = edge_values.to(torch.promote_types(edge_values.dtype, torch.float32))
     pairs = listed.pairs(values.device)
-    off_diagonal = (pairs[0] != pairs[1]).to(values.dtype)[:, None]
     if listed.is_whole_circle:
-        total: Tensor = SumAtEnds.apply(values, values * off_diagonal, pairs, listed.num_nodes)
-        return total
+        summed: Tensor = SumOverNeighbours.apply(values, pairs, listed.num_nodes)
+        return summed
     total = values.new_zeros(listed.num_nodes, values.shape[1])
-    return total.index_add(0, pairs[0], values).index_add(0, pairs[1], values * off_diagonal)
+    return total.index_add(0, pairs[0], values).index_add(0, pairs[1], values * off_diagonal(pairs, values))
 
 
-class SumAtEnds(torch.autograd.Function):
-    """Compute `sum_at_ends`, for `sum_over_neighbours`; the gradient is that of its node, at either end."""
+def off_diagonal(pairs: Tensor, like: Tensor) -> Tensor:
+    """Return 0 for self pairs, else 1: (E, 1), with the dtype of `like`."""
+    return (pairs[0] != pairs[1]).to(like.dtype)[:, None]
+
+
+class SumOverNeighbours(torch.autograd.Function):
+    """Compute `sum_over_neighbours` for all edges of a graph without a memory; the gradient is that of both ends.
+
+    Do not let `forward` end in a cast that changes nothing: the compiler of torch 2.11 then loses the gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, at_first: Tensor, at_second: Tensor, pairs: Tensor, num_nodes: int) -> Tensor:
-        ctx.save_for_backward(pairs)
-        return sum_at_ends(at_first, at_second, num_nodes)
+    def forward(ctx: Any, values: Tensor, pairs: Tensor, num_nodes: int) -> Tensor:
+        ctx.num_nodes = num_nodes
+        return sum_at_ends(values, values * off_diagonal(pairs, values), num_nodes)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (pairs,) = ctx.saved_tensors
-        return grad.index_select(0, pairs[0]), grad.index_select(0, pairs[1]), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        pairs = edge_pairs(ctx.num_nodes, grad.device)
+        return grad[pairs[0]] + grad[pairs[1]] * off_diagonal(pairs, grad), None, None
 
 
 def to_dense(edge_values: Tensor, num_nodes: int) -> Tensor:

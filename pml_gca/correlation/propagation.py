@@ -125,10 +125,9 @@ class CorrelationPropagation(nn.Module):
         """Propagate as the equations stand: all edges at once, autograd keeps every intermediate value."""
         dtype, listed = self.input.weight.dtype, listed or EdgeList(len(embeddings))
         pairs, (entered,) = listed.pairs(embeddings.device), listed.enter(embeddings)
-        reads_edges = len(self.layers) > 0 or self.with_coefficients
-        edges = (correlation_edges(entered, listed) if reads_edges else entered.new_empty(0, entered.shape[1])).to(
-            dtype
-        )
+        edges = entered.new_empty(0, entered.shape[1], dtype=dtype)
+        if self.layers or self.with_coefficients:
+            edges = correlation_edges(entered, listed).to(dtype)
         nodes = self.first_nodes(embeddings)
         for layer in self.layers:
             nodes, edges = layer(nodes, edges, listed, labels)
