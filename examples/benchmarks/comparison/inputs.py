@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,16 @@ class Inputs:
         """
         if self.data is None:
             return {"widths": list(WIDTHS)}
-        weights = "timm" if self.weights is None else hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
+        data, weights = self._fingerprints
         frozen = {} if frozen_through is None else {"frozen_through": frozen_through, "views": VIEWS}
-        return {"data": folder_fingerprint(self.data), "backbone": backbone, "weights": weights, **frozen}
+        return {"data": data, "backbone": backbone, "weights": weights, **frozen}
+
+    @cached_property
+    def _fingerprints(self) -> tuple[str, str]:
+        """Of data and weights. Taken once: every cell asks, and to look at all files takes seconds on a slow disk."""
+        assert self.data is not None
+        weights = "timm" if self.weights is None else hashlib.sha256(self.weights.read_bytes()).hexdigest()[:12]
+        return folder_fingerprint(self.data), weights
 
 
 def folder_fingerprint(folder: Path) -> str:

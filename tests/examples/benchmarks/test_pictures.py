@@ -71,6 +71,17 @@ def test_fingerprints_tell_folders_apart(made, tmp_path):
     assert list(Inputs().settings(None)) == ["widths"]
 
 
+def test_all_cells_of_a_study_look_at_the_data_once(made, monkeypatch):
+    looked = []
+    monkeypatch.setattr("comparison.inputs.folder_fingerprint", lambda folder: looked.append(folder) or "made")
+    inputs = Inputs(made / "folders", made / "weights.pth")
+    settings = [inputs.settings("resnet18") for _ in range(3)]
+    assert settings[0] == settings[2]
+    assert looked == [made / "folders"]
+    assert pickle.loads(pickle.dumps(inputs)).settings("resnet18") == settings[0]  # as a worker process gets it
+    assert looked == [made / "folders"]
+
+
 @pytest.mark.parametrize(
     "given", [["--data", "x"], ["--backbone", "resnet18"], ["--weights", "w"], ["--data", "x", "--weights", "w"]]
 )
