@@ -11,7 +11,7 @@ if __name__ == "__main__":
 from pml_gca.datasets import load_benchmark
 from pml_gca.paper import Options, evaluate, find_recipe, load_published_checkpoint
 from pml_gca.paper.report import percent
-from pml_gca.utils.command_line import check_minimums
+from pml_gca.utils.command_line import check_minimums, told_when_stopped
 from pml_gca.utils.files import write_json
 from pml_gca.utils.tables import metrics_table
 
@@ -83,4 +83,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_when_stopped("nothing is kept"):
+        main()

@@ -1,6 +1,7 @@
 """Write characters in 16 fonts in the folder layout of CUB-200-2011, to try the paper's protocol without a download."""
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from pml_gca.datasets import Glyphs  # takes seconds
 
+    partial = root.with_name(f"{root.name}.partial")  # a stopped run leaves no half folder behind
+    shutil.rmtree(partial, ignore_errors=True)
     names, labels = [], []
     for split, first in (("train", 1), ("test", FIRST_TEST_CLASS)):
         glyphs = Glyphs(split, image_size=128, augment=False)
@@ -53,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         for row in tqdm(rows, desc=f"{split} images", unit="image"):
             label = first + int(glyphs.labels[row])
             name = f"{label:03d}.{ord(glyphs.classes[label - first]):04x}/{glyphs.face_index[row]:02d}.png"
-            path = root / "images" / name
+            path = partial / "images" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             image = (glyphs[row][0][0] * 255).round().byte().numpy()
             Image.fromarray(image).resize((args.image_size, args.image_size), Image.Resampling.BILINEAR).save(path)
@@ -61,10 +64,14 @@ def main(argv: list[str] | None = None) -> None:
             labels.append(label)
     lines = enumerate(zip(names, labels, strict=True), start=1)
     images, classes = zip(*((f"{i} {name}\n", f"{i} {label}\n") for i, (name, label) in lines), strict=True)
-    (root / "images.txt").write_text("".join(images))
-    (root / "image_class_labels.txt").write_text("".join(classes))
+    (partial / "images.txt").write_text("".join(images))
+    (partial / "image_class_labels.txt").write_text("".join(classes))
+    partial.replace(root)
     print(f"{len(names)} images of {2 * args.classes} classes in {root}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nglyphs_as_cub.py: stopped; run the same command again")

@@ -31,7 +31,7 @@ from pml_gca.paper import (
     unused_settings,
 )
 from pml_gca.utils import runs
-from pml_gca.utils.command_line import check_minimums
+from pml_gca.utils.command_line import check_minimums, told_when_stopped
 from pml_gca.utils.files import write_text
 from pml_gca.utils.validation import count_of, first_of
 
@@ -180,4 +180,5 @@ def describe(benchmark: Benchmark) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with told_when_stopped("finished epochs are kept: the same command with --resume goes on"):
+        main()

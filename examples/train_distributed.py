@@ -33,6 +33,7 @@ from train_with_classifier import METRICS, build_loss, build_models, load_data
 from pml_gca.distributed import gather_batch
 from pml_gca.paper import MPerClassCoveringSampler
 from pml_gca.utils import RecallCalculator, TrainingRun, runs
+from pml_gca.utils.command_line import told_when_stopped
 from pml_gca.utils.validation import count_of
 
 NAME = "distributed"
@@ -64,7 +65,7 @@ class SharedBatches(Sampler[list[int]]):
     ) -> None:
         if size > batch_size:
             raise ValueError(
-                f"{size} processes cannot share a batch of {batch_size} images: start at most {batch_size}"
+                f"{size} processes cannot share a batch of {batch_size} images: start {batch_size} at most"
             )
         self.labels, self.m, self.batch_size, self.num_batches = labels, m, batch_size, num_batches
         self.seed, self.rank, self.size, self.epoch = seed, rank, size, 0
@@ -222,8 +223,7 @@ def train(args: argparse.Namespace, data: dict[str, Any], rank: int, size: int, 
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = distributed_arguments(argv)
-    rank, size, device = join_processes()
+    args, (rank, size, device) = distributed_arguments(argv), join_processes()
     data: dict[str, Any] = {}
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "overwrite")}
 
@@ -245,6 +245,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_when_stopped("finished epochs are kept: the same command with --resume goes on"):
+        main()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -25,6 +25,7 @@ from pml_gca.losses import NAMED_LOSSES
 from pml_gca.names import LOSS_ALONE
 from pml_gca.trainers import LossLine
 from pml_gca.utils import RecallCalculator, TrainingRun, records, runs, tables
+from pml_gca.utils.command_line import told_when_stopped
 from pml_gca.utils.files import write_text
 from pml_gca.utils.validation import count_of, first_of
 
@@ -200,4 +201,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_when_stopped("finished epochs are kept: the same command with --resume goes on"):
+        main()

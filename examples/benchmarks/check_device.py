@@ -28,6 +28,7 @@ from pml_gca.losses.families import SyntheticBatch, synthetic_loss
 from pml_gca.losses.named_losses import NAMED_LOSSES, n_pairs
 from pml_gca.paper import load_published_generator
 from pml_gca.utils import RecallCalculator
+from pml_gca.utils.command_line import told_when_stopped
 from pml_gca.utils.tables import markdown_table
 
 CLASSES, SIZE, BATCH = 20, 64, 30
@@ -242,4 +243,5 @@ def repeats(device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_when_stopped("nothing is kept"):
+        main()

@@ -23,6 +23,7 @@ from comparison.training import one_thread
 from tqdm import tqdm
 
 from pml_gca.utils import runs
+from pml_gca.utils.command_line import told_when_stopped
 
 SOURCE = ("data", "backbone", "weights", "frozen_through", "views")
 AS_AVX2 = ("ATEN_CPU_CAPABILITY=avx2", "ONEDNN_MAX_CPU_ISA=AVX2", "MKL_ENABLE_INSTRUCTIONS=AVX2")
@@ -132,4 +133,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_when_stopped("finished cells are kept: the same command trains the others"):
+        main()

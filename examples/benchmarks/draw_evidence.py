@@ -25,6 +25,7 @@ from comparison.training import one_thread
 from tqdm import tqdm
 
 from pml_gca import visualize
+from pml_gca.utils.command_line import told_when_stopped
 
 CURVES = ("none", "none_longer", "symmetrical_synthesis", "graph_hardest", "gca")
 WATCHED = ("none", "hdml", "gca")
@@ -157,4 +158,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_when_stopped("finished figures are kept"):
+        main()

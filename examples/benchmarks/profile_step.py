@@ -13,6 +13,7 @@ from cost.case import Case, processor_name
 from cost.workload import Workload
 from torch.profiler import ProfilerActivity, profile
 
+from pml_gca.utils.command_line import told_when_stopped
 from pml_gca.utils.tables import markdown_table
 
 STEPS = 3
@@ -70,7 +71,7 @@ def report(case: Case, rows: int) -> str:
     setting = f"B {case.batch_size}, D {case.embedding_size}, K {case.num_layers}, {case.precision}"
     title = f"{setting}: {total:.2f} ms a step"
     if on_gpu:
-        title += f" on the device in {sum(calls.values()) / STEPS:.0f} kernels"
+        title += f" on the device in {sum(calls.values()) / STEPS:.0f} kernels, {host:.2f} ms of the host, profiled"
     return "\n\n".join(
         [
             title,
@@ -99,4 +100,5 @@ def table(what: str, times: Counter[str], total: float, rows: int, calls: Counte
 
 
 if __name__ == "__main__":
-    main()
+    with told_when_stopped("nothing is kept"):
+        main()

@@ -26,7 +26,7 @@ from cost.report import Row, growth_lines, legend, part_lines, speed_lines, tabl
 from cost.workload import Workload, deviation_from_fp32, matrix_products, torchvision_models, trunk_step
 from tqdm import tqdm
 
-from pml_gca.utils.command_line import check_minimums
+from pml_gca.utils.command_line import check_minimums, told_when_stopped
 from pml_gca.utils.files import write_text
 
 
@@ -221,4 +221,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_when_stopped("finished batch sizes are in --out, if it was given"):
+        main()

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..utils.dtypes import compute_dtype, matmul_dtype
 from ..utils.norms import unit
-from ..utils.portions import rows_at_a_time
 from ..utils.recompute_gradients import differentiate_plain
 from ..utils.row_dots import norm_or_floor, row_dots
 from ..utils.validation import check_number
@@ -21,7 +20,7 @@ from .edge_list import EdgeList
 GENERATION_WEIGHT = 0.5  # of all terms of J_gen
 AUXILIARY_WEIGHT = 10.0  # of J_aux
 DIVERSITY_UNIT = 0.01  # the published diversity weights are given in units of it
-CLASSIFIED_VALUES = 2**22  # logits computed at a time on a CPU
+CLASSIFIED_VALUES = 2**22  # logits computed at a time
 
 
 def mean_or_zero(values: Tensor) -> Tensor:
@@ -45,8 +44,7 @@ class FrozenClassification(torch.autograd.Function):
         gradient_product = dtype if product == torch.float16 else product
         total, gradient = rows.new_zeros((), dtype=dtype), torch.empty_like(rows)
         device = rows.device.type
-        size = rows_at_a_time(len(weight), rows.device, CLASSIFIED_VALUES)
-        parts = (x.split(size) for x in (rows, labels[:, None], gradient))
+        parts = (x.split(max(CLASSIFIED_VALUES // max(len(weight), 1), 1)) for x in (rows, labels[:, None], gradient))
         for part, target, part_gradient in zip(*parts, strict=True):
             with torch.autocast(device, enabled=False):
                 log_probability = class_scores(part, weight, bias, product, dtype).log_softmax(dim=1)

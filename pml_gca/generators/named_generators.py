@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from ..utils.validation import Named
 from .base_generator import BaseGenerator
 from .classified_generator import ClassifiedGenerator
 from .constant_generator import ConstantGenerator
@@ -20,18 +21,20 @@ def classified_hardest(num_classes: int, embedding_size: int) -> ClassifiedGener
     return ClassifiedGenerator(HardestNegativeGenerator(num_classes, embedding_size))
 
 
-NAMED_GENERATORS: dict[str, Callable[..., BaseGenerator]] = {
-    "gca": GlobalCorrelationGenerator,
-    "hardest": classified_hardest,
-    "hardest_real": HardestNegativeGenerator,
-    "constant": ConstantGenerator,
-    "random": RandomGenerator,
-    "hdml": HardnessAwareGenerator,
-    "hdml_reembed": partial(HardnessAwareGenerator, reembed=True),
-    "embedding_expansion": EmbeddingExpansionGenerator,
-    "symmetrical_synthesis": SymmetricalSynthesisGenerator,
-    "mixup": MixupGenerator,
-}
+NAMED_GENERATORS: Named[Callable[..., BaseGenerator]] = Named(
+    {
+        "gca": GlobalCorrelationGenerator,
+        "hardest": classified_hardest,
+        "hardest_real": HardestNegativeGenerator,
+        "constant": ConstantGenerator,
+        "random": RandomGenerator,
+        "hdml": HardnessAwareGenerator,
+        "hdml_reembed": partial(HardnessAwareGenerator, reembed=True),
+        "embedding_expansion": EmbeddingExpansionGenerator,
+        "symmetrical_synthesis": SymmetricalSynthesisGenerator,
+        "mixup": MixupGenerator,
+    }
+)
 """Functions of `num_classes` and `embedding_size`; titles are in `pml_gca.names.GENERATORS`.
 
 Without further keywords they have the defaults of their class. `docs/generators.md` describes each.

@@ -208,7 +208,7 @@ def plan_classes(labels: Tensor, num_anchors: int, with_pairs: bool = True) -> C
 
 
 def on_device(plan: Plan, device: torch.device) -> Plan:
-    """Return a plan on another device, without waiting for it."""
+    """Return a plan that was made on the host on a device, without waiting for it."""
     if device.type == "cpu":
         return plan
     found = {f.name: x for f in fields(plan) if isinstance(x := getattr(plan, f.name), Tensor)}

@@ -14,6 +14,7 @@ from ..generators.checks import check_generator
 from ..utils.dtypes import compute_dtype
 from ..utils.running_statistics import check_not_recomputed, restored_on_error
 from ..utils.validation import check_number
+from .anchor_watch import AnchorWatch
 from .custom_losses import check_uses_negatives
 from .families import SyntheticBatch, synthetic_loss
 from .global_batch import WrapperWatch, check_shards, whole_batch
@@ -137,6 +138,7 @@ class HardNegativeGenerationLoss(ScheduledLoss):
         self.gathering, self.shard_edges, self.memory = gathering, bool(shard_edges), memory
         gathering.after_loading(self, generator, loss)
         self.optimizer_watch, self.frozen_watch, self.wrapper_watch = OptimizerWatch(), FrozenWatch(), WrapperWatch()
+        self.anchor_watch = AnchorWatch()
         self._checked_type: type | None = None  # the type of loss that is known to use the negatives
         name_of_beta = "synthetic_beta" if hasattr(loss, "beta") else "beta"
         self.add_to_recordable_attributes(list_of_names=[name_of_beta, "metric_level", "generator_level"])
@@ -215,6 +217,7 @@ class HardNegativeGenerationLoss(ScheduledLoss):
         batch.finish()  # raises for bad values, which a GPU reports late
         metric = synthetic = torch.zeros_like(weight)
         if batch.phase != "generation":
+            self.anchor_watch.observe(batch, negatives)
             if len(negatives):
                 pairs = SyntheticBatch(embeddings, labels, batch.embeddings, batch.labels, negatives)
                 synthetic = self._synthetic_loss(loss, pairs)

@@ -120,7 +120,11 @@ def check_labels(labels: object, num_embeddings: int, name: str = "labels", of: 
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name} must be integers, got {labels.dtype}; if its values are class numbers, pass .long()")
     if labels.ndim != 1:
-        raise ValueError(f"{name} must be 1-D (batch_size,), got {labels.ndim}-D with shape {tuple(labels.shape)}")
+        shape, hint = tuple(labels.shape), ""
+        if labels.ndim == 2 and len(labels) == num_embeddings:
+            one_hot = f"; if they are one-hot, pass {name}.argmax(dim=1)"
+            hint = f"; pass {name}.squeeze(1)" if shape[1] == 1 else one_hot
+        raise ValueError(f"{name} must be 1-D (batch_size,), got {labels.ndim}-D with shape {shape}{hint}")
     if len(labels) != num_embeddings:
         raise ValueError(f"{name} must be as many as {of}: expected {num_embeddings}, got {len(labels)}")
     # Larger values would wrap around, perhaps to a valid class. No other dtype is that wide.
@@ -144,7 +148,8 @@ def check_label_range(labels: Tensor, num_classes: int, name: str = "labels") ->
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"{name} must lie in [0, num_classes) = [0, {num_classes}), got values from {low} to {high}. Give the "
-            "generator the number of training classes, and let PML's trainers renumber labels from 0: pass "
-            "dataset_labels=<labels of the training set> and set_min_label_to_zero=True. For a validation loss "
+            "generator the number of training classes, and number them from 0: by torch.unique(labels, "
+            "return_inverse=True)[1] of all training labels, or in PML's trainers by dataset_labels=<labels of the "
+            "training set> and set_min_label_to_zero=True. For a validation loss "
             "on other classes call loss.eval(): it is then the wrapped loss alone, for any labels."
         )

@@ -3,6 +3,9 @@
 import argparse
 import math
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -70,3 +73,17 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         help="processes that load images (default: one for each CPU core, at most 8; here %(default)s)",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+
+
+@contextmanager
+def told_when_stopped(what_next: str) -> Iterator[None]:
+    """Exit with one line, not with a traceback, when the user presses Ctrl-C.
+
+    Args:
+        what_next: what is kept, and how to go on; ends the line.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\n{Path(sys.argv[0]).name}: stopped; {what_next}", file=sys.stderr)
+        sys.exit(130)  # the code that shells give to a command stopped so

@@ -42,7 +42,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def together_to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Copy host tensors of whole numbers or truth values to a device, in one copy, as `to_device` does."""
+    """Copy host tensors of whole numbers or truth values to a device, in one copy, as `to_device` does.
+
+    The results share no memory: one may be kept, or changed, without the others.
+    """
     sent = to_device(torch.cat([x.flatten().long() for x in tensors]), device)
     parts = sent.split([x.numel() for x in tensors])
-    return [part.view(x.shape).to(x.dtype) for part, x in zip(parts, tensors, strict=True)]
+    return [part.view(x.shape).to(x.dtype, copy=True) for part, x in zip(parts, tensors, strict=True)]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .portions import rows_at_a_time
 
-VALUES_AT_A_TIME = 2**22
+VALUES_AT_A_TIME = 2**22  # on a CPU
 
 
 def std_mean(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from .norms import length, scale_of
 from .portions import CPU_VALUES, rows_at_a_time
 from .recompute_gradients import differentiate_plain
 
-VALUES_AT_A_TIME = CPU_VALUES
+VALUES_AT_A_TIME = CPU_VALUES  # on a CPU
 
 
 class RowDots(torch.autograd.Function):

@@ -6,11 +6,13 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+Value = TypeVar("Value")
 
 
 def check_number(name: str, value: object, *, minimum: float = 0.0) -> None:
@@ -148,6 +150,13 @@ def first_of(names: Sequence[object], limit: int = 5) -> str:
 def count_of(count: int, what: str, several: str | None = None) -> str:
     """Return a number with its noun: "1 image", "2 images"; `several` is the plural if an s does not make it."""
     return f"{count} {what if count == 1 else several or what + 's'}"
+
+
+class Named(dict[str, Value]):
+    """Things by name; a name that is not there raises KeyError with the names that are."""
+
+    def __missing__(self, name: object) -> Value:
+        raise KeyError(f"no such name: {name!r}{suggestion(str(name), self)}; there are {', '.join(self)}")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -100,17 +100,30 @@ def test_edges_are_channel_wise_correlations(n, channels, seed):
         torch.testing.assert_close(edges.sum(dim=2), torch.corrcoef(z))
 
 
-@given(st.integers(1, 7), st.integers(1, 5), st.integers(0, 99))
+@given(st.integers(0, 7), st.integers(1, 5), st.integers(0, 99))
 def test_sum_over_neighbours(n, channels, seed):
     values, listed = edge_values(n, channels, seed), EdgeList(n)
     torch.testing.assert_close(sum_over_neighbours(values, listed), to_dense(values, n).sum(dim=1))
     same_derivatives(lambda x: sum_over_neighbours(x, listed), lambda x: to_dense(x, n).sum(dim=1), values)
 
 
-@given(st.integers(1, 9), st.integers(1, 3), st.integers(0, 99))
+@pytest.mark.parametrize("n", [5, 6])
+def test_gradients_of_half_precision_are_summed_in_float32(n):
+    """The small gradients would vanish beside the large one in a running sum of bfloat16."""
+    listed, small = EdgeList(n), torch.full((n * (n + 1) // 2, 1), 2.0**-8, dtype=torch.bfloat16)
+    small[::2] = 1.0
+    nodes = torch.zeros(n, 1, dtype=torch.bfloat16, requires_grad=True)
+    first, second = at_ends(nodes, listed)
+    (found,) = torch.autograd.grad((first * small + second * small).sum(), nodes)
+    assert found.dtype == torch.bfloat16
+    wide = torch.zeros(n, 1).index_add(0, listed.pairs(nodes.device).flatten(), small.float().repeat(2, 1))
+    torch.testing.assert_close(found.float(), wide, rtol=2.0**-8, atol=0)
+
+
+@given(st.integers(0, 9), st.integers(1, 3), st.integers(0, 99))
 def test_values_at_both_ends(n, channels, seed):
     """Their gradients are sums around the circle, written out; those of a lookup are autograd's."""
-    values, listed = edge_values(n, channels, seed)[:n], EdgeList(n)
+    values, listed = edge_values(n + 1, channels, seed)[:n], EdgeList(n)
     assert listed.is_whole_circle
 
     def apart(ends):

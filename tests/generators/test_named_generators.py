@@ -21,6 +21,15 @@ def test_names_are_those_of_the_tables() -> None:
     assert names.LOSS_ALONE not in names.GENERATORS
 
 
+@pytest.mark.parametrize("named", [NAMED_LOSSES, NAMED_GENERATORS])
+def test_a_name_that_is_not_there_is_told_with_those_that_are(named: dict[str, object]) -> None:
+    first = next(iter(named))
+    with pytest.raises(KeyError, match=rf"no such name: '{first}s' \(did you mean {first}\?\); there are {first}, "):
+        named[f"{first}s"]
+    assert named.get("none of them") is None
+    assert "none of them" not in named
+
+
 def made_of(name: str) -> list[BaseGenerator]:
     """Return a named generator, and those inside it."""
     return [part for part in NAMED_GENERATORS[name](7, 8).modules() if isinstance(part, BaseGenerator)]

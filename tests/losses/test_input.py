@@ -229,3 +229,16 @@ def test_a_degenerate_batch_gives_a_finite_loss_with_a_graph(batch, wrapped):
     assert all(value.isfinite().all() for value in loss.generator.state_dict().values())
     if count == 0:
         assert loss.synthetic_loss == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "hint"),
+    [
+        (LABELS[:, None], r"got 2-D with shape \(6, 1\); pass labels.squeeze\(1\)$"),
+        (torch.eye(9)[LABELS].long(), r"shape \(6, 9\); if they are one-hot, pass labels.argmax\(dim=1\)$"),
+        (LABELS[None], r"shape \(1, 6\)$"),
+    ],
+)
+def test_labels_of_another_shape_are_told_what_to_pass(labels, hint):
+    with pytest.raises(ValueError, match=hint):
+        make_loss()(Z, labels)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pml_gca.paper import recipes
-from pml_gca.utils.command_line import add_folder_options, add_image_options, check_minimums
+from pml_gca.utils.command_line import add_folder_options, add_image_options, check_minimums, told_when_stopped
 from pml_gca.utils.validation import first_of, suggestion
 
 
@@ -72,3 +72,16 @@ def test_no_suggestion_without_a_similar_name() -> None:
 
 def test_recipes_use_the_same_suggestion() -> None:
     assert recipes.suggestion is suggestion
+
+
+def test_a_stopped_command_ends_in_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["folder/train.py", "--epochs", "8"])
+    with pytest.raises(SystemExit) as end, told_when_stopped("finished epochs are kept"):
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "\ntrain.py: stopped; finished epochs are kept\n"
+
+
+def test_other_errors_are_not_touched():
+    with pytest.raises(ZeroDivisionError), told_when_stopped(""):
+        raise ZeroDivisionError

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pml_gca.correlation.blocks import negative_attention
 from pml_gca.correlation.edge_list import EdgeList
-from pml_gca.correlation.edges import correlation_edges, edge_pairs, standardize, sum_over_neighbours
+from pml_gca.correlation.edges import correlation_edges, standardize, sum_over_neighbours
 from pml_gca.correlation.propagation import CorrelationPropagation, PropagationLayer
 
 
@@ -49,9 +49,9 @@ class MaskedGraphClassifier(GraphClassifier):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the (B, num_classes) logits."""
-        pairs = edge_pairs(len(embeddings), embeddings.device)
-        differ = (labels[pairs[0]] != labels[pairs[1]])[:, None]
         listed = EdgeList(len(embeddings))
+        pairs = listed.pairs(embeddings.device)
+        differ = (labels[pairs[0]] != labels[pairs[1]])[:, None]
         nodes, edges = self.propagation.first_nodes(embeddings), correlation_edges(embeddings, listed)
         for layer in self.propagation.layers:
             assert isinstance(layer, PropagationLayer)

@@ -1,5 +1,6 @@
 """The comparison on folders of images, with a pretrained backbone."""
 
+import pickle
 import shutil
 
 import compare_generators
