@@ -38,8 +38,7 @@ from pml_gca.utils.validation import count_of
 
 NAME = "distributed"
 OTHER_PROCESSES = (
-    "{name}: the number of processes is {now}, was {before}: batches are the same, but distortions, dropout and random "
-    "merging draw other numbers"
+    "{name}: processes: {now}, were {before}. The batches are the same; distortions, dropout and merging are not"
 )
 
 
@@ -65,7 +64,7 @@ class SharedBatches(Sampler[list[int]]):
     ) -> None:
         if size > batch_size:
             raise ValueError(
-                f"{size} processes cannot share a batch of {batch_size} images: start {batch_size} at most"
+                f"{size} processes cannot share a batch of {batch_size} images: start at most {batch_size}"
             )
         self.labels, self.m, self.batch_size, self.num_batches = labels, m, batch_size, num_batches
         self.seed, self.rank, self.size, self.epoch = seed, rank, size, 0

@@ -55,7 +55,7 @@ def test_another_number_of_processes_goes_on_and_one_process_computes_the_same(f
     distributed_training.train(tmp_path / "one", 2, *distributed_training.NO_DRAWS)
     capsys.readouterr()
     distributed_training.train(folder / "other_number", 2, *distributed_training.NO_DRAWS, "--resume")
-    assert "the number of processes is 1, was 2: batches are the same" in capsys.readouterr().out
+    assert "processes: 1, were 2. The batches are the same" in capsys.readouterr().out
     found, expected = checkpoint(folder / "other_number"), checkpoint(tmp_path / "one")
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
