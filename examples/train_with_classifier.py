@@ -9,6 +9,7 @@ if __name__ == "__main__":
     classifier_arguments()  # shows --help and typing errors before the imports below, which take seconds
 
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -161,6 +162,8 @@ def train(name: str, kind: str, args: argparse.Namespace, data: dict[str, Any], 
 
 def main(argv: list[str] | None = None) -> None:
     args = classifier_arguments(argv)
+    # PML's trainers print losses in a way that torch warns of.
+    warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar", UserWarning)
     try:
         data = load_data(args)
     except (OSError, ValueError) as error:
