@@ -120,7 +120,10 @@ def test_gains_of_the_first_screen_are_those_of_the_result_files(page: str, caps
     ):
         printed = summary_of(study, capsys)
         for title, *shown in part:
-            rows = ("none", "norm_classifier", "norm_hardest", gca, "none_double")
+            title, _, kept = title.partition(", ")
+            rows = ("", "norm_classifier_own_rate", "", "", "") if kept else ()
+            rows = rows or ("none", "norm_classifier", "norm_hardest", gca, "none_double")
             assert shown == [printed.get(name, {}).get(loss_name(title), "") for name in rows], title
+            assert kept in ("", "learning rate of the loss alone")
             checked += sum(map(bool, shown))
     assert checked > 25
