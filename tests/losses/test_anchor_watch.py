@@ -38,6 +38,7 @@ def test_batches_without_negatives_are_told_once(kind, labels):
         warning.message
     )
     assert "MPerClassSampler(labels, m=3" in str(warning.message)
+    assert warning.filename == __file__  # the line that calls the loss
 
 
 @pytest.mark.parametrize("labels", [HALF, GOOD])

@@ -4,6 +4,16 @@ import argparse
 from pathlib import Path
 
 
+def add_setting(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a step's setting: sizes of batch and graph, and the device."""
+    add = parser.add_argument
+    add("--batch-size", type=int, nargs="+", default=[81], metavar="B", help="one or more sizes (default: 81)")
+    add("--embedding-size", type=int, default=512, metavar="D", help="channels of an embedding (default: %(default)s)")
+    add("--num-layers", type=int, default=2, metavar="K", help="propagation layers (default: %(default)s)")
+    add("--num-heads", type=int, default=4, metavar="H", help="heads of the node attention (default: %(default)s)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+
+
 def step_cost_parser() -> argparse.ArgumentParser:
     """Return the parser of step_cost.py."""
     parser = argparse.ArgumentParser(
@@ -13,13 +23,9 @@ def step_cost_parser() -> argparse.ArgumentParser:
         epilog="Example: step_cost.py --batch-size 64 128 256 512 --edge-chunk-size 4096 --out cost --plot cost.png",
     )
     add = parser.add_argument
-    add("--batch-size", type=int, nargs="+", default=[81], metavar="B", help="one or more sizes (default: 81)")
+    add_setting(parser)
     add("--samples-per-class", type=int, default=3, metavar="M", help="in a batch (default: %(default)s)")
-    add("--embedding-size", type=int, default=512, metavar="D", help="channels of an embedding (default: %(default)s)")
-    add("--num-layers", type=int, default=2, metavar="K", help="propagation layers (default: %(default)s)")
-    add("--num-heads", type=int, default=4, metavar="H", help="heads of the node attention (default: %(default)s)")
     add("--num-classes", type=int, metavar="N", help="training classes (default: 100, or as many as the largest batch)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     add(
         "--precision",
         choices=("fp32", "tf32", "bf16"),
@@ -64,11 +70,7 @@ def profile_step_parser() -> argparse.ArgumentParser:
         description="Profile a training step of HardNegativeGenerationLoss. Print its largest parts and kernels.",
     )
     add = parser.add_argument
-    add("--batch-size", type=int, nargs="+", default=[81], metavar="B", help="one or more sizes (default: 81)")
-    add("--embedding-size", type=int, default=512, metavar="D", help="channels of an embedding (default: %(default)s)")
-    add("--num-layers", type=int, default=2, metavar="K", help="propagation layers (default: %(default)s)")
-    add("--num-heads", type=int, default=4, metavar="H", help="heads of the node attention (default: %(default)s)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    add_setting(parser)
     add("--precision", choices=("fp32", "tf32", "bf16"), default="fp32", help="(default: %(default)s)")
     add("--compile", action="store_true", help="compile the propagation")
     add("--rows", type=int, default=15, metavar="R", help="of each table (default: %(default)s)")
