@@ -108,16 +108,13 @@ def test_sum_over_neighbours(n, channels, seed):
 
 
 @pytest.mark.parametrize("n", [5, 6])
-def test_gradients_of_half_precision_are_summed_in_float32(n):
-    """The small gradients would vanish beside the large one in a running sum of bfloat16."""
-    listed, small = EdgeList(n), torch.full((n * (n + 1) // 2, 1), 2.0**-8, dtype=torch.bfloat16)
-    small[::2] = 1.0
-    nodes = torch.zeros(n, 1, dtype=torch.bfloat16, requires_grad=True)
+def test_gradients_of_half_precision_are_summed_in_float32_and_rounded_once(n):
+    listed, given = EdgeList(n), edge_values(n, 64, 0).bfloat16()
+    nodes = torch.zeros(n, 64, dtype=torch.bfloat16, requires_grad=True)
     first, second = at_ends(nodes, listed)
-    (found,) = torch.autograd.grad((first * small + second * small).sum(), nodes)
-    assert found.dtype == torch.bfloat16
-    wide = torch.zeros(n, 1).index_add(0, listed.pairs(nodes.device).flatten(), small.float().repeat(2, 1))
-    torch.testing.assert_close(found.float(), wide, rtol=2.0**-8, atol=0)
+    (found,) = torch.autograd.grad((first * given + second * given).sum(), nodes)
+    wide = torch.zeros(n, 64).index_add(0, listed.pairs(nodes.device).flatten(), given.float().repeat(2, 1))
+    torch.testing.assert_close(found, wide.bfloat16(), rtol=0, atol=0)
 
 
 @given(st.integers(0, 9), st.integers(1, 3), st.integers(0, 99))
