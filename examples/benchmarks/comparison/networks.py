@@ -164,11 +164,22 @@ class Embedder(nn.Module):
         side = image_size
         for _ in WIDTHS[1:]:
             side = -(-side // STRIDE)
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(WIDTHS[-1] * side**2, embedding_size))
+        self.num_features = WIDTHS[-1] * side**2
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(self.num_features, embedding_size))
         self.layers.to(memory_format=channels_last)
 
+    @property
+    def head(self) -> nn.Module:
+        """The linear layer."""
+        return self.layers[-1]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the linear layer takes: (B, num_features)."""
+        features: Tensor = self.layers[:-1](images.contiguous(memory_format=channels_last))
+        return features
+
     def forward(self, images: Tensor) -> Tensor:
-        embeddings: Tensor = self.layers(images.contiguous(memory_format=channels_last))
+        embeddings: Tensor = self.head(self.features(images))
         return embeddings
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:

@@ -105,13 +105,8 @@ PICTURES = {
     "published_random": same_graph("λ by coin with the published graph", probability=0.5),
     "symmetrical_synthesis": CONTENDERS["symmetrical_synthesis"],
     "crossed_27": Contender("the loss alone, 27 synthetic classes", None, settings={"crossed": 1}),
-    "crossed_81": Contender("the loss alone, 81 synthetic classes", None, settings={"crossed": 3}),
-    "norm_crossed_81": Contender(
-        "the loss alone, 81 synthetic classes, BatchNorm and a linear classifier",
-        None,
-        settings={"crossed": 3, "classifier": "norm_linear"},
-        tuned_as="norm_classifier",
-    ),
+    "crossed_81": CONTENDERS["crossed_81"],
+    "norm_crossed_81": CONTENDERS["norm_crossed_81"],
 }
 
 WEIGHTS = (1.0, 0.3, 0.1, 0.03)
