@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from comparison.arguments import parse_arguments
 from comparison.forecast import forecast
-from comparison.plan import best_options, check_pair, one_of_each, seeds, trials
+from comparison.plan import best_options, one_of_each, seeds, trained_with, trials
 from comparison.report import report, screen_report
 from comparison.running import train_here, train_missing
 from comparison.study import Study
@@ -50,9 +50,7 @@ def train_all(args: argparse.Namespace) -> None:
         ValueError: trials of another study are missing, kept cells have other settings, or a loss cannot be trained
             with a contender.
     """
-    pairs = [(loss, name) for loss in args.losses for name in args.generators]
-    for pair in pairs:
-        check_pair(*pair)
+    pairs = [(loss, name) for loss in args.losses for name in trained_with(args, loss)]
     if args.trials_from is args.out:
         cells = {cell.key: cell for pair in pairs for cell in trials(args, *pair)}
         train_missing(cells.values(), args.out, args.processes, "tuning")

@@ -84,6 +84,9 @@ class Step:
         return [*values, *(p.grad for p in parameters), *parameters, *self.loss.buffers()]
 
 
+OF_PYTHON = "Guards may run slower on Python 3.13.0."  # what torch says there, of itself
+
+
 def check(compiled, graphs, compile_it, rtol=0, atol=0):
     """Require the uncompiled results, no warnings, and this number of `graphs`."""
     plain = copy.deepcopy(compiled)
@@ -93,7 +96,7 @@ def check(compiled, graphs, compile_it, rtol=0, atol=0):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = compiled.train()
-    assert [str(warning.message) for warning in said] == []
+    assert [text for text in (str(w.message) for w in said) if not text.startswith(OF_PYTHON)] == []
     torch.testing.assert_close(found, plain.train(), rtol=rtol, atol=atol)
     assert backend.graphs == graphs
 

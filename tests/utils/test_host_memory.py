@@ -28,7 +28,7 @@ def steps():
 steps()
 print(faults_of(keep_freed_memory))
 steps()
-print(faults_of(steps))
+print(min(faults_of(steps) for _ in range(3)))  # where memory is short, the system may take some back meanwhile
 """
 
 

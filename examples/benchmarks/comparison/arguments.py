@@ -20,7 +20,10 @@ LIST = "the list that compare_generators.py prints without arguments"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Return the arguments. `out` and `trials_from` are studies; `only_forecast` says that nothing is to be trained."""
+    """Return the arguments. `out` and `trials_from` are studies; `only_forecast` says that nothing is to be trained.
+
+    `usual` says that no generator was named.
+    """
     parser = compare_parser()
     args = parser.parse_args(argv)
     for option, known in (("losses", LOSSES), ("generators", ALL)):
@@ -41,6 +44,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--freeze-through needs --backbone")
     args.inputs = Inputs(args.data, args.weights, args.device, args.out.folder / "cells" / "frozen", args.unreadable)
     everyone, usual = (WITH_BACKBONE, PICTURES) if args.backbone else (WITH_SMALL_NETWORK, CONTENDERS)
+    args.usual = not args.generators
     args.generators = args.generators or list(everyone if args.report else usual)
     args.trials_from = Study(args.trials_from) if args.trials_from else args.out
     if args.screen is not None:

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from comparison.arguments import KEPT
 from comparison.cells import Cell
-from comparison.plan import check_pair, trials
+from comparison.plan import trained_with, trials
 from comparison.registry import ALL, TITLES, WITH_BACKBONE, WITH_SMALL_NETWORK
 from comparison.study import Study
 from pml_gca.utils.quantities import duration
@@ -24,16 +24,17 @@ def forecast(args: argparse.Namespace) -> str:
     rows = [["x" if name in args.generators else "", name, TITLES[name]] for name in everyone]
     lines = [f"{markdown_table(['', '--generators', 'row'], rows, left=3, padded=True)}\n\nMarked with x: these."]
     for loss in args.losses:
-        for name in args.generators:
-            check_pair(loss, name)
-        tuned = args.generators if args.trials_from is args.out else []
+        names = trained_with(args, loss)
+        tuned = names if args.trials_from is args.out else []
         cells = {cell.key: cell for name in tuned for cell in trials(args, loss, name)}
-        lengths = [args.iterations * ALL[name].length for name in args.generators for _ in range(number_of_seeds(args))]
+        lengths = [args.iterations * ALL[name].length for name in names for _ in range(number_of_seeds(args))]
         total = sum(cell.settings["iterations"] for cell in cells.values()) + sum(lengths)
         told = (
             f"{loss}: {count_of(len(cells), 'trial')} and {count_of(len(lengths), 'run')}, {total:,} iterations in all"
         )
-        lines.append(f"{told}; {time_of(args, loss, list(cells.values()))}")
+        left_out = ", ".join(name for name in args.generators if name not in names)
+        told += f", without {left_out}, which {loss} cannot train" if left_out else ""
+        lines.append(f"{told}; {time_of(args, loss, names, list(cells.values()))}")
     start = "Nothing is trained without --out. Add --out runs/mine to train this"
     return "\n".join([*lines, f"{start}; --report prints the tables of the results that are kept in {KEPT}."])
 
@@ -43,12 +44,13 @@ def number_of_seeds(args: argparse.Namespace) -> int:
     return int(args.seeds if args.screen is None else args.screen)
 
 
-def time_of(args: argparse.Namespace, loss: str, cells: list[Cell]) -> str:
+def time_of(args: argparse.Namespace, loss: str, names: list[str], cells: list[Cell]) -> str:
     """Say how long the trials and runs of a loss take if iterations take as long as those that are kept.
 
     Args:
         args: arguments.
         loss: name.
+        names: of the contenders to train with it.
         cells: its trials.
     """
     if args.backbone is not None:
@@ -62,7 +64,7 @@ def time_of(args: argparse.Namespace, loss: str, cells: list[Cell]) -> str:
     per_iteration = {name: statistics.median(found) for name, found in seconds.items()}
     slowest = max(per_iteration.values())  # for contenders that never ran
     total = sum(cell.settings["iterations"] * per_iteration.get(cell.contender, slowest) for cell in cells)
-    for name in args.generators:
+    for name in names:
         total += number_of_seeds(args) * args.iterations * ALL[name].length * per_iteration.get(name, slowest)
     at_a_time = f"{args.processes} at a time" if args.processes > 1 else "one after the other"
     return f"about {duration(total / args.processes)}, {at_a_time}"

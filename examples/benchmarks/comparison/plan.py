@@ -36,19 +36,31 @@ def learning_rates(args: argparse.Namespace) -> tuple[float, ...]:
     return LEARNING_RATES if args.backbone is None else HEAD_LEARNING_RATES
 
 
-def check_pair(loss: str, name: str) -> None:
-    """Raise ValueError if a contender cannot be trained with a loss: one of them has proxies, the other needs or lacks.
+def misfit(loss: str, name: str) -> str | None:
+    """Return why a contender cannot be trained with a loss: one of them has proxies, the other needs or lacks them.
 
     New classes need proxies of their own where the loss has proxies of the training classes alone.
     """
     settings, has_proxies = ALL[name].settings, bool(list(LOSSES[loss](2, 2).parameters()))
     makes_classes = "crossed" in settings and settings.get("mask") != "dropped" and "proxies" not in settings
     if makes_classes and has_proxies:
-        raise ValueError(
-            f"{name} makes new classes, and {loss} has proxies of the training classes alone: leave it out"
-        )
+        return f"{name} makes new classes, and {loss} has proxies of the training classes alone: leave it out"
     if name in NEED_PROXIES and not has_proxies:
-        raise ValueError(f"{name} changes how proxies learn, and {loss} has none: leave it out")
+        return f"{name} changes how proxies learn, and {loss} has none: leave it out"
+    return None
+
+
+def trained_with(args: argparse.Namespace, loss: str) -> list[str]:
+    """Return the contenders to train with a loss: all that were named, or those of the usual ones that fit.
+
+    Raises:
+        ValueError: one that was named cannot be trained with the loss.
+    """
+    reasons = {name: misfit(loss, name) for name in args.generators}
+    for reason in reasons.values():
+        if reason and not args.usual:
+            raise ValueError(reason)
+    return [name for name, reason in reasons.items() if reason is None]
 
 
 def trials(args: argparse.Namespace, loss: str, name: str) -> list[Cell]:

@@ -5,10 +5,11 @@ from dataclasses import replace
 # The scripts, which helpers.comparison puts on the path.
 import compare_generators
 import pytest
+import torch
 from comparison import cells, inputs, timing, training
 from comparison.arguments import parse_arguments
 from comparison.contenders import ABLATIONS, CONTENDERS
-from comparison.plan import best_options, one_of_each, seeds, trials
+from comparison.plan import best_options, misfit, one_of_each, seeds, trials
 from comparison.registry import ALL
 from helpers.comparison import SMALL, cell, result, rows
 
@@ -80,9 +81,19 @@ def test_ratios_of_times_are_medians_of_turns_side_by_side():
 
 @pytest.mark.parametrize("contender", [*CONTENDERS, *ABLATIONS])
 def test_every_contender_trains(contender):
-    found = training.train(cell(contender))
+    loss = "n_pairs" if misfit("proxy_anchor", contender) else "proxy_anchor"
+    found = training.train(cell(contender, loss=loss))
     assert 0 < found["val_recall_at_1"] <= 1
     assert found["history"]["iterations"] == [0, 2]
+
+
+def test_the_small_network_embeds_its_features_by_its_head():
+    network, images = inputs.Embedder(16, 6), torch.rand(4, 1, 16, 16)
+    features = network.features(images)
+    assert features.shape == (4, network.num_features)
+    torch.testing.assert_close(network.head(features), network(images), rtol=0, atol=0)
+    torch.testing.assert_close(network.layers(images), network(images), rtol=0, atol=0)
+    assert isinstance(network.head, torch.nn.Linear)
 
 
 @pytest.mark.parametrize("contender", ["gca", "random", "alternating"])

@@ -56,3 +56,16 @@ def test_it_counts_trials_runs_and_hours(
     compare_generators.main([*arguments, "--processes", "9", "--trials-from", "there", "--screen", "1"])
     assert f"0 trials and 3 runs, 1,200 iterations in all; about {21 / 9:.1f} hours, 9 at" in capsys.readouterr().out
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["runs.csv"]
+
+
+@pytest.mark.parametrize("backbone", [[], ["--data", "there", "--backbone", "resnet18"]])
+def test_usual_rows_that_a_loss_cannot_train_are_left_out_and_named(
+    backbone: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comparison.inputs.Inputs.settings", lambda *args: {})
+    compare_generators.main([*backbone, "--losses", "n_pairs", "proxy_anchor"])
+    printed = capsys.readouterr().out
+    left_out = re.findall(r"^(\w+): .*, without (.*), which proxy_anchor cannot train", printed, flags=re.MULTILINE)
+    assert left_out == [("proxy_anchor", "crossed_27, crossed_81, norm_crossed_81"[0 if backbone else 12 :])]
+    with pytest.raises(SystemExit, match="crossed_81 makes new classes, and proxy_anchor has proxies"):
+        compare_generators.main([*backbone, "--losses", "proxy_anchor", "--generators", "none", "crossed_81"])
