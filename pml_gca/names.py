@@ -1,6 +1,9 @@
 """Names of losses, generators and recipes, as commands take them. Importing them loads neither torch nor PML."""
 
-LOSSES = ("n_pairs", "contrastive", "triplet", "multi_similarity", "circle", "supcon", "proxy_anchor", "arcface")
+LOSSES = (
+    *("n_pairs", "contrastive", "triplet", "multi_similarity", "circle"),
+    *("supcon", "nt_xent", "proxy_anchor", "arcface"),
+)
 """The keys of `pml_gca.losses.NAMED_LOSSES`."""
 
 LOSS_ALONE = "none"

@@ -126,3 +126,17 @@ def test_gains_of_the_first_screen_are_those_of_the_result_files(page: str, caps
             assert kept in ("", "learning rate of the loss alone")
             checked += sum(map(bool, shown))
     assert checked > 25
+
+
+@pytest.mark.usefixtures("titles")
+def test_the_cheap_form_beside_the_whole_backbone_is_that_of_the_result_files(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The table has every row that both forms were trained with, with multi-similarity."""
+    page = (ROOT / "docs" / "evidence_fine_tuning.md").read_text()
+    (table,) = re.findall(r"<!-- agreement -->\n((?:\|.*\n)+)", page)
+    whole, cheap = (summary_of(f"docs/evidence_{study}", capsys) for study in ("pictures", "frozen"))
+    both = {name: [form[name]["multi_similarity"] for form in (whole, cheap)] for name in whole if name in cheap}
+    rows = [[name, *shown] for name, shown in both.items() if all(shown)]
+    assert len(rows) > 9
+    assert [cells(row) for row in table.splitlines()[2:]] == rows

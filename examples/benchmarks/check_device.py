@@ -211,7 +211,7 @@ def everything(data: dict[str, Tensor], device: torch.device, precision: str, dt
     with arithmetic(precision, device.type):
         coefficients = generator.propagation(z.detach(), labels).coefficients
         negatives = generator.generate(generator.batch(z, labels, len(z)), meta["metric_level"], draws=draws)
-        loss = synthetic_loss(n_pairs(0, 0), SyntheticBatch(z, labels, z, labels, negatives))
+        loss = synthetic_loss(n_pairs(), SyntheticBatch(z, labels, z, labels, negatives))
         loss = loss + sum(negatives.objectives.values())
     scale = 1024.0 if precision == "fp16" else 1.0  # as a gradient scaler does
     (loss * scale).backward()

@@ -18,7 +18,6 @@ from pml_gca.losses import NAMED_LOSSES
 LOSSES: dict[str, Callable[[int, int], nn.Module]] = {
     **NAMED_LOSSES,
     "proxy_anchor": ProxyAnchor,
-    "nt_xent": lambda num_classes, size: losses.NTXentLoss(temperature=0.1),
     "sup_con": lambda num_classes, size: losses.SupConLoss(temperature=0.1),
 }
 AT_FEATURES: dict[str, Callable[..., BaseGenerator]] = {"coin": RandomGenerator, "constant": ConstantGenerator}

@@ -1,6 +1,14 @@
 """Which rows the tables compare with which, beside the loss alone."""
 
-ALONE = ("none_double", "none_longer", "none_as_hardest", "classifier", "norm_classifier")
+ALONE = (
+    "none_double",
+    "none_longer",
+    "none_as_hardest",
+    "classifier",
+    "norm_classifier",
+    "crossed_81",
+    "norm_crossed_81",
+)
 LEARNED = ("gca", "gca_counting", "gca_free", "gca_hardest", "gca_hardest_free", "norm_gca")
 CONTROLS = (
     *("norm_hardest", "real", "hardest", "constant", "random", "linear_real", "linear_as_graph", "linear_hardest"),
@@ -11,6 +19,7 @@ CONTROLS = (
 STEPS = (
     ("none", "norm_classifier"),
     ("norm_classifier", "norm_hardest"),
+    ("norm_classifier", "norm_crossed_81"),
     ("norm_hardest", "norm_gca"),
     ("norm_classifier", "linear_hardest"),
     ("norm_classifier", "gca"),
