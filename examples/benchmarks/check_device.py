@@ -115,7 +115,7 @@ def train(generator: Any, inner: torch.nn.Module, precision: str, device: torch.
     for _ in range(2):
         embeddings.grad = None
         with arithmetic(precision, device.type):
-            value = loss(embeddings, labels)
+            value = loss(embeddings @ torch.eye(SIZE, device=device), labels)  # in the precision of a network's output
         scaler.scale(value).backward()
         if optimizer is not None:
             scaler.step(optimizer)
@@ -126,6 +126,7 @@ def train(generator: Any, inner: torch.nn.Module, precision: str, device: torch.
         assert embeddings.grad is not None
         assert embeddings.grad.isfinite().all(), "a gradient of the embeddings is not finite"
     assert all(p.isfinite().all() for p in loss.parameters()), "a parameter is not finite"
+    assert all(p.dtype == torch.float32 for p in loss.parameters()), "a parameter has lost its precision"
     with torch.no_grad():
         assert loss.eval()(embeddings, labels).isfinite()
 

@@ -102,6 +102,11 @@ class CorrelationPropagation(nn.Module):
             self.edge_norm = ScaleBatchNorm(embedding_size)
             self.edge_coefficients = nn.Linear(embedding_size, embedding_size)
 
+    @property
+    def has_edges(self) -> bool:
+        """Whether anything is computed of edges."""
+        return self.with_coefficients or len(self.layers) > 0
+
     def forward(self, embeddings: Tensor, labels: Tensor, listed: EdgeList | None = None) -> Correlations:
         """Propagate (N, D) embeddings with (N,) long labels, in any order and composition.
 
@@ -126,7 +131,7 @@ class CorrelationPropagation(nn.Module):
         dtype, listed = self.input.weight.dtype, listed or EdgeList(len(embeddings))
         pairs, (entered,) = listed.pairs(embeddings.device), listed.enter(embeddings)
         edges = entered.new_empty(0, entered.shape[1], dtype=dtype)
-        if self.layers or self.with_coefficients:
+        if self.has_edges:
             edges = correlation_edges(entered, listed).to(dtype)
         nodes = self.first_nodes(embeddings)
         for layer in self.layers:

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..utils.optional_imports import import_pillow
-from ..utils.validation import check_flag, check_int, first_of
+from ..utils.validation import check_choice, check_flag, check_int, first_of
 from . import transforms
 from .class_subset import ClassSubset, ImageSource, Label, UnreadableImageError, raw_labels, read_image
 from .data_root import check_root
@@ -118,8 +118,9 @@ def load_benchmark(
     for flag, value in {"check_train": check_train, "download": download, "progress": progress}.items():
         check_flag(flag, value)
     fraction = _check_fraction(val_fraction)
-    if unreadable not in UNREADABLE:
-        raise ValueError(f"unreadable must be one of {UNREADABLE}, found {unreadable!r}")
+    check_choice("unreadable", unreadable, UNREADABLE)
+    if not isinstance(input_config, transforms.InputConfig):
+        raise TypeError(f"input_config must be an InputConfig, found {type(input_config).__name__}: {input_config!r}")
     folder = check_root(root)
     for argument, transform in (("train_transform", train_transform), ("test_transform", test_transform)):
         if not (transform is None or callable(transform)):

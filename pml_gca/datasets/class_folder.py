@@ -21,6 +21,9 @@ from .splits import DEFAULT_FRACTIONS, check_fractions, check_split, split_sizes
 PHOTO_RANGE = AffineRange(rotation=10.0, scale=0.1, shear=0.1, shift=0.05)
 """Default distortion. It is milder than for glyphs because photographs already vary."""
 
+DEFAULT_SIZE = 64
+"""Side of the images, in pixels."""
+
 MEMORY_LIMIT = 2**30
 """By default, decoded images are kept in memory up to this many bytes."""
 
@@ -81,7 +84,7 @@ class ClassFolder(Dataset[tuple[Any, int]]):
         root: str | os.PathLike[str],
         split: str = "train",
         *,
-        image_size: int = 64,
+        image_size: int = DEFAULT_SIZE,
         fractions: Sequence[float] = DEFAULT_FRACTIONS,
         seed: int = 0,
         augment: bool | None = None,
@@ -105,7 +108,14 @@ class ClassFolder(Dataset[tuple[Any, int]]):
         for name, value in {"flip": flip, "in_memory": in_memory, "progress": progress}.items():
             if not (name == "in_memory" and value is None):
                 check_flag(name, value)
-        self.transform = _check_transform(transform, augment=augment, distortion=distortion, in_memory=in_memory)
+        self.transform = _check_transform(
+            transform,
+            image_size=image_size != DEFAULT_SIZE,
+            augment=augment is not None,
+            distortion=distortion is not None,
+            flip=not flip,
+            in_memory=in_memory is not None,
+        )
         check_choice("unreadable", unreadable, ("stop", "skip"))
         skip = unreadable == "skip"
 
@@ -172,13 +182,14 @@ class ClassFolder(Dataset[tuple[Any, int]]):
         return [(image, self._label_list[row]) for image, row in zip(pixels.unbind(), rows, strict=True)]
 
 
-def _check_transform(transform: Callable[[Any], Any] | None, **replaced: Any) -> Callable[[Any], Any] | None:
-    """Return the transform. Raise if it is no function, or if options are given that it replaces."""
+def _check_transform(transform: Callable[[Any], Any] | None, **given: bool) -> Callable[[Any], Any] | None:
+    """Return the transform. Raise if it is no function, or if a value is given for an option that it replaces."""
     check_functions(transform=transform)
     if isinstance(transform, type):
         name = transform.__name__
         raise TypeError(f"transform must be a function, got the class {name}. Make one: {name}(...)")
-    given = [name for name, value in replaced.items() if value]
-    if transform is not None and given:
-        raise ValueError(f"transform replaces {', '.join(given)}: leave {'it' if len(given) == 1 else 'them'} out")
+    replaced = [name for name, is_given in given.items() if is_given]
+    if transform is not None and replaced:
+        them = "it" if len(replaced) == 1 else "them"
+        raise ValueError(f"transform replaces {', '.join(replaced)}: leave {them} out")
     return transform

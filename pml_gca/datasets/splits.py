@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from ..utils.validation import count_of
+from ..utils.validation import check_string, count_of
 
 SPLITS = ("train", "val", "test")
 DEFAULT_FRACTIONS = (0.4, 0.1, 0.5)
 
 
 def check_split(split: object) -> str:
-    """Return `split` if it names one, else raise ValueError."""
+    """Return `split` if it names one, else raise TypeError or ValueError."""
+    check_string("split", split)
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, found {split!r}")
     return str(split)
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
-    """Return `fractions` as floats >= 0 (train and test > 0) that sum to 1, else raise ValueError."""
+    """Return `fractions` as floats >= 0 (train and test > 0) that sum to 1, else raise TypeError or ValueError."""
     expected = "three numbers >= 0 (train, val, test) that sum to 1, of which only val may be 0"
+    if isinstance(fractions, str) or not isinstance(fractions, Iterable):
+        raise TypeError(f"fractions must be {expected}, found {type(fractions).__name__}: {fractions!r}")
     try:
         train, val, test = (float(f) for f in fractions)
     except (TypeError, ValueError):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.batch_checks import check_counts, check_label_range, check_labels, count_unusable
+from ..utils.dtypes import as_wide_as
 from ..utils.host import to_device
 
 MEASURED = 5  # numbers that `measure` returns
@@ -21,6 +22,14 @@ class CallArguments(NamedTuple):
     indices_tuple: tuple[Tensor, ...] | None = None
     ref_emb: Tensor | None = None
     ref_labels: Tensor | None = None
+
+    def as_wide_as(self, parameters: Sequence[Tensor]) -> "CallArguments":
+        """Return the arguments with embeddings and references at least as wide as parameters of the loss."""
+        embeddings = as_wide_as(parameters, self.embeddings)
+        references = embeddings if self.ref_emb is self.embeddings else self.ref_emb
+        if references is not None:
+            references = as_wide_as(parameters, references)
+        return self._replace(embeddings=embeddings, ref_emb=references)
 
     @property
     def repeats_batch(self) -> bool:

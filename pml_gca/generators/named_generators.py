@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from ..utils.validation import Named
 from .base_generator import BaseGenerator
@@ -16,9 +17,9 @@ from .random_generator import RandomGenerator
 from .symmetrical_synthesis_generator import SymmetricalSynthesisGenerator
 
 
-def classified_hardest(num_classes: int, embedding_size: int) -> ClassifiedGenerator:
-    """Return the hardest real negatives with a linear classifier beside them."""
-    return ClassifiedGenerator(HardestNegativeGenerator(num_classes, embedding_size))
+def classified_hardest(num_classes: int, embedding_size: int, **options: Any) -> ClassifiedGenerator:
+    """Return the hardest real negatives with a linear classifier beside them; `options` are the classifier's."""
+    return ClassifiedGenerator(HardestNegativeGenerator(num_classes, embedding_size), **options)
 
 
 NAMED_GENERATORS: Named[Callable[..., BaseGenerator]] = Named(

@@ -79,10 +79,10 @@ def check_shards(shard_edges: bool, gathering: Gathering, generator: BaseGenerat
     check_flag("shard_edges", shard_edges)
     if shard_edges and not gathering.enabled:
         raise ValueError("shard_edges=True shares the graph of a gathered batch: set gather_across_devices=True, too")
-    if shard_edges and not isinstance(generator, Propagating):
+    if shard_edges and not (isinstance(generator, Propagating) and generator.propagation.has_edges):
         raise ValueError(
-            f"shard_edges=True shares the work of the generator's graph, and {type(generator).__name__} has none: set "
-            "shard_edges=False"
+            f"shard_edges=True shares the work of the generator's graph, and {type(generator).__name__} has none as it "
+            "is: set shard_edges=False"
         )
 
 

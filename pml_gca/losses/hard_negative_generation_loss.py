@@ -21,7 +21,7 @@ from .global_batch import WrapperWatch, check_shards, whole_batch
 from .levels import LossLevels, synthetic_weight
 from .loss_wrapper import as_scalar, metric_loss_of, without_regularizers
 from .memory import build_memory, labels_seen, with_memory
-from .optimizer_watch import FrozenWatch, OptimizerWatch
+from .optimizer_watch import FrozenWatch, OptimizerWatch, WrappedLossWatch
 from .references import make_batch
 from .schedule import ScheduledLoss
 from .supported import check_supported_loss
@@ -45,7 +45,8 @@ class HardNegativeGenerationLoss(ScheduledLoss):
     generator, J_aux its auxiliary classifier. If the generator has no objective J_gen, J_syn has the weight 1. The
     recorded `synthetic_loss` includes its weight.
 
-    In evaluation, and under `torch.no_grad()`, it is the wrapped loss alone, for any labels, and nothing changes.
+    In evaluation, and under `torch.no_grad()`, it is the wrapped loss alone, and nothing changes. Labels may be any, if
+    the wrapped loss has neither proxies nor class weights, which exist for training classes alone.
     Move it to the GPU before creating its optimizer; otherwise it moves with the first batch.
 
     References (`ref_emb`, `ref_labels`) join the graph as nodes without gradient, and are positives and negatives of
@@ -138,7 +139,7 @@ class HardNegativeGenerationLoss(ScheduledLoss):
         self.gathering, self.shard_edges, self.memory = gathering, bool(shard_edges), memory
         gathering.after_loading(self, generator, loss)
         self.optimizer_watch, self.frozen_watch, self.wrapper_watch = OptimizerWatch(), FrozenWatch(), WrapperWatch()
-        self.anchor_watch = AnchorWatch()
+        self.anchor_watch, self.wrapped_watch = AnchorWatch(), WrappedLossWatch()
         self._checked_type: type | None = None  # the type of loss that is known to use the negatives
         name_of_beta = "synthetic_beta" if hasattr(loss, "beta") else "beta"
         self.add_to_recordable_attributes(list_of_names=[name_of_beta, "metric_level", "generator_level"])
@@ -177,6 +178,7 @@ class HardNegativeGenerationLoss(ScheduledLoss):
             check_not_recomputed(type(self).__name__)
         phase = self._phase if self.training and torch.is_grad_enabled() else None
         given = CallArguments(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        given = given.as_wide_as(list(self.loss.parameters()))
         self.wrapper_watch.begin_batch(self, self.gathering.enabled, phase, given)
         loss, generator, levels = self.loss, self.generator, self.levels
         with whole_batch(self, generator, self.gathering, given, phase) as whole:
@@ -192,6 +194,7 @@ class HardNegativeGenerationLoss(ScheduledLoss):
                 batch = replace(batch, processes=self.gathering.processes())
             self.frozen_watch.reset()
             self.optimizer_watch.begin_batch(generator.parameters())
+            self.wrapped_watch.begin_batch(loss.parameters())
             if levels.metric.total.device != embeddings.device:
                 self.to(embeddings.device)  # PML's trainers do not move losses
             if phase != "generation":  # else records add to those of the phase before

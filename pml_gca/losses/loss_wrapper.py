@@ -9,6 +9,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.reducers import MeanReducer, MultipleReducers
 from torch import Tensor, nn
 
+from ..generators.base_generator import BaseGenerator
 from ..generators.planning import next_positive
 from ..utils.batch_checks import as_long, check_not_swapped
 from ..utils.dtypes import compute_dtype
@@ -19,11 +20,13 @@ OWN_NAMES = {"beta": "synthetic_beta"}  # the wrapper's attribute for a name, us
 
 
 class LossWrapper(BaseMetricLossFunction):
-    """A PML loss around another loss. A subclass sets `self.loss`, then calls `delegate_attributes`.
+    """A PML loss around another loss. A subclass sets `generator` and `loss`, then calls `delegate_attributes`.
 
     A public attribute that the wrapper does not have is read from the wrapped loss, and set and called there:
     `distance`, `reducer`, `margin`, `proxies`, `get_logits(...)`. Private attributes (`_...`) are not delegated.
     """
+
+    generator: BaseGenerator
 
     def __init__(self, reducer: nn.Module | None = None, **kwargs: Any) -> None:
         check_pml_arguments({"reducer": reducer, **kwargs})
@@ -108,7 +111,9 @@ class LossWrapper(BaseMetricLossFunction):
         loss, labels_given = self.loss, labels
         labels = as_long(labels)
         # PML detects references by their labels being another object: the same labels stay the same object.
-        value = call_loss(loss, embeddings, labels, *(labels if x is labels_given else as_long(x) for x in args))
+        args = tuple(labels if x is labels_given else as_long(x) for x in args)
+        with explained(loss, labels, self.generator.num_classes):
+            value = call_loss(loss, embeddings, labels, *args)
         self.keep_evaluation(value)
         if not self.all_regularization_loss_names():
             return value
@@ -130,6 +135,28 @@ class TotalReducer(MultipleReducers):
             reducer = self.reducers[name] if name in self.reducers else self.default_reducer  # noqa: SIM401 - no dict
             values.append(reducer({name: info}, embeddings, labels).to(dtype))
         return torch.stack(values).sum()
+
+
+UNKNOWN_CLASSES = (
+    "loss {loss} has a value for the {num_classes} training classes alone, as it has proxies or class weights of them, "
+    "got labels from {low} to {high}. For a validation loss on other classes take one over pairs, or compare retrieval "
+    "metrics"
+)
+
+
+@contextmanager
+def explained(loss: nn.Module, labels: Tensor | None, num_classes: int) -> Iterator[None]:
+    """Raise a ValueError that says why, if a loss fails for labels of classes that its parameters do not know."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        if labels is None or len(labels) == 0 or next(loss.parameters(), None) is None:
+            raise
+        low, high = (int(x) for x in labels.aminmax())
+        if low >= 0 and high < num_classes:
+            raise
+        said = UNKNOWN_CLASSES.format(loss=type(loss).__name__, num_classes=num_classes, low=low, high=high)
+        raise ValueError(said) from error
 
 
 def call_loss(loss: nn.Module, embeddings: Tensor, labels: Tensor | None, *args: Any) -> Tensor:

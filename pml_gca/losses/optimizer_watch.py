@@ -16,15 +16,15 @@ PATIENCE = 2  # batches before a warning
 SAMPLE_SIZE = 64  # values of each parameter that are compared
 
 NO_OPTIMIZER = (
-    "Optimizers step, but so far none that holds the parameters of HardNegativeGenerationLoss: its generator does not "
-    'learn. If they are in no optimizer, pass one more to PML\'s trainer, optimizers={..., "metric_loss_optimizer": '
-    "AdamW(loss.parameter_groups(lr=1.5e-4))}, or add loss.parameter_groups(...) to the optimizer of your own loop."
+    "Optimizers step, but so far none that holds the {parameters} of HardNegativeGenerationLoss: {these} not "
+    'learn. If they are in no optimizer, pass one more to PML\'s trainer, optimizers={{..., "metric_loss_optimizer": '
+    "AdamW(loss.parameter_groups(lr=1.5e-4))}}, or add loss.parameter_groups(...) to the optimizer of your own loop."
 )
 NEVER_STEPPED = (
-    "DeepAdversarialMetricLearning steps no optimizer of a loss, even if it has one. The generator of "
-    "HardNegativeGenerationLoss therefore does not learn. Add its parameters to the optimizer of a model: "
-    'optimizers={"embedder_optimizer": AdamW([{"params": embedder.parameters()}, *loss.parameter_groups(lr=1.5e-4)]), '
-    "...}."
+    "DeepAdversarialMetricLearning steps no optimizer of a loss, even if it has one. The {parameters} of "
+    "HardNegativeGenerationLoss are therefore never trained: {these} not learn. Add them to the optimizer of a model: "
+    'optimizers={{"embedder_optimizer": AdamW([{{"params": embedder.parameters()}}, '
+    "*loss.parameter_groups(lr=1.5e-4)]), ...}}."
 )
 FROZEN = (
     "HardNegativeGenerationLoss is frozen and in evaluation mode while optimizers step, as PML's "
@@ -64,6 +64,8 @@ class OptimizerWatch(StepWatch):
     process are searched once for optimizers and trainers.
     """
 
+    PARAMETERS, THESE = "parameters", "its generator does"  # in the messages
+
     def __init__(self) -> None:
         super().__init__()
         self._trainable: list[nn.Parameter] = []
@@ -84,7 +86,9 @@ class OptimizerWatch(StepWatch):
             elif self._missed >= PATIENCE:
                 self._finished = True
                 if message := self._warning():
-                    warnings.warn(message, UserWarning, stacklevel=5)
+                    warnings.warn(
+                        message.format(parameters=self.PARAMETERS, these=self.THESE), UserWarning, stacklevel=5
+                    )
         self.watch(bool(self._trainable))
 
     def optimizer_stepped(self, optimizer: Optimizer) -> None:
@@ -108,6 +112,12 @@ class OptimizerWatch(StepWatch):
             if any(id(p) in self._watched for p in parameters) and (message := never_stepped_by(trainer, optimizers)):
                 return message
         return None if optimizers else NO_OPTIMIZER
+
+
+class WrappedLossWatch(OptimizerWatch):
+    """The same for the parameters of the wrapped loss."""
+
+    PARAMETERS, THESE = "wrapped loss's own parameters, such as proxies or class weights,", "they do"
 
 
 def never_stepped_by(trainer: Any, optimizers: list[Optimizer]) -> str | None:

@@ -16,6 +16,7 @@ class TakesGenerationLoss:
 
     WITHOUT_GATHERING: str
     WITHOUT_MEMORY: str
+    INSTEAD: str
 
     def __init__(self, loss: nn.Module, *args: Any, **kwargs: Any) -> None:
         if isinstance(loss, type):
@@ -36,10 +37,14 @@ class TakesGenerationLoss:
         """Check a class name, as PML does.
 
         Raises:
-            Exception: PML does not support the class.
+            TypeError: PML does not support the class.
         """
-        if loss_name != HardNegativeGenerationLoss.__name__:
+        if loss_name == HardNegativeGenerationLoss.__name__:
+            return
+        try:
             super().check_loss_support(loss_name)  # type: ignore[misc]
+        except Exception as error:  # PML raises no other class
+            raise TypeError(f"PML's {cls.__name__} does not take {loss_name}. {cls.INSTEAD}") from error
 
 
 class SelfSupervisedLoss(TakesGenerationLoss, losses.SelfSupervisedLoss):
@@ -48,10 +53,14 @@ class SelfSupervisedLoss(TakesGenerationLoss, losses.SelfSupervisedLoss):
     Each sample and its view are a class. The generator's `num_classes` must therefore be the largest batch size.
 
     Raises:
-        Exception: PML does not support the loss, or the one inside it.
+        TypeError: PML does not support the loss, or the one inside it; the message says what to write instead.
         ValueError: the loss inside it gathers batches.
     """
 
+    INSTEAD = (
+        "Call the loss itself, with each sample and its view as a class: labels = torch.arange(len(embeddings)); "
+        "loss(torch.cat([embeddings, views]), labels.repeat(2))"
+    )
     WITHOUT_GATHERING = (
         "SelfSupervisedLoss numbers the samples of each process from 0, so different samples would share a label. Call "
         "the loss itself: labels = rank * batch_size + torch.arange(batch_size); loss(torch.cat([embeddings, views]), "
@@ -88,10 +97,14 @@ class CrossBatchMemory(TakesGenerationLoss, losses.CrossBatchMemory):
     or has no gradients (`torch.no_grad()`), is not remembered.
 
     Raises:
-        Exception: PML does not support the loss, or the one inside it.
+        TypeError: PML does not support the loss, or the one inside it; the message says what to write instead.
         ValueError: the loss inside it gathers batches.
     """
 
+    INSTEAD = (
+        "Give the loss a memory of its own, which any loss may have: "
+        "HardNegativeGenerationLoss(loss, generator, memory_size=256)"
+    )
     WITHOUT_GATHERING = (
         "CrossBatchMemory pairs the rows of its own process with its memory, and the loss inside it would gather those "
         "of all processes. Give the loss a memory of its own, which all processes share: "

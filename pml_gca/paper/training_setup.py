@@ -19,6 +19,7 @@ from ..generators import NAMED_GENERATORS, BaseGenerator, GlobalCorrelationGener
 from ..losses import HardNegativeGenerationLoss
 from ..names import LOSS_ALONE
 from ..trainers import AlternatingTrainer, AutocastTrainer
+from ..utils.validation import suggestion
 from .backbones import build_backbone, build_head, freeze
 from .evaluation import check_split
 from .m_per_class_covering_sampler import MPerClassCoveringSampler
@@ -163,8 +164,26 @@ def build_generator(recipe: Recipe, options: Options, num_classes: int) -> BaseG
 
 
 def unused_settings(generator: str) -> set[str]:
-    """Return the names of the settings of GCA-HNG in a recipe that another generator, or the loss alone, ignores."""
-    return set(taken_settings("gca")) - set(taken_settings(generator))
+    """Return the names of the settings in a recipe that another generator than GCA-HNG, or the loss alone, ignores.
+
+    Raises:
+        ValueError: there is no such generator.
+    """
+    if generator not in (*NAMED_GENERATORS, LOSS_ALONE):
+        known = (LOSS_ALONE, *NAMED_GENERATORS)
+        raise ValueError(f"no generator is called {generator!r}{suggestion(generator, known)}: {', '.join(known)}")
+    made = None if generator == LOSS_ALONE else NAMED_GENERATORS[generator](2, 2)
+    groups = [] if made is None else [group for group in made.parameter_groups(lr=1.0) if group["params"]]
+    used = {
+        **dict.fromkeys(taken_settings("gca"), False),
+        **dict.fromkeys(taken_settings(generator), True),
+        "beta": made is not None and made.has_objective,
+        "generator_lr": len(groups) > 0,
+        "classifier_lr": len(groups) > 1,
+        "classifier_weight_decay": len(groups) > 1,
+        "xavier_attention": isinstance(made, GlobalCorrelationGenerator),
+    }
+    return {name for name, is_used in used.items() if not is_used}
 
 
 def taken_settings(generator: str) -> tuple[str, ...]:

@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning.trainers import TrainWithClassifier
+from torch import Tensor
 
 from ..losses import HardNegativeGenerationLoss
+from ..utils.dtypes import as_wide_as
 
 
 class AutocastTrainer(TrainWithClassifier):
@@ -44,6 +46,13 @@ class AutocastTrainer(TrainWithClassifier):
         """Compute PML's losses of a batch, under autocast."""
         with self.autocast():
             super().calculate_loss(curr_batch)
+
+    def maybe_get_metric_loss(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any) -> Any:
+        """Compute PML's metric loss. Proxies and class weights keep their precision, see `as_wide_as`."""
+        loss = self.loss_funcs["metric_loss"]
+        of_generators = {id(p) for found in generation_losses(loss) for p in found.generator.parameters()}
+        wide = as_wide_as((p for p in loss.parameters() if id(p) not in of_generators), embeddings)
+        return super().maybe_get_metric_loss(wide, labels, indices_tuple)
 
     def step_lr_schedulers(self, end_of_epoch: bool = False) -> None:
         """Step as PML does, and tell the losses about the end of an epoch: PML has no other call for it."""

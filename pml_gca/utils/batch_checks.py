@@ -151,5 +151,6 @@ def check_label_range(labels: Tensor, num_classes: int, name: str = "labels") ->
             "generator the number of training classes, and number them from 0: by torch.unique(labels, "
             "return_inverse=True)[1] of all training labels, or in PML's trainers by dataset_labels=<labels of the "
             "training set> and set_min_label_to_zero=True. For a validation loss "
-            "on other classes call loss.eval(): it is then the wrapped loss alone, for any labels."
+            "on other classes call loss.eval(): it is then the wrapped loss alone, which takes any labels if it has "
+            "neither proxies nor class weights."
         )

@@ -1,5 +1,6 @@
 """The dtypes that values are computed in, with and without autocast."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,6 +13,21 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+def as_wide_as(parameters: Iterable[Tensor], embeddings: Tensor) -> Tensor:
+    """Return embeddings in the widest dtype of the parameters of a PML loss, if theirs is narrower.
+
+    PML casts proxies and class weights themselves to the dtype of the embeddings: an autocast of the network would
+    leave them in half precision, where small steps are lost and optimizer states no longer fit.
+    """
+    if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
+        return embeddings  # refused elsewhere
+    dtype = embeddings.dtype
+    for parameter in parameters:
+        if parameter.is_floating_point():
+            dtype = torch.promote_types(dtype, parameter.dtype)
+    return embeddings.to(dtype)
 
 
 def matmul_dtype(weight: Tensor) -> torch.dtype:

@@ -26,7 +26,7 @@ def hide_modules_from_records(module: nn.Module) -> None:
     module.__dict__["_modules"] = UnrecordedModules(module._modules)
 
 
-def build_hooks(folder: Path) -> Any:
+def build_hooks(folder: str | Path) -> Any:
     """Return PML's hook container, which records a run for record-keeper and TensorBoard.
 
     Args:
@@ -44,5 +44,6 @@ def build_hooks(folder: Path) -> Any:
             raise ImportError(
                 f"records of the run need {module}, which fails to load ({error}): pip install 'pml-gca[examples]'"
             ) from error
-    records, _, _ = logging_presets.get_record_keeper(str(folder / "logs"), str(folder / "tensorboard"))
+    logs, tensorboard = (str(Path(folder) / name) for name in ("logs", "tensorboard"))
+    records, _, _ = logging_presets.get_record_keeper(logs, tensorboard)
     return logging_presets.get_hook_container(records, primary_metric="recall_at_1")

@@ -79,7 +79,7 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any], *, may_gr
 
 
 def claim_folder(
-    folder: Path,
+    folder: str | Path,
     settings: Mapping[str, Any],
     *,
     resume: bool = False,
@@ -101,6 +101,7 @@ def claim_folder(
             nor `overwrite` is given; or there is a file of this name.
         OSError: the folder cannot be created, or its runs cannot be deleted.
     """
+    folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, and a folder for results is needed; choose another --out")
     file = folder / "settings.json"
@@ -149,7 +150,7 @@ class TrainingRun:
     >>> temporary.cleanup()
 
     Args:
-        folder: of the run.
+        folder: of the run; created when there is something to save.
         name: printed with each progress line.
         seed: each epoch gets a seed of its own, derived from this one.
         identity: settings, as JSON, that must not change between a stopped run and its resumption; only `epochs` may
@@ -159,10 +160,10 @@ class TrainingRun:
         epoch: the last complete epoch, or the one that is being trained; 0 before the first.
     """
 
-    def __init__(self, folder: Path, name: str, *, seed: int, identity: Mapping[str, Any] | None = None) -> None:
-        self.folder, self.name, self.seed = folder, name, seed
+    def __init__(self, folder: str | Path, name: str, *, seed: int, identity: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.name, self.seed = Path(folder), name, seed
         self.identity = dict(identity or {})
-        self.checkpoint_file, self.result_file = folder / "checkpoint.pt", folder / "result.json"
+        self.checkpoint_file, self.result_file = self.folder / "checkpoint.pt", self.folder / "result.json"
         self.epoch = 0
 
     def read_result(self, last: int = 0) -> dict[str, Any] | None:
@@ -220,10 +221,12 @@ class TrainingRun:
             parts: as in `restore`.
             content: numbers, strings and lists for `restore` to return.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
         save_state(self.checkpoint_file, parts, identity=json.dumps(self.identity), epoch=self.epoch, **content)
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write the result, which ends the run, and return it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         content = {**({"identity": self.identity} if self.identity else {}), "trained_epochs": self.epoch, **result}
         write_json(self.result_file, content)
         return content

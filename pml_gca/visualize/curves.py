@@ -1,6 +1,6 @@
 """Learning curves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,9 @@ _STYLES = ("-", "--", ":", "-.")
 
 def _table(name: str, seeds: Run | Sequence[Run], keys: Sequence[str]) -> torch.Tensor:
     """Return the values of a run, shape (seeds, keys, evaluations)."""
-    runs = [seeds] if isinstance(seeds, Mapping) else list(seeds)
+    runs: list[Any] = [seeds] if isinstance(seeds, Mapping) else list(seeds) if isinstance(seeds, Iterable) else [seeds]
+    if not all(isinstance(run, Mapping) for run in runs):
+        raise ValueError(f"runs[{name!r}] is {seeds!r}; expected a mapping from {list(keys)}, or several, one per seed")
     if not runs:
         raise ValueError(f"runs[{name!r}] is empty; expected a mapping or several, one per seed")
     rows = []

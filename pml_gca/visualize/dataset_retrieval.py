@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from .retrieval import plot_retrieval
+from ..utils.validation import check_positive_int
+from .retrieval import indices, plot_retrieval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,15 +26,24 @@ def choose_queries(dataset: ImageDataset, count: int, seed: int = 0) -> torch.Te
 
     Args:
         dataset: to choose from.
-        count: how many classes.
-        seed: of the choice. The global random state is neither read nor changed.
+        count: how many classes, at least one. Classes without images do not count.
+        seed: of the choice, at least 0. The global random state is neither read nor changed.
 
     Returns:
         int64 tensor of shape (Q,): indices into `dataset`.
+
+    Raises:
+        TypeError, ValueError: `count` or `seed` is not as described, or there are no images.
     """
+    check_positive_int("count", count)
+    check_positive_int("seed", seed, minimum=0)
+    labels = dataset.labels.cpu()
+    if len(labels) == 0:
+        raise ValueError("dataset has no images; expected at least one")
     source = torch.Generator().manual_seed(seed)
-    classes = torch.randperm(len(dataset.classes), generator=source, device="cpu")[:count]
-    return torch.stack([(dataset.labels == label).nonzero()[0, 0] for label in classes])
+    classes = torch.randperm(len(dataset.classes), generator=source, device="cpu")
+    present = classes[torch.isin(classes, labels)][:count]
+    return torch.stack([(labels == label).nonzero()[0, 0] for label in present])
 
 
 def plot_dataset_retrieval(
@@ -55,7 +65,18 @@ def plot_dataset_retrieval(
         ImportError: matplotlib is missing.
         ValueError: an argument is not as described.
     """
-    found = torch.stack(list(neighbours.values()))  # (models, Q, k)
+    size = len(dataset.labels)
+    queries = indices("queries", queries, size, 1)
+    if not isinstance(neighbours, Mapping) or not neighbours:
+        raise ValueError("neighbours must map at least one model's name to indices")
+    each = [indices(f"neighbours[{name!r}]", value, size, 2) for name, value in neighbours.items()]
+    for name, value in zip(neighbours, each, strict=True):
+        if value.shape != (len(queries), each[0].shape[1]):
+            raise ValueError(
+                f"neighbours[{name!r}] has shape {tuple(value.shape)}; expected {(len(queries), each[0].shape[1])}: "
+                "a row for each query, and the same k for all models"
+            )
+    found = torch.stack(each)  # (models, Q, k)
     shown, place = torch.cat([queries, found.flatten()]).unique(return_inverse=True)
     return plot_retrieval(
         torch.stack([dataset[index][0] for index in shown.tolist()]),

@@ -25,7 +25,7 @@ _QUERY_FRAME = "#404040"
 _GREY = "#555555"
 
 
-def _indices(name: str, value: Any, size: int, ndim: int) -> torch.Tensor:
+def indices(name: str, value: Any, size: int, ndim: int) -> torch.Tensor:
     """Return `value` on the CPU if it holds indices into `size` items, at least one. Else raise ValueError."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name} is of type {type(value).__name__}; expected a tensor")
@@ -60,7 +60,7 @@ def nearest_neighbours(embeddings: torch.Tensor, queries: torch.Tensor, k: int) 
     if not isinstance(embeddings, torch.Tensor) or embeddings.ndim != 2 or not embeddings.is_floating_point():
         raise ValueError("embeddings must be a 2-dimensional tensor of floats, (N, D)")
     check_finite(embeddings, "embeddings", largest=math.inf)
-    chosen = _indices("queries", queries, len(embeddings), 1).to(embeddings.device)
+    chosen = indices("queries", queries, len(embeddings), 1).to(embeddings.device)
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < len(embeddings):
         raise ValueError(f"k is {k!r}; expected an int from 1 to N - 1 = {len(embeddings) - 1}")
     # Half precision is too coarse for a ranking.
@@ -113,12 +113,12 @@ def plot_retrieval(
     size = len(images)
     if not isinstance(labels, torch.Tensor) or labels.shape != (size,) or labels.is_floating_point():
         raise ValueError(f"labels must be a tensor of integers of shape ({size},), one for each of images")
-    chosen = _indices("queries", queries, size, 1)
+    chosen = indices("queries", queries, size, 1)
     if not isinstance(neighbours, Mapping) or len(neighbours) == 0:
         raise ValueError("neighbours must map at least one model's name to indices")
     found = {}
     for name, value in neighbours.items():
-        index = _indices(f"neighbours[{name!r}]", value, size, 2)
+        index = indices(f"neighbours[{name!r}]", value, size, 2)
         if len(index) != len(chosen) or index.shape[1] < top:
             raise ValueError(
                 f"neighbours[{name!r}] has shape {tuple(index.shape)}; expected {len(chosen)} rows, one for "

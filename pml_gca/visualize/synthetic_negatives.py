@@ -174,7 +174,7 @@ def plot_synthetic_negatives(
         anchor_class: the class of the anchors, drawn as stars; None draws all classes alike.
         class_names: names of the labels; None writes "class 7".
         perplexity: t-SNE's perplexity, at least 1; lowered to a third of the number of points if these are few.
-        seed: t-SNE's seed, at least 0. The same seed gives the same map. Another one hardly changes it, because
+        seed: t-SNE's seed, 0 to 2^32 - 1. The same seed gives the same map. Another one hardly changes it, because
             t-SNE starts from the two principal components.
         title: title of the figure.
 
@@ -194,6 +194,8 @@ def plot_synthetic_negatives(
         raise ValueError("panels is empty; expected at least one panel")
     check_number("perplexity", perplexity, minimum=1.0)
     check_positive_int("seed", seed, minimum=0)
+    if seed >= 2**32:
+        raise ValueError(f"seed must be at most 2^32 - 1, as t-SNE takes it, got {seed}")
     checked = {name: _checked(f"panels[{name!r}]", panel) for name, panel in panels.items()}
     classes = _classes(checked, anchor_class)
     names = _names(classes, class_names)

@@ -164,6 +164,9 @@ def test_transforms_of_torchvision_fit(given: Path) -> None:
     [
         ({"augment": True}, "transform replaces augment: leave it out"),
         ({"in_memory": True, "augment": True}, "transform replaces augment, in_memory: leave them out"),
+        ({"augment": False}, "transform replaces augment: leave it out"),
+        ({"image_size": 32, "flip": False}, "transform replaces image_size, flip: leave them out"),
+        ({"in_memory": False}, "transform replaces in_memory: leave it out"),
         ({"transform": "resize"}, "transform must be a function or None, got str"),
         ({"transform": Path}, r"transform must be a function, got the class Path\. Make one: Path\(\.\.\.\)"),
         ({"unreadable": "ignore"}, "unreadable must be stop or skip, got 'ignore'"),

@@ -14,7 +14,7 @@ from pml_gca.correlation.correlations import Correlations
 from pml_gca.correlation.edge_list import EdgeList
 from pml_gca.correlation.edges import edge_pairs
 from pml_gca.distributed.processes import Processes
-from pml_gca.generators import HardestNegativeGenerator
+from pml_gca.generators import ClassifiedGenerator, HardestNegativeGenerator
 
 
 def hardest():
@@ -98,6 +98,13 @@ def test_one_process_shares_with_nobody():
             True,
             ValueError,
             "shares the work of the generator's graph, and HardestNegativeGenerator has none",
+        ),
+        (
+            lambda: ClassifiedGenerator(hardest()),
+            True,
+            True,
+            ValueError,
+            "shares the work of the generator's graph, and ClassifiedGenerator has none as it is",
         ),
     ],
 )

@@ -60,3 +60,9 @@ def test_the_page_shows_what_a_name_makes(name: str) -> None:
         assert str(getattr(outer, option)) == value
     if isinstance(outer, ClassifiedGenerator):
         assert len(outer.propagation.layers) == 0
+
+
+@pytest.mark.parametrize("name", NAMED_GENERATORS)
+def test_each_takes_keywords_and_options(name: str) -> None:
+    made = NAMED_GENERATORS[name](num_classes=7, embedding_size=8, collect_stats=True)
+    assert (made.num_classes, made.embedding_size, made.collect_stats) == (7, 8, True)

@@ -146,6 +146,13 @@ def test_settings_that_a_generator_takes():
         assert not unused_settings(name) & {"alpha", "merging"}
     assert unused_settings("gca") == set()
     assert unused_settings("mixup") == unused_settings("none") > unused_settings("random")
+    without_parameters = {"beta", "generator_lr", "classifier_lr", "classifier_weight_decay", "xavier_attention"}
+    assert without_parameters <= unused_settings("mixup")
+    assert without_parameters - {"generator_lr"} <= unused_settings("hardest")
+    assert "generator_lr" not in unused_settings("hardest")
+    assert not unused_settings("hdml_reembed") & {"beta", "generator_lr"}
+    with pytest.raises(ValueError, match=r"no generator is called 'mixip' \(did you mean mixup\?\): none, gca, "):
+        unused_settings("mixip")
 
 
 @pytest.mark.parametrize(

@@ -146,3 +146,16 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     ):
         runs.claim_folder(file, {"a": 1})
     assert file.read_text() == "kept"
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_the_folder_of_a_run_is_made_when_something_is_saved(as_text, tmp_path):
+    folder = tmp_path / "new" / "run"
+    run = runs.TrainingRun(str(folder) if as_text else folder, "run", seed=0)
+    assert run.restore({}) == {}
+    assert not folder.exists()
+    for _ in run.epochs(1):
+        run.save({"layer": nn.Linear(2, 2)})
+    assert run.finish({})["trained_epochs"] == 1
+    assert runs.TrainingRun(str(folder), "run", seed=0).read_result(1) is not None
+    runs.claim_folder(str(tmp_path / "others"), {})

@@ -96,6 +96,8 @@ def test_curves_one_panel_other_metric_single_point():
         ({}, "^runs must"),
         ([run()], "^runs must"),
         ({"a": []}, "^runs.'a'. is empty"),
+        ({"a": [1, 2]}, r"^runs.'a'. is \[1, 2\]; expected a mapping from .*'seconds'"),
+        ({"a": 5}, "^runs.'a'. is 5; expected a mapping"),
         ({"a": {"iterations": [0]}}, "^runs.'a'. lacks .*seconds.*recall_at_1"),
         ({"a": {**run(), "seconds": [1.0]}}, "lengths .1, 3."),
         ({"a": [run((0.1,)), run((0.1, 0.2))]}, "lengths .1, 2."),

@@ -187,6 +187,41 @@ def test_only_the_drawn_images_are_read():
     assert {"unseen", "one", "two", "d", "b"} <= set(texts)  # labels 3 and 1
 
 
-def test_models_must_retrieve_for_every_query():
-    with pytest.raises(ValueError, match="expected 2 rows"):
-        visualize.plot_dataset_retrieval(Pictures(), torch.tensor([3, 7]), {"one": torch.tensor([[9, 1]])})
+FOUND = torch.tensor([[9, 1], [1, 3]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"neighbours": {"one": FOUND[:1]}},
+            r"neighbours\['one'\] has shape \(1, 2\); expected \(2, 2\): a row for each",
+        ),
+        ({"neighbours": {"one": FOUND, "two": FOUND[:, :1]}}, r"neighbours\['two'\] has shape \(2, 1\).* same k"),
+        ({"neighbours": {}}, "neighbours must map at least one model's name to indices"),
+        ({"neighbours": [FOUND]}, "neighbours must map at least one model's name to indices"),
+        ({"neighbours": {"one": FOUND + 9}}, "expected indices from 0 to 11"),
+        ({"queries": torch.tensor([3, 12])}, "queries holds values from 3 to 12; expected indices from 0 to 11"),
+        ({"queries": torch.tensor([-1, 3])}, "queries holds values from -1 to 3"),
+        ({"queries": [3, 7]}, "queries is of type list; expected a tensor"),
+    ],
+)
+def test_bad_queries_and_neighbours_of_a_data_set_are_named(change, message):
+    data = Pictures()
+    given = {"queries": torch.tensor([3, 7]), "neighbours": {"one": FOUND}, **change}
+    with pytest.raises(ValueError, match=message):
+        visualize.plot_dataset_retrieval(data, **given)
+    assert data.read == []
+
+
+def test_classes_without_images_are_no_queries():
+    data = Pictures()
+    data.classes = list("abcdefgh")  # none of g and h
+    assert sorted(visualize.choose_queries(data, 8).tolist()) == [0, 1, 2, 3, 4, 5]
+    assert all(len(visualize.choose_queries(data, 3, seed=seed)) == 3 for seed in range(9))
+    for count in (0, -1):
+        with pytest.raises(ValueError, match="count must be at least 1"):
+            visualize.choose_queries(data, count)
+    data.labels = data.labels[:0]
+    with pytest.raises(ValueError, match="dataset has no images"):
+        visualize.choose_queries(data, 1)
