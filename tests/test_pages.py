@@ -11,7 +11,8 @@ def message_patterns() -> list[re.Pattern[str]]:
 
     def pattern(node: ast.expr) -> str:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            return ".*".join(re.escape(part) for part in re.split(r"\{\w+\}", node.value))
+            parts = re.split(r"(?<!\{)\{\w+\}", node.value)
+            return ".*".join(re.escape(part.replace("{{", "{").replace("}}", "}")) for part in parts)
         if isinstance(node, ast.JoinedStr):
             return "".join(map(pattern, node.values))
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
