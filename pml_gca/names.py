@@ -2,7 +2,7 @@
 
 LOSSES = (
     *("n_pairs", "contrastive", "triplet", "multi_similarity", "circle"),
-    *("supcon", "nt_xent", "proxy_anchor", "arcface"),
+    *("supcon", "proxy_anchor", "arcface", "nt_xent"),
 )
 """The keys of `pml_gca.losses.NAMED_LOSSES`."""
 

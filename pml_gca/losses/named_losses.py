@@ -49,9 +49,9 @@ NAMED_LOSSES: Named[NamedLoss] = Named(
         "multi_similarity": of_sizes(losses.MultiSimilarityLoss),
         "circle": of_sizes(losses.CircleLoss),
         "supcon": of_sizes(losses.SupConLoss),
-        "nt_xent": of_sizes(partial(losses.NTXentLoss, temperature=0.1)),
         "proxy_anchor": of_sizes(losses.ProxyAnchorLoss, needs_sizes=True),
         "arcface": of_sizes(losses.ArcFaceLoss, needs_sizes=True),
+        "nt_xent": of_sizes(partial(losses.NTXentLoss, temperature=0.1)),
     }
 )
 """Functions of `num_classes` and `embedding_size`; PML's defaults where the paper says nothing."""
