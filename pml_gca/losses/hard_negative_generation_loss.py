@@ -11,7 +11,7 @@ from ..distributed.processes import Gathering
 from ..generators.base_generator import BaseGenerator
 from ..generators.batch import Batch
 from ..generators.checks import check_generator
-from ..utils.dtypes import compute_dtype
+from ..utils.dtypes import compute_dtype, outside_autocast
 from ..utils.running_statistics import check_not_recomputed, restored_on_error
 from ..utils.validation import check_number
 from .anchor_watch import AnchorWatch
@@ -240,7 +240,7 @@ class HardNegativeGenerationLoss(ScheduledLoss):
 
     def _synthetic_loss(self, loss: nn.Module, batch: SyntheticBatch) -> Tensor:
         """Compute J_syn without regularizers: they count once, in J_m."""
-        with without_regularizers(loss):
+        with without_regularizers(loss), outside_autocast(loss.parameters(), batch.embeddings):
             if self._checked_type is not type(loss):
                 check_uses_negatives(loss, batch)
                 self._checked_type = type(loss)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..generators.base_generator import BaseGenerator
 from ..generators.planning import next_positive
 from ..utils.batch_checks import as_long, check_not_swapped
-from ..utils.dtypes import compute_dtype
+from ..utils.dtypes import compute_dtype, outside_autocast
 from ..utils.validation import check_pml_arguments
 
 REGULARIZERS = ("embedding_regularizer", "weight_regularizer")
@@ -163,7 +163,8 @@ def call_loss(loss: nn.Module, embeddings: Tensor, labels: Tensor | None, *args:
     """Call `loss` without the last arguments that are None: not every loss takes them."""
     while args and args[-1] is None:
         args = args[:-1]
-    value: Tensor = loss(embeddings, labels, *args)
+    with outside_autocast(loss.parameters(), embeddings):
+        value: Tensor = loss(embeddings, labels, *args)
     return value
 
 

@@ -7,7 +7,7 @@ from pytorch_metric_learning.trainers import TrainWithClassifier
 from torch import Tensor
 
 from ..losses import HardNegativeGenerationLoss
-from ..utils.dtypes import as_wide_as
+from ..utils.dtypes import as_wide_as, outside_autocast
 
 
 class AutocastTrainer(TrainWithClassifier):
@@ -50,9 +50,11 @@ class AutocastTrainer(TrainWithClassifier):
     def maybe_get_metric_loss(self, embeddings: Tensor, labels: Tensor, indices_tuple: Any) -> Any:
         """Compute PML's metric loss. Proxies and class weights keep their precision, see `as_wide_as`."""
         loss = self.loss_funcs["metric_loss"]
-        of_generators = {id(p) for found in generation_losses(loss) for p in found.generator.parameters()}
-        wide = as_wide_as((p for p in loss.parameters() if id(p) not in of_generators), embeddings)
-        return super().maybe_get_metric_loss(wide, labels, indices_tuple)
+        generated = generation_losses(loss)  # these look after themselves
+        of_generators = {id(p) for found in generated for p in found.generator.parameters()}
+        own = [p for p in loss.parameters() if id(p) not in of_generators]
+        with outside_autocast([] if generated else own, embeddings):
+            return super().maybe_get_metric_loss(as_wide_as(own, embeddings), labels, indices_tuple)
 
     def step_lr_schedulers(self, end_of_epoch: bool = False) -> None:
         """Step as PML does, and tell the losses about the end of an epoch: PML has no other call for it."""

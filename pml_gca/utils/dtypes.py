@@ -30,6 +30,14 @@ def as_wide_as(parameters: Iterable[Tensor], embeddings: Tensor) -> Tensor:
     return embeddings.to(dtype)
 
 
+def outside_autocast(parameters: Iterable[Tensor], embeddings: Tensor) -> AbstractContextManager[object]:
+    """Return a context for a PML loss that has parameters: without autocast, as its embeddings are wide already."""
+    device = embeddings.device.type if isinstance(embeddings, Tensor) else "cpu"
+    if next(iter(parameters), None) is None or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def matmul_dtype(weight: Tensor) -> torch.dtype:
     """Return the dtype of matrix products with `weight`: that of autocast, which leaves float64 alone, or its own."""
     device = weight.device.type

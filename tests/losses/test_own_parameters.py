@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from pytorch_metric_learning import losses
+from pytorch_metric_learning import losses, regularizers
 
 from pml_gca import HardNegativeGenerationLoss
 from pml_gca.generators import NAMED_GENERATORS
@@ -19,6 +19,9 @@ WITH_PARAMETERS = {
     "normalized softmax": lambda: losses.NormalizedSoftmaxLoss(CLASSES, SIZE),
     "soft triple": lambda: losses.SoftTripleLoss(CLASSES, SIZE),
     "proxy NCA": lambda: losses.ProxyNCALoss(CLASSES, SIZE),
+    "regularized": lambda: losses.ProxyAnchorLoss(
+        CLASSES, SIZE, weight_regularizer=regularizers.RegularFaceRegularizer()
+    ),
     "multiple": lambda: losses.MultipleLosses([losses.ProxyAnchorLoss(CLASSES, SIZE), losses.TripletMarginLoss()]),
 }
 LABELS = torch.arange(12) % CLASSES
@@ -112,7 +115,7 @@ def test_a_loss_in_half_precision_stays_in_it():
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_trainer_with_autocast_keeps_them_too(alone):
-    parts = build("proxy_anchor")
+    parts = build("regularized")
     loss = parts["loss"].loss if alone else losses.MultipleLosses([parts["loss"], losses.ArcFaceLoss(CLASSES, SIZE)])
     AutocastTrainer(
         models={"trunk": parts["network"], "embedder": torch.nn.Identity()},
@@ -176,3 +179,12 @@ def test_other_classes_in_evaluation_are_explained(name):
         loss(z, LABELS + 1000)
     with pytest.raises(RuntimeError):  # another reason
         loss(torch.randn(12, SIZE + 1), LABELS)
+
+
+@pytest.mark.parametrize("name", WITH_PARAMETERS)
+def test_autocast_does_not_reach_a_loss_with_parameters(name):
+    """The value is that of float32, of the same embeddings; distances of proxies would else be in half precision."""
+    narrow = torch.randn(12, SIZE).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = build(name)["loss"](narrow.requires_grad_(), LABELS)
+    torch.testing.assert_close(inside, build(name)["loss"](narrow.float(), LABELS), rtol=0, atol=0)
