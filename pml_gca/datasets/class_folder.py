@@ -111,10 +111,9 @@ class ClassFolder(Dataset[tuple[Any, int]]):
         self.transform = _check_transform(
             transform,
             image_size=image_size != DEFAULT_SIZE,
-            augment=augment is not None,
+            augment=bool(augment),
             distortion=distortion is not None,
-            flip=not flip,
-            in_memory=in_memory is not None,
+            in_memory=bool(in_memory),
         )
         check_choice("unreadable", unreadable, ("stop", "skip"))
         skip = unreadable == "skip"

@@ -79,11 +79,13 @@ def check_shards(shard_edges: bool, gathering: Gathering, generator: BaseGenerat
     check_flag("shard_edges", shard_edges)
     if shard_edges and not gathering.enabled:
         raise ValueError("shard_edges=True shares the graph of a gathered batch: set gather_across_devices=True, too")
-    if shard_edges and not (isinstance(generator, Propagating) and generator.propagation.has_edges):
-        raise ValueError(
-            f"shard_edges=True shares the work of the generator's graph, and {type(generator).__name__} has none as it "
-            "is: set shard_edges=False"
-        )
+    if not shard_edges or (isinstance(generator, Propagating) and generator.propagation.has_edges):
+        return
+    of_layers = " without layers (num_layers=0)" * isinstance(generator, Propagating)
+    raise ValueError(
+        f"shard_edges=True shares the work of the generator's graph, and {type(generator).__name__}{of_layers} has "
+        "none: set shard_edges=False"
+    )
 
 
 class WrapperWatch:

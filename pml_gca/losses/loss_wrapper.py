@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction, P2SGradLoss
+from pytorch_metric_learning.losses.mixins import WeightMixin
 from pytorch_metric_learning.reducers import MeanReducer, MultipleReducers
 from torch import Tensor, nn
 
-from ..generators.base_generator import BaseGenerator
 from ..generators.planning import next_positive
 from ..utils.batch_checks import as_long, check_not_swapped
 from ..utils.dtypes import compute_dtype, outside_autocast
@@ -20,13 +20,11 @@ OWN_NAMES = {"beta": "synthetic_beta"}  # the wrapper's attribute for a name, us
 
 
 class LossWrapper(BaseMetricLossFunction):
-    """A PML loss around another loss. A subclass sets `generator` and `loss`, then calls `delegate_attributes`.
+    """A PML loss around another loss. A subclass sets `self.loss`, then calls `delegate_attributes`.
 
     A public attribute that the wrapper does not have is read from the wrapped loss, and set and called there:
     `distance`, `reducer`, `margin`, `proxies`, `get_logits(...)`. Private attributes (`_...`) are not delegated.
     """
-
-    generator: BaseGenerator
 
     def __init__(self, reducer: nn.Module | None = None, **kwargs: Any) -> None:
         check_pml_arguments({"reducer": reducer, **kwargs})
@@ -105,6 +103,9 @@ class LossWrapper(BaseMetricLossFunction):
         """Compute the wrapped loss and the wrapper's own regularizer.
 
         Integer labels are converted to long as in training: PML's losses take some integer dtypes only.
+
+        Raises:
+            ValueError: the wrapped loss has proxies or class weights, and labels are of other classes.
         """
         self.reset_stats()
         check_not_swapped(embeddings, labels)
@@ -112,8 +113,8 @@ class LossWrapper(BaseMetricLossFunction):
         labels = as_long(labels)
         # PML detects references by their labels being another object: the same labels stay the same object.
         args = tuple(labels if x is labels_given else as_long(x) for x in args)
-        with explained(loss, labels, self.generator.num_classes):
-            value = call_loss(loss, embeddings, labels, *args)
+        check_known_classes(loss, labels)
+        value = call_loss(loss, embeddings, labels, *args)
         self.keep_evaluation(value)
         if not self.all_regularization_loss_names():
             return value
@@ -144,19 +145,23 @@ UNKNOWN_CLASSES = (
 )
 
 
-@contextmanager
-def explained(loss: nn.Module, labels: Tensor | None, num_classes: int) -> Iterator[None]:
-    """Raise a ValueError that says why, if a loss fails for labels of classes that its parameters do not know."""
-    try:
-        yield
-    except (RuntimeError, IndexError) as error:
-        if labels is None or len(labels) == 0 or next(loss.parameters(), None) is None:
-            raise
-        low, high = (int(x) for x in labels.aminmax())
-        if low >= 0 and high < num_classes:
-            raise
-        said = UNKNOWN_CLASSES.format(loss=type(loss).__name__, num_classes=num_classes, low=low, high=high)
-        raise ValueError(said) from error
+def check_known_classes(loss: nn.Module, labels: Tensor | None) -> None:
+    """Raise ValueError for labels in evaluation that a loss's proxies or class weights do not know.
+
+    PML gives an index error, which on a GPU ends the process, or NaN. This waits for the device.
+    """
+    if not isinstance(labels, Tensor) or labels.numel() == 0:
+        return
+    for part in loss.modules():
+        if isinstance(part, (WeightMixin, P2SGradLoss)):
+            # PML leaves the number out where it needs it once.
+            num_classes = part.num_classes or (len(part.proxies) if hasattr(part, "proxies") else part.W.shape[1])
+            low, high = labels.aminmax()
+            if low < 0 or high >= num_classes:
+                name = type(part).__name__
+                raise ValueError(
+                    UNKNOWN_CLASSES.format(loss=name, num_classes=num_classes, low=int(low), high=int(high))
+                )
 
 
 def call_loss(loss: nn.Module, embeddings: Tensor, labels: Tensor | None, *args: Any) -> Tensor:

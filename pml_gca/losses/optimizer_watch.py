@@ -79,6 +79,8 @@ class OptimizerWatch(StepWatch):
         if not self._finished:
             self._trainable = [p for p in parameters if p.requires_grad]
             self._watched = {id(p) for p in self._trainable}
+            if not self._trainable:  # frozen: start over if that ends
+                self._missed, self._others_stepped, self._before = 0, False, None
             self._missed += self._others_stepped
             self._others_stepped = False
             if self._missed and self._before is None:

@@ -104,7 +104,7 @@ def test_one_process_shares_with_nobody():
             True,
             True,
             ValueError,
-            "shares the work of the generator's graph, and ClassifiedGenerator has none as it is",
+            "shares the work of the generator's graph, and ClassifiedGenerator without layers (num_layers=0) has none",
         ),
     ],
 )

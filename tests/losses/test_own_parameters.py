@@ -115,22 +115,36 @@ def test_a_loss_in_half_precision_stays_in_it():
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_trainer_with_autocast_keeps_them_too(alone):
-    parts = build("regularized")
-    loss = parts["loss"].loss if alone else losses.MultipleLosses([parts["loss"], losses.ArcFaceLoss(CLASSES, SIZE)])
-    AutocastTrainer(
-        models={"trunk": parts["network"], "embedder": torch.nn.Identity()},
-        loss_funcs={"metric_loss": loss},
+    """A loss of PML alone has the parameters of a training whose network alone is under autocast."""
+    loss, network = build("regularized")["loss"].loss, build("regularized")["network"]
+    metric_loss = (
+        loss if alone else losses.MultipleLosses([build("arcface")["loss"], losses.ProxyAnchorLoss(CLASSES, SIZE)])
+    )
+    images = torch.randn(12, 8)
+    expected_network, expected = copy.deepcopy(network), copy.deepcopy(loss)
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (expected_network, expected)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embeddings = expected_network(images)
+    expected(embeddings.float(), LABELS).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    trainer = AutocastTrainer(
+        models={"trunk": network, "embedder": torch.nn.Identity()},
+        loss_funcs={"metric_loss": metric_loss},
         optimizers={
-            "trunk_optimizer": parts["optimizer"],
-            "metric_loss_optimizer": torch.optim.AdamW(loss.parameters()),
+            "trunk_optimizer": torch.optim.SGD(network.parameters(), lr=0.1),
+            "metric_loss_optimizer": torch.optim.SGD(metric_loss.parameters(), lr=0.1),
         },
         batch_size=12,
-        dataset=torch.utils.data.TensorDataset(torch.randn(24, 8), LABELS.repeat(2)),
+        dataset=torch.utils.data.TensorDataset(images, LABELS),
         dataloader_num_workers=0,
         data_device=torch.device("cpu"),
         autocast_dtype=torch.bfloat16,
-    ).train(num_epochs=1)
-    assert {p.dtype for p in loss.parameters()} == {torch.float32}
+    )
+    trainer.train(num_epochs=1)
+    assert {p.dtype for p in metric_loss.parameters()} == {torch.float32}
+    if alone:  # the loader shuffles the batch
+        torch.testing.assert_close(loss.proxies, expected.proxies, rtol=1e-4, atol=1e-5)
 
 
 def warned(loss, parameters, batches=6):
@@ -170,21 +184,58 @@ def test_a_generator_without_parameters_does_not_hide_them():
     assert warned(copy.deepcopy(loss), []) == []
 
 
-@pytest.mark.parametrize("name", ["proxy_anchor", "arcface", "normalized softmax", "soft triple"])
+@pytest.mark.parametrize(
+    "name",
+    ["proxy_anchor", "arcface", "normalized softmax", "soft triple", "proxy NCA", "P2SGrad", "sub-center ArcFace"],
+)
 def test_other_classes_in_evaluation_are_explained(name):
-    loss = build(name)["loss"].eval()
+    made = {
+        "P2SGrad": lambda: losses.P2SGradLoss(descriptors_dim=SIZE, num_classes=CLASSES),
+        "sub-center ArcFace": lambda: losses.SubCenterArcFaceLoss(num_classes=CLASSES, embedding_size=SIZE),
+    }
+    inner = made.get(name, WITH_PARAMETERS.get(name))()
+    loss = HardNegativeGenerationLoss(inner, NAMED_GENERATORS["hardest_real"](CLASSES, SIZE)).eval()
     z = torch.randn(12, SIZE)
     assert loss(z, LABELS).isfinite()
     with pytest.raises(ValueError, match=r"Loss has a value for the 6 training classes alone.* from 1000 to 1005"):
         loss(z, LABELS + 1000)
-    with pytest.raises(RuntimeError):  # another reason
-        loss(torch.randn(12, SIZE + 1), LABELS)
+    with pytest.raises(ValueError, match="from -1 to 5"):
+        loss(z, torch.where(LABELS == 0, -1, LABELS))
+
+
+def test_other_errors_in_evaluation_are_those_of_the_loss():
+    class Scaled(losses.NTXentLoss):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def compute_loss(self, *args):
+            raise torch.OutOfMemoryError("no memory left")
+
+    loss = HardNegativeGenerationLoss(Scaled(), NAMED_GENERATORS["hardest_real"](CLASSES, SIZE)).eval()
+    with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
+        loss(torch.randn(12, SIZE), LABELS + 1000)
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("generator", ["gca", "hardest_real"])
+def test_parameters_may_be_frozen_after_the_first_steps(batches, generator):
+    parts = build("proxy_anchor", generator)
+    optimizer = torch.optim.AdamW(parts["network"].parameters())
+    for batch in range(6):
+        if batch == batches:
+            parts["loss"].requires_grad_(False)
+        optimizer.zero_grad()
+        parts["loss"](parts["network"](torch.randn(12, 8)), LABELS).backward()
+        optimizer.step()
 
 
 @pytest.mark.parametrize("name", WITH_PARAMETERS)
 def test_autocast_does_not_reach_a_loss_with_parameters(name):
     """The value is that of float32, of the same embeddings; distances of proxies would else be in half precision."""
     narrow = torch.randn(12, SIZE).bfloat16()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = build(name)["loss"](narrow.requires_grad_(), LABELS)
-    torch.testing.assert_close(inside, build(name)["loss"](narrow.float(), LABELS), rtol=0, atol=0)
+    for mode in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = build(name)["loss"].train(mode)(narrow.requires_grad_(), LABELS)
+        expected = build(name)["loss"].train(mode)(narrow.float(), LABELS)
+        torch.testing.assert_close(inside, expected, rtol=0, atol=0)

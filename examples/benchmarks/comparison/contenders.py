@@ -1,9 +1,8 @@
 """The contenders: generators, GCA-HNG with parts taken away, and the loss alone; each with its choices to tune.
 
-Decided before the first run from scratch of synthetic classes (`crossed_81`, `norm_crossed_81`): the rules are those of
-`pictures`. Alone they are dropped below +1 Recall@1 and +0.5 MAP@R with both losses, N-pairs and multi-similarity.
-Beside BatchNorm and a linear classifier they are recommended only if they are above that classifier alone, clear of
-zero, with both.
+Decided before the first run from scratch of synthetic classes (`crossed_81`, `norm_crossed_81`), which N-pairs and
+multi-similarity can take: alone they are dropped below +1 Recall@1 and +0.5 MAP@R with both. Beside BatchNorm and a
+linear classifier they are recommended only if they are above that classifier alone, clear of zero, with both.
 """
 
 from collections.abc import Callable, Mapping
