@@ -19,6 +19,7 @@ from pml_gca.generators import (
     RandomGenerator,
     SymmetricalSynthesisGenerator,
 )
+from pml_gca.utils.dtypes import as_wide_as
 
 GENERATORS = {
     "global-correlation": lambda n, d: GlobalCorrelationGenerator(n, d, num_layers=1, num_heads=1),
@@ -81,6 +82,7 @@ class Routing:
         finally:
             start_again(start)  # creating a generator draws random parameters
         self.counts["calls"] += 1
+        given, (args, kwargs) = (args, kwargs), as_wide_as_parameters(loss, args, kwargs)
         expected = Outcome(loss, loss.parameters(), args, kwargs)
         start_again(start)
         self._loss, self._start = loss, None
@@ -91,6 +93,7 @@ class Routing:
             self.check(loss, wrapper, expected, args, kwargs)
         loss.train(was_training)
         start_again(start)
+        args, kwargs = given
         return plain(wrapper if self.mode == "eval" else loss, *args, **kwargs)
 
     def wrap(self, loss, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None):
@@ -154,6 +157,19 @@ class Routing:
                 self.counts["finite, J_m is PML's"] += 1
             else:
                 self.fail(loss, f"J_m is {wrapper.metric_loss}, PML's loss {metric}")
+
+
+def as_wide_as_parameters(loss, args, kwargs):
+    """Widen embeddings and references as the wrapper does, where PML would narrow the parameters of the loss."""
+    parameters, made = list(loss.parameters()), {}
+
+    def wide(x):  # references that are the embeddings stay the same object
+        if id(x) not in made:
+            made[id(x)] = as_wide_as(parameters, x)
+        return made[id(x)]
+
+    args = tuple(wide(x) if place in (0, 3) else x for place, x in enumerate(args))
+    return args, {name: wide(x) if name in ("embeddings", "ref_emb") else x for name, x in kwargs.items()}
 
 
 class Aside(Exception):
