@@ -5,10 +5,11 @@
 
 FOLDER is the `tests` folder of PML's sources, or a part of it; pytest's options come last. Every call of a loss that
 our wrapper accepts is made through a wrapper. In evaluation its value, dtype and gradients must equal PML's, bit by
-bit, and PML's test continues with it. In training everything must be finite, and J_m must be PML's value; PML's test
-continues with PML's loss. `RecallCalculator` replaces `AccuracyCalculator`; a trainer of ours, with a wrapped metric
-loss, replaces `MetricLossOnly` and `TrainWithClassifier`. Failed tests are run again by PML alone, to find which of
-them also fail there.
+bit, and PML's test continues with it, or with PML's loss where that narrows its parameters, which ours keeps wide. In
+training everything must be finite, and J_m must be PML's value; PML's test continues with PML's loss.
+`RecallCalculator` replaces `AccuracyCalculator`; a trainer of ours, with a wrapped metric loss, replaces
+`MetricLossOnly` and `TrainWithClassifier`. Failed tests are run again by PML alone, to find which of them also fail
+there.
 """
 
 import argparse

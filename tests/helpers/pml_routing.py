@@ -93,8 +93,12 @@ class Routing:
             self.check(loss, wrapper, expected, args, kwargs)
         loss.train(was_training)
         start_again(start)
+        # PML's tests of half precision need the parameters that PML narrows.
+        is_widened = any(
+            x is not y for x, y in zip((*given[0], *given[1].values()), (*args, *kwargs.values()), strict=True)
+        )
         args, kwargs = given
-        return plain(wrapper if self.mode == "eval" else loss, *args, **kwargs)
+        return plain(wrapper if self.mode == "eval" and not is_widened else loss, *args, **kwargs)
 
     def wrap(self, loss, embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None):
         """Return the wrapper for one call; raise Aside if the call is not for a wrapper."""
