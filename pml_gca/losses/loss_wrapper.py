@@ -154,14 +154,26 @@ def check_known_classes(loss: nn.Module, labels: Tensor | None) -> None:
         return
     for part in loss.modules():
         if isinstance(part, (WeightMixin, P2SGradLoss)):
-            # PML leaves the number out where it needs it once.
-            num_classes = part.num_classes or (len(part.proxies) if hasattr(part, "proxies") else part.W.shape[1])
+            num_classes = num_classes_of(part)
             low, high = labels.aminmax()
-            if low < 0 or high >= num_classes:
+            if num_classes is not None and (low < 0 or high >= num_classes):
                 name = type(part).__name__
                 raise ValueError(
                     UNKNOWN_CLASSES.format(loss=name, num_classes=num_classes, low=int(low), high=int(high))
                 )
+
+
+def num_classes_of(loss: Any) -> int | None:
+    """Return the number of classes of a PML loss with proxies or class weights; None if it does not tell.
+
+    PML leaves `num_classes` at 0 in two of its losses.
+    """
+    if number := getattr(loss, "num_classes", 0):
+        return int(number)
+    if isinstance(proxies := getattr(loss, "proxies", None), Tensor):
+        return len(proxies)
+    weights = getattr(loss, "W", None)  # (D, N)
+    return weights.shape[1] if isinstance(weights, Tensor) else None
 
 
 def call_loss(loss: nn.Module, embeddings: Tensor, labels: Tensor | None, *args: Any) -> Tensor:

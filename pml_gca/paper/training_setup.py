@@ -172,7 +172,8 @@ def unused_settings(generator: str) -> set[str]:
     if generator not in (*NAMED_GENERATORS, LOSS_ALONE):
         known = (LOSS_ALONE, *NAMED_GENERATORS)
         raise ValueError(f"no generator is called {generator!r}{suggestion(generator, known)}: {', '.join(known)}")
-    made = None if generator == LOSS_ALONE else NAMED_GENERATORS[generator](2, 2)
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn
+        made = None if generator == LOSS_ALONE else NAMED_GENERATORS[generator](2, 2)
     groups = [] if made is None else [group for group in made.parameter_groups(lr=1.0) if group["params"]]
     used = {
         **dict.fromkeys(taken_settings("gca"), False),

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from pytorch_metric_learning import losses, regularizers
+from pytorch_metric_learning.losses.mixins import WeightMixin
 
 from pml_gca import HardNegativeGenerationLoss
 from pml_gca.generators import NAMED_GENERATORS
@@ -239,3 +240,13 @@ def test_autocast_does_not_reach_a_loss_with_parameters(name):
             inside = build(name)["loss"].train(mode)(narrow.requires_grad_(), LABELS)
         expected = build(name)["loss"].train(mode)(narrow.float(), LABELS)
         torch.testing.assert_close(inside, expected, rtol=0, atol=0)
+
+
+def test_a_loss_of_your_own_need_not_tell_its_classes():
+    class Own(WeightMixin, losses.ContrastiveLoss):
+        def __init__(self):
+            super().__init__()
+            self.scales = torch.nn.Parameter(torch.ones(3))
+
+    loss = HardNegativeGenerationLoss(Own(), NAMED_GENERATORS["hardest_real"](CLASSES, SIZE)).eval()
+    assert loss(torch.randn(12, SIZE), LABELS + 1000).isfinite()

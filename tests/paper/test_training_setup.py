@@ -151,6 +151,9 @@ def test_settings_that_a_generator_takes():
     assert without_parameters - {"generator_lr"} <= unused_settings("hardest")
     assert "generator_lr" not in unused_settings("hardest")
     assert not unused_settings("hdml_reembed") & {"beta", "generator_lr"}
+    state = torch.get_rng_state()
+    unused_settings("hdml_reembed")
+    assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(ValueError, match=r"no generator is called 'mixip' \(did you mean mixup\?\): none, gca, "):
         unused_settings("mixip")
 
