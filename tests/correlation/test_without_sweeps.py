@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 import pml_gca
@@ -50,18 +49,21 @@ def step(root):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("leaves_empty_folder", [False, True])
-def test_a_training_step_is_the_same_where_the_folder_is_deleted(tmp_path, leaves_empty_folder):
+def test_a_training_step_is_the_same_where_the_folder_is_deleted(tmp_path):
     package = Path(pml_gca.__file__).parent
-    copied = shutil.copytree(package, tmp_path / "pml_gca", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.rmtree(copied / "correlation" / "sweeps")
-    if leaves_empty_folder:  # Python imports it as a package without contents
-        (copied / "correlation" / "sweeps").mkdir()
-    swept, plain = step(package.parent), step(tmp_path)
-    assert (swept["sweeps"], plain["sweeps"]) == (True, False)
-    assert Path(plain["file"]).parent == copied
-    assert set(plain["tensors"]) == set(swept["tensors"])
-    for name, values in swept["tensors"].items():
-        expected = torch.tensor(values, dtype=torch.float64)
-        found = torch.tensor(plain["tensors"][name], dtype=torch.float64)
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+    swept = step(package.parent)
+    assert swept["sweeps"]
+    for leaves_empty_folder in (False, True):
+        root = tmp_path / str(leaves_empty_folder)
+        copied = shutil.copytree(package, root / "pml_gca", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.rmtree(copied / "correlation" / "sweeps")
+        if leaves_empty_folder:  # Python imports it as a package without contents
+            (copied / "correlation" / "sweeps").mkdir()
+        plain = step(root)
+        assert not plain["sweeps"]
+        assert Path(plain["file"]).parent == copied
+        assert set(plain["tensors"]) == set(swept["tensors"])
+        for name, values in swept["tensors"].items():
+            expected = torch.tensor(values, dtype=torch.float64)
+            found = torch.tensor(plain["tensors"][name], dtype=torch.float64)
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
