@@ -1,5 +1,6 @@
 """The numbers of the evidence are those of the result files."""
 
+import csv
 import importlib
 import re
 
@@ -77,7 +78,7 @@ def test_tables_of_fine_tuning_are_those_of_the_result_files(capsys: pytest.Capt
     """A table stands below its command in a comment, with the line on machines if there is one."""
     page = (ROOT / "docs" / "evidence_fine_tuning.md").read_text()
     marks = re.findall(r"<!-- (--out \S+ --summary.*?) -->\n", page)
-    assert len(marks) == 5
+    assert len(marks) == 6
     for words in marks:
         assert f"<!-- {words} -->\n{printed_by(words.split(), capsys)}\n" in page, words
 
@@ -104,6 +105,31 @@ def test_fine_tuning_in_short_is_that_of_the_result_files(capsys: pytest.Capture
     assert len(lines) > 7
     for title, *shown in lines:
         assert shown == [printed[title][loss_name(column)] for column in head[1:]], title
+
+
+LONGER = {
+    "the loss alone": ("none",),
+    "the loss alone, smallest learning rate (10⁻³)": ("none_slow",),
+    "BatchNorm and a linear classifier beside it": ("norm_classifier", "norm_classifier_own_rate"),
+    "the same and the hardest real negatives": ("norm_hardest",),
+    "GCA-HNG as published": ("gca_published",),
+}
+
+
+def test_each_longer_run_is_that_of_the_result_files() -> None:
+    with (ROOT / "docs" / "evidence_pictures_longer" / "runs.csv").open(newline="", encoding="utf-8") as file:
+        found = sorted(csv.DictReader(file), key=lambda row: int(row["number"]))
+    (table,) = re.findall(r"<!-- longer -->\n((?:\|.*\n)+)", (ROOT / "docs" / "evidence.md").read_text())
+    head, _, *lines = [cells(row) for row in table.splitlines()]
+    trained = {row["contender"] for row in found}
+    assert [title for title, *_ in lines] == [title for title, names in LONGER.items() if trained & set(names)]
+    shown = 0
+    for title, *texts in lines:
+        for loss, text in zip(map(loss_name, head[1:]), texts, strict=True):
+            values = [row for row in found if row["loss"] == loss and row["contender"] in LONGER[title]]
+            assert text == ", ".join(f"{100 * float(row['recall_at_1']):.1f}" for row in values), (title, loss)
+            shown += len(values)
+    assert shown == len(found)
 
 
 @pytest.mark.usefixtures("titles")

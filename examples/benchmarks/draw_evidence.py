@@ -28,6 +28,7 @@ from pml_gca import visualize
 from pml_gca.utils.command_line import told_when_stopped
 
 CURVES = ("none", "none_longer", "symmetrical_synthesis", "graph_hardest", "gca")
+FINE_TUNED = ("none", "none_slow", "norm_classifier", "norm_classifier_own_rate", "gca_published")  # curves
 WATCHED = ("none", "hdml", "gca")
 
 
@@ -71,7 +72,8 @@ def words(loss: str) -> str:
 
 def convergence(results: Results) -> Any:
     """Draw Recall@1 on validation classes over iterations, and over seconds where iterations were timed."""
-    found = {name: runs for name in CURVES if (runs := results.runs(name))}
+    names = FINE_TUNED if results.args.backbone else CURVES
+    found = {name: runs for name in names if (runs := results.runs(name))}
     cells = {name: results.cells(name)[0] for name in found}
     times = {name: statistics.median(turns) for name, turns in read_times(cells, results.args.trials_from).items()}
     timed = times.keys() == found.keys()
