@@ -30,6 +30,8 @@ def diversity_loss(coefficients: Tensor, edges: EdgeList, edge_chunk_size: int |
     Returns:
         Scalar, in float32 or wider; 1 when nothing differs, and may be negative, as channels are summed.
     """
+    if torch.compiler.is_compiling():
+        return plain_diversity_loss(coefficients, edges)
     chunk = edge_chunk_size or default_chunk_size(coefficients.shape[1], coefficients.device)
     loss: Tensor = Diversity.apply(coefficients, edges, chunk)
     return loss

@@ -94,7 +94,12 @@ def frozen_classification_loss(rows: Tensor, weight: Tensor, bias: Tensor, label
         weight, bias: (num_classes, D) and (num_classes,); they get no gradient.
         labels: (S,) long.
     """
-    loss: Tensor = FrozenClassification.apply(rows, weight.detach(), bias.detach(), labels)
+    weight, bias = weight.detach(), bias.detach()
+    if torch.compiler.is_compiling():
+        product, dtype = matmul_dtype(weight), compute_dtype(rows, weight)
+        with torch.autocast(rows.device.type, enabled=False):
+            return classification_loss(class_scores(rows, weight, bias, product, dtype), labels)
+    loss: Tensor = FrozenClassification.apply(rows, weight, bias, labels)
     return loss
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..correlation.correlations import Correlations
+from ..correlation.edge_list import EdgeList
 from ..correlation.objective import GenerationObjective, classification_loss
 from ..utils.dtypes import matmul_dtype
 from ..utils.moments import std_mean
@@ -13,17 +14,17 @@ from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_choice, check_learning_rates
 from .base_generator import BaseGenerator
 from .batch import Batch
+from .compiled_step import CompiledStep, Wanted
 from .interpolation import hardness
-from .interpolation_generator import InterpolationGenerator
 from .planning import CandidatePlan
-from .propagating import Propagating, build_propagation
+from .propagating import build_propagation
 
 OBJECTIVES = ("node_classification_loss", "generation_loss", "auxiliary_classification_loss")
 CLASSIFY_AMONG = ("all", "batch")
 TERMS = (*OBJECTIVES, "generated_classification_loss", "similarity_loss", "diversity_loss")  # recorded
 
 
-class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
+class GlobalCorrelationGenerator(CompiledStep):
     r"""Hard negatives steered by channel-wise correlations that a graph over the whole batch has learned.
 
     For every anchor, the samples of all other classes in the batch are pulled toward it by coefficients λ ∈ (0, 1)^D
@@ -133,18 +134,28 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
         assert graph is not None
         return graph.coefficients
 
-    def objectives(
-        self, batch: Batch, graph: Correlations | None, coefficients: Tensor, synthetic: Tensor, plan: CandidatePlan
+    def classify_nodes(self, batch: Batch, graph: Correlations) -> dict[str, Tensor]:
+        """Return J_gce by name, with its gradient to the embeddings, if the batch wants it."""
+        name = OBJECTIVES[0]
+        if not batch.wants(name):
+            return {}
+        loss = classification_loss(graph.node_logits[: batch.num_anchors], batch.anchor_labels)
+        return {name: graph.with_gradient_to(batch.anchors, loss)}
+
+    def terms(
+        self,
+        nodes: Tensor,
+        coefficients: Tensor,
+        synthetic: Tensor,
+        labels: Tensor,
+        plan: CandidatePlan,
+        edges: EdgeList,
+        wanted: Wanted,
+        edge_chunk_size: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return J_gce, J_gen and J_aux (section 3.5 of the paper). Only J_gce reaches the embeddings."""
-        assert graph is not None
-        nodes, anchors, labels = graph.embeddings.detach(), batch.anchors, batch.anchor_labels
-        classifies, generates, learns_classes = (batch.wants(name) for name in OBJECTIVES)
-        objectives: dict[str, Tensor] = {}
+        """Return the terms of J_gen, J_aux, or both."""
+        generates, learns_classes = wanted
         terms: dict[str, Tensor] = {}
-        if classifies:
-            loss = classification_loss(graph.node_logits[: batch.num_anchors], labels)
-            objectives["node_classification_loss"] = graph.with_gradient_to(anchors, loss)
         if generates:
             terms |= self.objective(
                 nodes,
@@ -152,15 +163,13 @@ class GlobalCorrelationGenerator(Propagating, InterpolationGenerator):
                 synthetic,
                 plan.synthetic_anchors,
                 plan.synthetic_labels,
-                graph.edge_chunk_size,
-                edges=graph.edges,
+                edge_chunk_size,
+                edges=edges,
                 classes=plan.classes if self.classify_among == "batch" else None,
             )
         if learns_classes:
-            terms |= self.objective.classify(nodes[: batch.num_anchors], labels)
-        objectives |= self.objective.weighted(terms)
-        self.observe(**{**objectives, **terms})  # the unweighted term where both have one
-        return objectives
+            terms |= self.objective.classify(nodes[: len(labels)], labels)
+        return terms
 
     def record(
         self, nodes: Tensor, coefficients: Tensor, synthetic: Tensor, weights: Tensor, plan: CandidatePlan

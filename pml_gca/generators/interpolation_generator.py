@@ -74,16 +74,11 @@ class InterpolationGenerator(BaseGenerator):
         plan = on_device(plan_candidates(batch.labels_on_host(), batch.num_anchors), nodes.device)
         if draws is None:
             draws = torch.rand(batch.num_anchors, len(nodes), dtype=nodes.dtype, device=nodes.device)
-        weights = class_weights(self.merging, nodes, plan, draws)
         edges = EdgeList(len(nodes), num_memory=batch.num_memory) if graph is None else graph.edges
         if coefficients is None:
             coefficients = self.coefficients_of_edges(edges.num_edges, nodes, graph)
-        strength = pull_strength(self.alpha, metric_level, nodes.dtype)
-        chunk = None if graph is None else graph.edge_chunk_size
-        synthetic, learned = synthesize(nodes, coefficients, plan, weights, strength, chunk, edges=edges)
-        objectives: dict[str, Tensor] = {}
-        if self.training and torch.is_grad_enabled():
-            objectives = self.objectives(batch, graph, coefficients, learned, plan)
+        made = self.negatives(batch, graph, edges, nodes, coefficients, plan, draws, metric_level)
+        synthetic, weights, objectives = made
         self.observe(num_negatives=len(synthetic), num_skipped_anchors=plan.num_skipped_anchors)
         self.record(nodes, coefficients, synthetic, weights, plan)
         return SyntheticNegatives(
@@ -93,6 +88,30 @@ class InterpolationGenerator(BaseGenerator):
             objectives,
             plan.num_skipped_anchors,
         )
+
+    def negatives(
+        self,
+        batch: Batch,
+        graph: Correlations | None,
+        edges: EdgeList,
+        nodes: Tensor,
+        coefficients: Tensor,
+        plan: CandidatePlan,
+        draws: Tensor,
+        metric_level: Tensor | float,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the (S, D) negatives, the (A, N) weights that merged them, and what `objectives` returns.
+
+        Arguments are those of `generate` and `objectives`.
+        """
+        weights = class_weights(self.merging, nodes, plan, draws)
+        strength = pull_strength(self.alpha, metric_level, nodes.dtype)
+        chunk = None if graph is None else graph.edge_chunk_size
+        synthetic, learned = synthesize(nodes, coefficients, plan, weights, strength, chunk, edges=edges)
+        objectives: dict[str, Tensor] = {}
+        if self.training and torch.is_grad_enabled():
+            objectives = self.objectives(batch, graph, coefficients, learned, plan)
+        return synthetic, weights, objectives
 
     def propagate(self, batch: Batch, nodes: Tensor) -> Correlations | None:
         """Return what a graph over the batch says; None without a graph.

@@ -1,6 +1,7 @@
 """Shared by generators with a graph: building it, its dtype, its chunks and its cost."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,8 +61,8 @@ def build_propagation(
 
 
 COMPILED = (
-    "a compiled propagation cannot share its edges with other processes: do not call generator.propagation.compile(), "
-    "or set shard_edges=False"
+    "a compiled propagation cannot share its edges with other processes: do not call generator.compile() or "
+    "generator.propagation.compile(), or set shard_edges=False"
 )
 
 
@@ -93,6 +94,14 @@ class Propagating:
         else:
             found = functional_call(self.propagation, used, (nodes, labels, listed))
         return found
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the graph's propagation; arguments are those of `torch.compile`.
+
+        Each number of nodes compiles anew, unless `dynamic` says otherwise: node classification takes a second backward
+        pass, and torch's own compiler allows one only through a graph of dynamic sizes.
+        """
+        self.propagation.compile(*args, **{"dynamic": False, **kwargs})
 
     @property
     def edge_chunk_size(self) -> int | None:

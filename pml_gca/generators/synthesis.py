@@ -16,6 +16,7 @@ from ..utils.norms import are_usual, length, scale_of
 from ..utils.recompute_gradients import differentiate_plain
 from .interpolation import positive_distances, pull_ratio
 from .planning import CandidatePlan
+from .whole_synthesis import synthesize_whole
 
 
 def synthesize(
@@ -59,8 +60,10 @@ def synthesize(
     near = torch.cat([positive_distances(z, plan), z.new_zeros(num_nodes - num_anchors)])
     if not isinstance(strength, Tensor):
         strength = torch.tensor(strength, device="cpu")  # on the host: it takes part without a copy
-    chunk = edge_chunk_size or default_chunk_size(z.shape[1], z.device)
-    strength, lengths = strength.to(z.dtype), scale_of(z)
+    strength = strength.to(z.dtype)
+    if torch.compiler.is_compiling():  # a compiler fuses operations and plans memory itself
+        return synthesize_whole(edges, z, coefficients, near, strength, *by_edge, plan.synthetic_anchors)
+    chunk, lengths = edge_chunk_size or default_chunk_size(z.shape[1], z.device), scale_of(z)
     for_nodes, for_coefficients = Synthesis.apply(
         edges, chunk, z, coefficients, near, strength, *by_edge, plan.synthetic_anchors, lengths
     )

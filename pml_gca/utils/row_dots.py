@@ -63,6 +63,8 @@ def row_dots(shared: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     Returns:
         (R,).
     """
+    if torch.compiler.is_compiling():
+        return (shared.index_select(0, index) * rows).sum(dim=1)
     dots: Tensor = RowDots.apply(shared, index, rows)
     return dots
 
@@ -94,8 +96,9 @@ class RowLengths(torch.autograd.Function):
 
 def norm_or_floor(rows: Tensor, p: float = 2.0, floor: float = 1e-12) -> Tensor:
     """Return p-norms of (R, D) rows, at least `floor`: (R,). `torch.nn.functional.normalize` divides by them."""
+    norms: Tensor
     if p == 2:
-        norms: Tensor = RowLengths.apply(rows)
+        norms = length(rows) if torch.compiler.is_compiling() else RowLengths.apply(rows)
     else:
         scale = scale_of(rows)
         norms = torch.linalg.vector_norm(rows / scale, ord=p, dim=1) * scale[:, 0]

@@ -1,0 +1,151 @@
+"""What a training step computes of a plan, as one function of tensors that a compiler takes whole."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..correlation.correlations import Correlations
+from ..correlation.edge_list import EdgeList
+from ..correlation.objective import GenerationObjective
+from ..utils.dtypes import matmul_dtype
+from ..utils.host import to_device
+from .batch import Batch
+from .interpolation import pull_strength
+from .interpolation_generator import InterpolationGenerator
+from .merging import class_weights
+from .planning import CandidatePlan
+from .propagating import Propagating
+from .synthesis import synthesize
+
+Wanted = tuple[bool, bool]  # J_gen, and J_aux
+Names = tuple[str, ...]
+StepValues = tuple[Tensor, Tensor, Tensor, tuple[Names, Names]]
+
+
+class CompiledStep(Propagating, InterpolationGenerator):
+    """A generator with a graph and an `objective`, whose step can be compiled.
+
+    A subclass implements `classify_nodes` and `terms`. One that overrides `objectives` computes it uncompiled.
+    """
+
+    objective: GenerationObjective
+    _compiled_step: Callable[..., StepValues] | None = None
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what a training step computes here: the propagation; and merging, synthesis, J_gen and J_aux.
+
+        The second part stays as it is without gradients, in batches without negatives, and under float16 autocast. A
+        step has the same values and gradients, and merges by the same random numbers. With `mode="reduce-overhead"` the
+        next batch overwrites the negatives of this one.
+
+        Args:
+            *args, **kwargs: of `torch.compile`, such as `mode="reduce-overhead"`. Each number of nodes compiles the
+                propagation anew, unless `dynamic` says otherwise.
+        """
+        super().compile(*args, **kwargs)
+        self._compiled_step = torch.compile(self.step_values, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the compiled function out of copies and pickles, as modules do."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_compiled_step"}
+
+    def negatives(
+        self,
+        batch: Batch,
+        graph: Correlations | None,
+        edges: EdgeList,
+        nodes: Tensor,
+        coefficients: Tensor,
+        plan: CandidatePlan,
+        draws: Tensor,
+        metric_level: Tensor | float,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Compute what the base class does, compiled if it is."""
+        assert graph is not None
+        # Without a gradient of the coefficients, CUDA graphs would take the propagation for finished, and overwrite it.
+        learns = self.training and torch.is_grad_enabled() and coefficients.requires_grad
+        in_half = matmul_dtype(self.objective.classifier.weight) == torch.float16  # J_soft then takes care of gradients
+        step = self._compiled_step if type(self).objectives is CompiledStep.objectives else None
+        if step is None or not learns or in_half or len(plan.synthetic_anchors) == 0:
+            return super().negatives(batch, graph, edges, nodes, coefficients, plan, draws, metric_level)
+        if batch.phase == "generation":
+            nodes = nodes.detach()
+        if not isinstance(metric_level, Tensor):
+            metric_level = torch.tensor(metric_level, dtype=nodes.dtype, device="cpu")
+        level = to_device(metric_level, nodes.device).clone()  # the running mean moves before the backward pass
+        plan = replace(plan, largest_class=len(nodes))  # merging weights are the same, and any batch takes one graph
+        made = step(nodes, coefficients, draws, level, batch.anchor_labels, plan, graph.listed, self.wanted(batch))
+        synthetic, weights, values, (names, term_names) = made
+        # The memory of CUDA graphs is written again by the next step, and these are kept for longer.
+        split = iter(values.clone().unbind())
+        weighted, terms = ({name: next(split) for name in group} for group in (names, term_names))
+        # After the compiled part: its backward pass must not come between the propagation and that part.
+        objectives = {**self.classify_nodes(batch, graph), **weighted}
+        self.observe(**{**objectives, **terms})
+        return synthetic, weights, objectives
+
+    def step_values(
+        self,
+        nodes: Tensor,
+        coefficients: Tensor,
+        draws: Tensor,
+        metric_level: Tensor,
+        labels: Tensor,
+        plan: CandidatePlan,
+        listed: EdgeList | None,
+        wanted: Wanted,
+    ) -> StepValues:
+        """Return the negatives, their weights, and all terms in one tensor, with their names: weighted, unweighted."""
+        weights = class_weights(self.merging, nodes, plan, draws)
+        strength, edges = pull_strength(self.alpha, metric_level, nodes.dtype), listed or EdgeList(len(nodes))
+        synthetic, learned = synthesize(nodes, coefficients, plan, weights, strength, edges=edges)
+        terms = self.terms(nodes.detach(), coefficients, learned, labels, plan, edges, wanted)
+        weighted = self.objective.weighted(terms)
+        values = torch.stack([*weighted.values(), *terms.values()])
+        return synthetic, weights, values, (tuple(weighted), tuple(terms))
+
+    def objectives(
+        self, batch: Batch, graph: Correlations | None, coefficients: Tensor, synthetic: Tensor, plan: CandidatePlan
+    ) -> dict[str, Tensor]:
+        """Return J_gce, J_gen and J_aux (section 3.5 of the paper). Only J_gce reaches the embeddings."""
+        assert graph is not None
+        objectives, nodes, wanted = self.classify_nodes(batch, graph), graph.embeddings.detach(), self.wanted(batch)
+        chunk, labels = graph.edge_chunk_size, batch.anchor_labels
+        terms = self.terms(nodes, coefficients, synthetic, labels, plan, graph.edges, wanted, chunk)
+        objectives |= self.objective.weighted(terms)
+        self.observe(**{**objectives, **terms})  # the unweighted term where both have one
+        return objectives
+
+    def wanted(self, batch: Batch) -> Wanted:
+        """Return whether the batch wants J_gen, and J_aux."""
+        return batch.wants("generation_loss"), batch.wants("auxiliary_classification_loss")
+
+    def classify_nodes(self, batch: Batch, graph: Correlations) -> dict[str, Tensor]:
+        """Return J_gce by name, with its gradient to the embeddings, if the batch wants it."""
+        raise NotImplementedError
+
+    def terms(
+        self,
+        nodes: Tensor,
+        coefficients: Tensor,
+        synthetic: Tensor,
+        labels: Tensor,
+        plan: CandidatePlan,
+        edges: EdgeList,
+        wanted: Wanted,
+        edge_chunk_size: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the unweighted terms of J_gen and J_aux by name.
+
+        Args:
+            nodes: (N, D), detached.
+            coefficients, synthetic, plan: as for `objectives`.
+            labels: (A,) long, of the anchors.
+            edges: the list of edges.
+            wanted: whether the terms of J_gen are wanted, and J_aux.
+            edge_chunk_size: edges computed at a time.
+        """
+        raise NotImplementedError
