@@ -189,6 +189,22 @@ def test_a_step_waits_for_no_device(meta, level_momentum, chunk):
         loss.logs()  # the values to log are on the device until they are asked for
 
 
+@fresh_compiler
+def test_a_compiled_step_waits_for_no_device_and_its_graphs_take_nothing_from_the_host(meta):
+    devices = []
+
+    def backend(module, inputs):
+        devices.append({x.device.type for x in inputs if isinstance(x, torch.Tensor)})
+        return module
+
+    generator = make(dropout=0.1)
+    generator.compile(backend=backend, fullgraph=True)
+    z, _ = meta_step(HardNegativeGenerationLoss(DotLoss(), generator))
+    assert z.grad.is_meta
+    assert generator(z, LABELS.to("meta"), metric_level=2.0).embeddings.is_meta  # a level that is known on the host
+    assert devices == [{"meta"}] * 2
+
+
 @pytest.mark.parametrize("merging", ["random", "mean", "hardest"])
 def test_evaluation_and_generation_alone_wait_for_no_device(meta, merging):
     generator, z = make(merging=merging).to("meta"), torch.empty(9, SIZE, device="meta")

@@ -39,7 +39,7 @@ class Workload:
             classify_among=case.classify_among,
         ).to(case.device)
         if case.compile:
-            self.generator.propagation.compile(fullgraph=True)
+            self.generator.compile(fullgraph=True)
         # As in the paper, embeddings are not normalised.
         self.metric_loss = losses.NPairsLoss(distance=DotProductSimilarity(normalize_embeddings=False))
         self.loss = HardNegativeGenerationLoss(self.metric_loss, self.generator).to(case.device)
