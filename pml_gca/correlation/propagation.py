@@ -6,6 +6,7 @@ first edges are symmetric, and the edge update sees its two end nodes as a set.
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,14 @@ class CorrelationPropagation(nn.Module):
         if with_coefficients:
             self.edge_norm = ScaleBatchNorm(embedding_size)
             self.edge_coefficients = nn.Linear(embedding_size, embedding_size)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the propagation; arguments are those of `torch.compile`.
+
+        Each number of nodes compiles anew, unless `dynamic` says otherwise: node classification takes a second backward
+        pass, and inductor forbids one through a graph of any size.
+        """
+        super().compile(*args, **{"dynamic": False, **kwargs})
 
     @property
     def has_edges(self) -> bool:

@@ -1,6 +1,7 @@
 """A node classification beside any generator: J_gce of section 3.5, https://arxiv.org/abs/2411.13145"""
 
 import math
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,10 @@ from .checks import check_generator
 from .propagating import Propagating, build_propagation
 
 TERM = "node_classification_loss"
+NOTHING_COMPILED = (
+    "nothing is compiled on a CPU, where the graph is faster as it is; for a GPU, call compile() after moving the loss "
+    "to it"
+)
 CLASSIFIED_ALREADY = "generator must have no node classification of its own; {} has one: use it as it is"
 
 
@@ -99,6 +104,19 @@ class ClassifiedGenerator(Propagating, BaseGenerator):
         loss = classification_loss(graph.node_logits[: batch.num_anchors], batch.anchor_labels)
         self.observe(**{TERM: loss})
         return replace(negatives, objectives={TERM: loss, **negatives.objectives})
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the graph; the generator inside stays as it is. Call it after moving the loss to its device.
+
+        Args:
+            *args, **kwargs: of `torch.compile`.
+
+        Warns:
+            UserWarning: the graph is on a CPU, where it is faster as it is: nothing is compiled.
+        """
+        if self.is_on_cpu:
+            warnings.warn(NOTHING_COMPILED, UserWarning, stacklevel=2)
+        super().compile(*args, **kwargs)
 
     def largest_value(self, dtype: torch.dtype) -> float:
         """Return what the generator inside allows."""

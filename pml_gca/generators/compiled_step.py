@@ -17,7 +17,7 @@ from .interpolation import pull_strength
 from .interpolation_generator import InterpolationGenerator
 from .merging import class_weights
 from .planning import CandidatePlan
-from .propagating import Propagating
+from .propagating import Propagating, differentiable_once
 from .synthesis import synthesize
 
 Wanted = tuple[bool, bool]  # J_gen, and J_aux
@@ -37,9 +37,13 @@ class CompiledStep(Propagating, InterpolationGenerator):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile what a training step computes here: the propagation; and merging, synthesis, J_gen and J_aux.
 
-        The second part stays as it is without gradients, in batches without negatives, and under float16 autocast. A
-        step has the same values and gradients, and merges by the same random numbers. With `mode="reduce-overhead"` the
-        next batch overwrites the negatives of this one.
+        Call it after moving the loss to its device. On a CPU the propagation stays as it is, which is faster there; it
+        does so when the loss moves to a GPU later, until this is called again.
+
+        The second part is not compiled without gradients, in batches without negatives, under float16 autocast, and
+        where processes share the edges. It computes all edges at once, whatever `edge_chunk_size` says. A step has the
+        same values and gradients, and merges by the same random numbers. With `mode="reduce-overhead"` the next batch
+        overwrites the negatives of this one. Second derivatives (`create_graph=True`) raise a RuntimeError.
 
         Args:
             *args, **kwargs: of `torch.compile`, such as `mode="reduce-overhead"`. Each number of nodes compiles the
@@ -69,7 +73,7 @@ class CompiledStep(Propagating, InterpolationGenerator):
         learns = self.training and torch.is_grad_enabled() and coefficients.requires_grad
         in_half = matmul_dtype(self.objective.classifier.weight) == torch.float16  # J_soft then takes care of gradients
         step = self._compiled_step if type(self).objectives is CompiledStep.objectives else None
-        if step is None or not learns or in_half or len(plan.synthetic_anchors) == 0:
+        if step is None or not learns or in_half or edges.processes is not None or len(plan.synthetic_anchors) == 0:
             return super().negatives(batch, graph, edges, nodes, coefficients, plan, draws, metric_level)
         if batch.phase == "generation":
             nodes = nodes.detach()
@@ -79,6 +83,7 @@ class CompiledStep(Propagating, InterpolationGenerator):
         plan = replace(plan, largest_class=len(nodes))  # merging weights are the same, and any batch takes one graph
         made = step(nodes, coefficients, draws, level, batch.anchor_labels, plan, graph.listed, self.wanted(batch))
         synthetic, weights, values, (names, term_names) = made
+        differentiable_once(synthetic, values)
         # The memory of CUDA graphs is written again by the next step, and these are kept for longer.
         split = iter(values.clone().unbind())
         weighted, terms = ({name: next(split) for name in group} for group in (names, term_names))

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..correlation.correlations import Correlations
@@ -60,10 +60,31 @@ def build_propagation(
     )
 
 
-COMPILED = (
+SHARED = (
     "a compiled propagation cannot share its edges with other processes: do not call generator.compile() or "
     "generator.propagation.compile(), or set shard_edges=False"
 )
+ONCE = "what is compiled has no second derivatives (create_graph=True): do not compile the generator or its propagation"
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether calls of a module are compiled, by `module.compile()` or as the result of `torch.compile`."""
+    return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+
+
+def differentiable_once(*computed: Tensor) -> None:
+    """Let a backward pass that records gradients (`create_graph=True`) raise when it reaches one of the tensors.
+
+    Compiled functions would raise later, less clearly, or give wrong second derivatives, as the compiler decides.
+    """
+    for tensor in computed:
+        if tensor.requires_grad:
+            tensor.register_hook(_raise_if_recorded)
+
+
+def _raise_if_recorded(grad: Tensor) -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(ONCE)
 
 
 class Propagating:
@@ -80,10 +101,12 @@ class Propagating:
         computed, all by default. Where processes share the edges, parameters get the gradient of the whole graph.
 
         Raises:
-            RuntimeError: processes share the edges, and the propagation is compiled.
+            RuntimeError: processes share the edges, and the propagation is compiled. In the backward pass: the
+                propagation is compiled, and second derivatives are asked for.
         """
-        if listed is not None and listed.processes is not None and self.propagation._compiled_call_impl is not None:
-            raise RuntimeError(COMPILED)
+        compiled = is_compiled(self.propagation)
+        if compiled and listed is not None and listed.processes is not None:
+            raise RuntimeError(SHARED)
         parameters = dict(self.propagation.named_parameters())
         used = {name: p.to(torch.promote_types(p.dtype, dtype)) for name, p in parameters.items()}
         if listed is not None:
@@ -93,15 +116,26 @@ class Propagating:
             found: Correlations = self.propagation(nodes, labels, listed)
         else:
             found = functional_call(self.propagation, used, (nodes, labels, listed))
+        if compiled:
+            differentiable_once(found.node_logits, found.coefficients)
         return found
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the graph's propagation; arguments are those of `torch.compile`.
+        """Compile the graph's propagation; on a CPU leave it as it is, which is faster there.
 
-        Each number of nodes compiles anew, unless `dynamic` says otherwise: node classification takes a second backward
-        pass, and torch's own compiler allows one only through a graph of dynamic sizes.
+        Call it after moving the loss to its device: what it compiles does not change when the loss moves. To compile
+        the propagation on a CPU nevertheless, call `generator.propagation.compile(...)`.
+
+        Args:
+            *args, **kwargs: of `torch.compile`, see `CorrelationPropagation.compile`.
         """
-        self.propagation.compile(*args, **{"dynamic": False, **kwargs})
+        if not self.is_on_cpu:
+            self.propagation.compile(*args, **kwargs)
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether the graph's parameters are on a CPU."""
+        return self.propagation.input.weight.device.type == "cpu"
 
     @property
     def edge_chunk_size(self) -> int | None:
