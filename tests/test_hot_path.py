@@ -197,7 +197,7 @@ def test_a_compiled_step_waits_for_no_device_and_its_graphs_take_nothing_from_th
         devices.append({x.device.type for x in inputs if isinstance(x, torch.Tensor)})
         return module
 
-    generator = make(dropout=0.1)
+    generator = make(dropout=0.1, num_layers=1).to("meta")
     generator.compile(backend=backend, fullgraph=True)
     z, _ = meta_step(HardNegativeGenerationLoss(DotLoss(), generator))
     assert z.grad.is_meta

@@ -37,7 +37,7 @@ def step_cost_parser() -> argparse.ArgumentParser:
     add("--edge-chunk-size", type=int, nargs="+", default=[], metavar="N", help=what)
     what = "measure also with classify_among='batch', for many training classes"
     add("--classify-among-batch", action="store_true", help=what)
-    add("--compile", action="store_true", help="measure also with a generator compiled by torch.compile")
+    add("--compile", action="store_true", help="measure also with generator.compile()")
     add("--cuda-graph", action="store_true", help="measure also as CUDA graphs, where they can be captured")
     add("--trunk", metavar="NAME", help="a torchvision classifier, such as resnet50: show the loss's share of training")
     add("--image-size", type=int, default=224, metavar="S", help="side of the trunk's images (default: %(default)s)")
@@ -72,6 +72,6 @@ def profile_step_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add_setting(parser)
     add("--precision", choices=("fp32", "tf32", "bf16"), default="fp32", help="(default: %(default)s)")
-    add("--compile", action="store_true", help="compile the generator")
+    add("--compile", action="store_true", help="call generator.compile()")
     add("--rows", type=int, default=15, metavar="R", help="of each table (default: %(default)s)")
     return parser

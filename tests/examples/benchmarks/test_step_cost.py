@@ -101,6 +101,23 @@ def test_classes_of_the_batch(tmp_path, capsys):
     assert int(plain["multiply_adds"]) - int(restricted["multiply_adds"]) == saved
 
 
+def test_a_compiled_generator(tmp_path, capsys, monkeypatch):
+    given, compiled = [], torch.compile
+
+    def compile_quickly(function, **kwargs):
+        given.append(kwargs)
+        return compiled(function, backend="eager", fullgraph=kwargs["fullgraph"])
+
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    arguments = ["--batch-size", "6", "--naive-up-to", "0", "--no-memory", "--compile"]
+    step_cost.main([*SMALL, *arguments, "--out", str(tmp_path)])
+    assert "pml-gca, compiled" in capsys.readouterr().out
+    with (tmp_path / "step_cost.csv").open(newline="", encoding="utf-8") as file:
+        plain, row = csv.DictReader(file)
+    assert float(row["step_of_plain"]) == pytest.approx(float(row["step_s"]) / float(plain["step_s"]))
+    assert given == [{"fullgraph": True, "mode": None}]
+
+
 def test_a_case_that_fails_in_its_process_is_noted_and_left_out(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(step_cost.memory, "in_fresh_process", lambda *_: {"error": "killed by signal 9"})
     step_cost.main([*SMALL, "--batch-size", "6", "--naive-up-to", "0", "--out", str(tmp_path)])

@@ -59,4 +59,20 @@ def refusals(rank, world):
         yield from differences(words, dict(refused.state_dict()), before, rtol=0)
 
 
-CASES = (counts, refusals)
+def compiled_on_a_cpu(rank, world):
+    """Neither the propagation nor a shared step is compiled there, so that nothing changes."""
+    found = []
+    for compiles in (False, True):
+        (x, y), trunk, loss = make_rows(MIXED), make_trunk(), make_loss(generator=gca, shard_edges=True)
+        loss.levels.metric.value.fill_(3.0)
+        if compiles:
+            loss.generator.compile(backend="eager")
+        torch.manual_seed(1)
+        value = loss(trunk(x), y)
+        value.backward()
+        parameters = [*trunk.named_parameters(), *loss.named_parameters()]
+        found.append({"loss": value.detach(), **{name: p.grad for name, p in parameters if p.grad is not None}})
+    yield from differences("compiled", *found, rtol=0)
+
+
+CASES = (counts, refusals, compiled_on_a_cpu)
