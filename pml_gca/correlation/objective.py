@@ -25,7 +25,7 @@ CLASSIFIED_VALUES = 2**22  # logits computed at a time
 
 def mean_or_zero(values: Tensor) -> Tensor:
     """Return the mean of `values`, or 0 with a graph if there are none."""
-    return values.mean() if values.numel() else values.sum()
+    return values.mean() if values.numel() > 0 else values.sum()  # torch 2.4 compiles a bare number as a constant
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -28,10 +28,11 @@ StepValues = tuple[Tensor, Tensor, Tensor, tuple[Names, Names]]
 class CompiledStep(Propagating, InterpolationGenerator):
     """A generator with a graph and an `objective`, whose step can be compiled.
 
-    A subclass implements `classify_nodes` and `terms`. One that overrides `objectives` computes it uncompiled.
+    A subclass implements `classify_nodes`. One that overrides `objectives` computes it uncompiled.
     """
 
     objective: GenerationObjective
+    classify_among: str
     _compiled_step: Callable[..., StepValues] | None = None
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -50,7 +51,7 @@ class CompiledStep(Propagating, InterpolationGenerator):
                 propagation anew, unless `dynamic` says otherwise.
         """
         super().compile(*args, **kwargs)
-        self._compiled_step = torch.compile(self.step_values, *args, **kwargs)
+        self._compiled_step = torch.compile(step_values, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the compiled function out of copies and pickles, as modules do."""
@@ -81,7 +82,8 @@ class CompiledStep(Propagating, InterpolationGenerator):
             metric_level = torch.tensor(metric_level, dtype=nodes.dtype, device="cpu")
         level = to_device(metric_level, nodes.device).clone()  # the running mean moves before the backward pass
         plan = replace(plan, largest_class=len(nodes))  # merging weights are the same, and any batch takes one graph
-        made = step(nodes, coefficients, draws, level, batch.anchor_labels, plan, graph.listed, self.wanted(batch))
+        inputs = (nodes, coefficients, draws, level, batch.anchor_labels, plan, graph.listed)
+        made = step(self.objective, *inputs, self.wanted(batch), self.alpha, self.merging, self.classify_among)
         synthetic, weights, values, (names, term_names) = made
         differentiable_once(synthetic, values)
         # The memory of CUDA graphs is written again by the next step, and these are kept for longer.
@@ -92,34 +94,16 @@ class CompiledStep(Propagating, InterpolationGenerator):
         self.observe(**{**objectives, **terms})
         return synthetic, weights, objectives
 
-    def step_values(
-        self,
-        nodes: Tensor,
-        coefficients: Tensor,
-        draws: Tensor,
-        metric_level: Tensor,
-        labels: Tensor,
-        plan: CandidatePlan,
-        listed: EdgeList | None,
-        wanted: Wanted,
-    ) -> StepValues:
-        """Return the negatives, their weights, and all terms in one tensor, with their names: weighted, unweighted."""
-        weights = class_weights(self.merging, nodes, plan, draws)
-        strength, edges = pull_strength(self.alpha, metric_level, nodes.dtype), listed or EdgeList(len(nodes))
-        synthetic, learned = synthesize(nodes, coefficients, plan, weights, strength, edges=edges)
-        terms = self.terms(nodes.detach(), coefficients, learned, labels, plan, edges, wanted)
-        weighted = self.objective.weighted(terms)
-        values = torch.stack([*weighted.values(), *terms.values()])
-        return synthetic, weights, values, (tuple(weighted), tuple(terms))
-
     def objectives(
         self, batch: Batch, graph: Correlations | None, coefficients: Tensor, synthetic: Tensor, plan: CandidatePlan
     ) -> dict[str, Tensor]:
         """Return J_gce, J_gen and J_aux (section 3.5 of the paper). Only J_gce reaches the embeddings."""
         assert graph is not None
         objectives, nodes, wanted = self.classify_nodes(batch, graph), graph.embeddings.detach(), self.wanted(batch)
-        chunk, labels = graph.edge_chunk_size, batch.anchor_labels
-        terms = self.terms(nodes, coefficients, synthetic, labels, plan, graph.edges, wanted, chunk)
+        labels, among, chunk = batch.anchor_labels, self.classify_among, graph.edge_chunk_size
+        terms = terms_of(
+            self.objective, nodes, coefficients, synthetic, labels, plan, graph.edges, wanted, among, chunk
+        )
         objectives |= self.objective.weighted(terms)
         self.observe(**{**objectives, **terms})  # the unweighted term where both have one
         return objectives
@@ -132,25 +116,71 @@ class CompiledStep(Propagating, InterpolationGenerator):
         """Return J_gce by name, with its gradient to the embeddings, if the batch wants it."""
         raise NotImplementedError
 
-    def terms(
-        self,
-        nodes: Tensor,
-        coefficients: Tensor,
-        synthetic: Tensor,
-        labels: Tensor,
-        plan: CandidatePlan,
-        edges: EdgeList,
-        wanted: Wanted,
-        edge_chunk_size: int | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the unweighted terms of J_gen and J_aux by name.
 
-        Args:
-            nodes: (N, D), detached.
-            coefficients, synthetic, plan: as for `objectives`.
-            labels: (A,) long, of the anchors.
-            edges: the list of edges.
-            wanted: whether the terms of J_gen are wanted, and J_aux.
-            edge_chunk_size: edges computed at a time.
-        """
-        raise NotImplementedError
+def step_values(
+    objective: GenerationObjective,
+    nodes: Tensor,
+    coefficients: Tensor,
+    draws: Tensor,
+    metric_level: Tensor,
+    labels: Tensor,
+    plan: CandidatePlan,
+    listed: EdgeList | None,
+    wanted: Wanted,
+    alpha: float,
+    merging: str,
+    classify_among: str,
+) -> StepValues:
+    """Return the negatives, their weights, and all terms in one tensor, with their names: weighted, unweighted.
+
+    The arguments are the generator's, but not it: torch 2.4 cannot look into its `_modules` from compiled code.
+    """
+    weights = class_weights(merging, nodes, plan, draws)
+    strength, edges = pull_strength(alpha, metric_level, nodes.dtype), listed or EdgeList(len(nodes))
+    synthetic, learned = synthesize(nodes, coefficients, plan, weights, strength, edges=edges)
+    terms = terms_of(objective, nodes.detach(), coefficients, learned, labels, plan, edges, wanted, classify_among)
+    weighted = objective.weighted(terms)
+    values = torch.stack([*weighted.values(), *terms.values()])
+    return synthetic, weights, values, (tuple(weighted), tuple(terms))
+
+
+def terms_of(
+    objective: GenerationObjective,
+    nodes: Tensor,
+    coefficients: Tensor,
+    synthetic: Tensor,
+    labels: Tensor,
+    plan: CandidatePlan,
+    edges: EdgeList,
+    wanted: Wanted,
+    classify_among: str,
+    edge_chunk_size: int | None = None,
+) -> dict[str, Tensor]:
+    """Return the unweighted terms of J_gen and J_aux by name.
+
+    Args:
+        objective: computes them.
+        nodes: (N, D), detached.
+        coefficients, synthetic, plan: as for `CompiledStep.objectives`.
+        labels: (A,) long, of the anchors.
+        edges: the list of edges.
+        wanted: whether the terms of J_gen are wanted, and J_aux.
+        classify_among: as for `GlobalCorrelationGenerator`.
+        edge_chunk_size: edges computed at a time.
+    """
+    generates, learns_classes = wanted
+    terms: dict[str, Tensor] = {}
+    if generates:
+        terms = objective(
+            nodes,
+            coefficients,
+            synthetic,
+            plan.synthetic_anchors,
+            plan.synthetic_labels,
+            edge_chunk_size,
+            edges=edges,
+            classes=plan.classes if classify_among == "batch" else None,
+        )
+    if learns_classes:
+        terms.update(objective.classify(nodes[: len(labels)], labels))  # torch 2.4 compiles no `|=` of dictionaries
+    return terms

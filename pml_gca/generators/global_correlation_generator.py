@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ..correlation.correlations import Correlations
-from ..correlation.edge_list import EdgeList
 from ..correlation.objective import GenerationObjective, classification_loss
 from ..utils.dtypes import matmul_dtype
 from ..utils.moments import std_mean
@@ -14,7 +13,7 @@ from ..utils.records import hide_modules_from_records
 from ..utils.validation import check_choice, check_learning_rates
 from .base_generator import BaseGenerator
 from .batch import Batch
-from .compiled_step import CompiledStep, Wanted
+from .compiled_step import CompiledStep
 from .interpolation import hardness
 from .planning import CandidatePlan
 from .propagating import build_propagation
@@ -141,35 +140,6 @@ class GlobalCorrelationGenerator(CompiledStep):
             return {}
         loss = classification_loss(graph.node_logits[: batch.num_anchors], batch.anchor_labels)
         return {name: graph.with_gradient_to(batch.anchors, loss)}
-
-    def terms(
-        self,
-        nodes: Tensor,
-        coefficients: Tensor,
-        synthetic: Tensor,
-        labels: Tensor,
-        plan: CandidatePlan,
-        edges: EdgeList,
-        wanted: Wanted,
-        edge_chunk_size: int | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the terms of J_gen, J_aux, or both."""
-        generates, learns_classes = wanted
-        terms: dict[str, Tensor] = {}
-        if generates:
-            terms |= self.objective(
-                nodes,
-                coefficients,
-                synthetic,
-                plan.synthetic_anchors,
-                plan.synthetic_labels,
-                edge_chunk_size,
-                edges=edges,
-                classes=plan.classes if self.classify_among == "batch" else None,
-            )
-        if learns_classes:
-            terms |= self.objective.classify(nodes[: len(labels)], labels)
-        return terms
 
     def record(
         self, nodes: Tensor, coefficients: Tensor, synthetic: Tensor, weights: Tensor, plan: CandidatePlan
