@@ -145,9 +145,10 @@ class GenerationObjective(nn.Module):
         check_number("similarity_weight", similarity_weight)
         check_number("diversity_weight", diversity_weight)
         self.classifier = classifier
-        self.classification_weight = classification_weight
-        self.similarity_weight = similarity_weight
-        self.diversity_weight = diversity_weight
+        # Compiled code takes integers for constants, and another one would compile anew.
+        self.classification_weight = float(classification_weight)
+        self.similarity_weight = float(similarity_weight)
+        self.diversity_weight = float(diversity_weight)
 
     def forward(
         self,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..utils.compiling import explained
 from ..utils.dtypes import matmul_dtype, uncached_without_gradient
 from ..utils.running_statistics import check_not_recomputed
 from .blocks import EdgeBlock, NodeBlock, ScaleBatchNorm, linear
@@ -106,10 +107,12 @@ class CorrelationPropagation(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the propagation; arguments are those of `torch.compile`.
 
-        Each number of nodes compiles anew, unless `dynamic` says otherwise: node classification takes a second backward
-        pass, and inductor forbids one through a graph of any size.
+        Each number of nodes compiles anew, unless `dynamic` says otherwise. Node classification takes a second backward
+        pass, which `torch.compile(propagation)` may refuse.
         """
         super().compile(*args, **{"dynamic": False, **kwargs})
+        assert self._compiled_call_impl is not None
+        self._compiled_call_impl = explained(self._compiled_call_impl)
 
     @property
     def has_edges(self) -> bool:

@@ -1,5 +1,6 @@
 """What a training step computes of a plan, as one function of tensors that a compiler takes whole."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..correlation.correlations import Correlations
 from ..correlation.edge_list import EdgeList
 from ..correlation.objective import GenerationObjective
+from ..utils.compiling import explained, with_own_cache
 from ..utils.dtypes import matmul_dtype
 from ..utils.host import to_device
 from .batch import Batch
@@ -24,6 +26,11 @@ Wanted = tuple[bool, bool]  # J_gen, and J_aux
 Names = tuple[str, ...]
 StepValues = tuple[Tensor, Tensor, Tensor, tuple[Names, Names]]
 
+MOVED = (
+    "the generator was compiled on the device {} and is on {} now, where its graph stays as it was: call compile() "
+    "after moving the loss"
+)
+
 
 class CompiledStep(Propagating, InterpolationGenerator):
     """A generator with a graph and an `objective`, whose step can be compiled.
@@ -34,6 +41,7 @@ class CompiledStep(Propagating, InterpolationGenerator):
     objective: GenerationObjective
     classify_among: str
     _compiled_step: Callable[..., StepValues] | None = None
+    _compiled_for: str | None = None  # type of the device
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile what a training step computes here: the propagation; and merging, synthesis, J_gen and J_aux.
@@ -41,17 +49,22 @@ class CompiledStep(Propagating, InterpolationGenerator):
         Call it after moving the loss to its device. On a CPU the propagation stays as it is, which is faster there; it
         does so when the loss moves to a GPU later, until this is called again.
 
+        With `fullgraph=True`, more sizes and settings than torch compiles raise a RuntimeError. Copies, pickles and
+        losses loaded as a whole are not compiled: call this again.
+
         The second part is not compiled without gradients, in batches without negatives, under float16 autocast, and
         where processes share the edges. It computes all edges at once, whatever `edge_chunk_size` says. A step has the
-        same values and gradients, and merges by the same random numbers. With `mode="reduce-overhead"` the next batch
-        overwrites the negatives of this one. Second derivatives (`create_graph=True`) raise a RuntimeError.
+        same values and gradients, up to rounding, and merges by the same random numbers. With `mode="reduce-overhead"`
+        the next batch overwrites the negatives of this one. Second derivatives (`create_graph=True`) raise a
+        RuntimeError.
 
         Args:
             *args, **kwargs: of `torch.compile`, such as `mode="reduce-overhead"`. Each number of nodes compiles the
                 propagation anew, unless `dynamic` says otherwise.
         """
         super().compile(*args, **kwargs)
-        self._compiled_step = torch.compile(step_values, *args, **kwargs)
+        self._compiled_step = explained(torch.compile(with_own_cache(step_values), *args, **kwargs))
+        self._compiled_for = self.propagation.input.weight.device.type
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the compiled function out of copies and pickles, as modules do."""
@@ -76,12 +89,15 @@ class CompiledStep(Propagating, InterpolationGenerator):
         step = self._compiled_step if type(self).objectives is CompiledStep.objectives else None
         if step is None or not learns or in_half or edges.processes is not None or len(plan.synthetic_anchors) == 0:
             return super().negatives(batch, graph, edges, nodes, coefficients, plan, draws, metric_level)
+        if nodes.device.type != self._compiled_for:
+            warnings.warn(MOVED.format(self._compiled_for, nodes.device.type), UserWarning, stacklevel=2)
         if batch.phase == "generation":
             nodes = nodes.detach()
         if not isinstance(metric_level, Tensor):
             metric_level = torch.tensor(metric_level, dtype=nodes.dtype, device="cpu")
         level = to_device(metric_level, nodes.device).clone()  # the running mean moves before the backward pass
-        plan = replace(plan, largest_class=len(nodes))  # merging weights are the same, and any batch takes one graph
+        # Merging weights are the same for any bound of the largest class, and any batch takes one graph.
+        plan = replace(plan, largest_class=2 ** max(len(nodes).bit_length(), 12))
         inputs = (nodes, coefficients, draws, level, batch.anchor_labels, plan, graph.listed)
         made = step(self.objective, *inputs, self.wanted(batch), self.alpha, self.merging, self.classify_among)
         synthetic, weights, values, (names, term_names) = made

@@ -15,6 +15,8 @@ from pml_gca.generators import ClassifiedGenerator, HardestNegativeGenerator
 from pml_gca.generators.propagating import is_compiled
 
 NUM_CLASSES, SIZE, COUNT = 9, 8, 8
+DONATED = "donated_buffer"  # torch 2.4 has no such setting, and gives nothing away
+LIMIT_SETTING = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
 LABELS = [2, 5, 2, 0, 5, 2, 1, 1]  # merging, plain negatives, and an anchor that is skipped
 
 
@@ -133,6 +135,46 @@ def test_a_step(name):
     assert min(backend.runs) > 0
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_lengths_whose_squares_leave_the_range(scale):
+    plain, compiled = twins(Backend(), dtype=torch.float32)
+    check(plain, compiled, LABELS, scale * rows(dtype=torch.float32), rtol=1e-4, atol=1e-7)
+
+
+@torch._functorch.config.patch(**({"donated_buffer": False} if hasattr(torch._functorch.config, DONATED) else {}))
+def test_more_than_one_backward_pass():
+    """As docs/performance_log.md says."""
+    _, compiled = twins(Backend("aot_eager"), True)
+    z, labels = rows().requires_grad_(), torch.tensor(LABELS)
+    compiled(z, labels).backward()  # the first one keeps nothing
+    z.grad = None
+    value = compiled(z, labels)
+    value.backward(retain_graph=True)
+    once = z.grad.clone()
+    value.backward()
+    torch.testing.assert_close(z.grad, 2 * once)
+
+
+@torch._dynamo.config.patch(**{LIMIT_SETTING: 2})
+def test_each_generator_may_be_compiled_as_often_as_any():
+    for weight in range(4):
+        _, compiled = twins("eager", similarity_weight=weight)
+        step(compiled, LABELS)
+    compiled.generator.merging = "mean"
+    step(compiled, LABELS)
+    compiled.generator.merging = "hardest"
+    with pytest.raises(RuntimeError, match=r"as many sizes and settings as it may \(torch\._dynamo.* drop_last=True"):
+        step(compiled, LABELS)
+
+
+def test_a_generator_that_moved_after_it_was_compiled_is_told_of():
+    generator = make_loss().generator
+    generator.compile(backend="eager")
+    generator._compiled_for = "cuda"  # in place of a move
+    with pytest.warns(UserWarning, match="compiled on the device cuda and is on cpu now"):
+        generator(rows().requires_grad_(), torch.tensor(LABELS), metric_level=2.0)
+
+
 def test_a_memory():
     plain = make_loss(memory_size=COUNT + 2)
     step(plain, LABELS)
@@ -155,6 +197,8 @@ def test_other_computations_stay_as_they_are():
     with torch.autocast("cpu", torch.float16):
         generator(z, torch.tensor(LABELS), metric_level=2.0)
     generator(z, torch.tensor([1] * COUNT))
+    generator.propagation.requires_grad_(False)
+    generator(z.detach(), torch.tensor(LABELS))
     assert backend.runs == []
     generator(z, torch.tensor(LABELS), metric_level=2.0)
     assert backend.runs == [1]
