@@ -59,7 +59,7 @@ class Diversity(torch.autograd.Function):
         at_second = SecondEnds(total, skip_self=True)
         for tile in tiles:
             values = at_second.room(tile).copy_(coefficients[tile.rows].view(*tile.shape, -1))
-            total[tile.nodes] += values.sum(dim=0)
+            total[tile.nodes].add_(values.sum(dim=0))
             at_second.add(total)
         mean = edges.total(total)[0] / edges.degrees(total)
         turned_mean, spread = edges.turned(mean), mean.new_zeros(())

@@ -156,7 +156,7 @@ class SecondEnds:
         if shape != self._shape:
             self._shape, self._padded = shape, self._like.new_empty(0)  # frees the last one first
             self._padded = self._like.new_empty(*shape[:2], *self._like.shape[1:])
-            self._padded[:, width:] = 0
+            self._padded[:, width:].zero_()
         return self._padded[:, :width]
 
     def add(self, sums: Tensor) -> None:
@@ -166,7 +166,7 @@ class SecondEnds:
         if count == 0:
             return
         if tile.offsets.start >= tile.circle:
-            sums[tile.offsets] += values.sum(dim=1)
+            sums[tile.offsets].add_(values.sum(dim=1))
             return
         # Refold the rows one value shorter: row d then moves by d.
         pitch = values.shape[1] - 1
@@ -174,5 +174,5 @@ class SecondEnds:
         # Sums beyond the last node belong to the first nodes, around the circle.
         start = (tile.nodes.start + tile.offsets.start + self._skip) % tile.circle
         before_end = min(pitch, tile.circle - start)
-        sums[start : start + before_end] += sheared[:before_end]
-        sums[: pitch - before_end] += sheared[before_end:]
+        sums[start : start + before_end].add_(sheared[:before_end])
+        sums[: pitch - before_end].add_(sheared[before_end:])

@@ -130,7 +130,7 @@ class Synthesis(torch.autograd.Function):
             if for_nodes is not None:
                 grads = [for_nodes.index_select(0, r).view(*tile.shape, -1) for r in rows]
                 apart = pull.backward(grads, scales, grad_near, near_at_second, at_second.room(tile))
-                grad_nodes[tile.nodes] -= apart.sum(dim=0)
+                grad_nodes[tile.nodes].sub_(apart.sum(dim=0))
                 at_second.add(grad_nodes)
         if for_nodes is None:
             return None, None, None, grad_coefficients, *[None] * 6
@@ -220,7 +220,7 @@ class Pull:
                 near_at_second.room(self.tile).copy_(by_constant)
                 near_at_second.add(near_grads)
             else:
-                near_grads[self.tile.nodes] += by_constant.sum(dim=0)
+                near_grads[self.tile.nodes].add_(by_constant.sum(dim=0))
             far_grad -= by_constant * self.constant[way]
             ratio = torch.addcmul(constants[way], slopes[way], self.coefficients)
             if way:

@@ -1,5 +1,6 @@
-"""What a step frees stays with the process; asking for that costs nothing."""
+"""What a step frees stays with the process, unless the user decided otherwise; asking for that costs nothing."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import torch
 
 from pml_gca import GlobalCorrelationGenerator
 from pml_gca.correlation.sweeps import propagate  # a function; its module has the same name
+from pml_gca.utils.host_memory import chosen_by_user, is_glibc, keep_freed_memory
 
 COUNT_PAGE_FAULTS = """
 import resource, torch
@@ -20,9 +22,10 @@ def faults_of(work):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def steps():
-    for count, size in ((3, 2**20), (5, 2**20), (4, 2**19), (2, 3 * 2**20)):  # whether one is mapped anew is chance
-        for _ in range(20):
-            blocks = [torch.ones(size) for _ in range(count)]
+    # Blocks of 2 to 31 MB, up to 250 MB together: glibc by itself keeps 64 MB. Whether one is mapped anew is chance.
+    for count, megabytes in ((3, 4), (5, 4), (4, 2), (2, 12), (20, 4), (8, 31)):
+        for _ in range(3):
+            blocks = [torch.ones(megabytes * 2**18 - 2**12) for _ in range(count)]
             del blocks
 
 steps()
@@ -30,14 +33,66 @@ print(faults_of(keep_freed_memory))
 steps()
 print(min(faults_of(steps) for _ in range(3)))  # where memory is short, the system may take some back meanwhile
 """
+OF_THE_USER = {
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072",
+}
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory by rules of their own")
-def test_steps_find_the_memory_of_the_step_before():
-    run = subprocess.run([sys.executable, "-c", COUNT_PAGE_FAULTS], capture_output=True, text=True, check=True)
+def count_page_faults(**environment):
+    """Return the page faults of asking for kept memory, and of steps afterwards, in a process of its own."""
+    ours = {name: value for name, value in os.environ.items() if name not in OF_THE_USER}
+    run = subprocess.run(
+        [sys.executable, "-c", COUNT_PAGE_FAULTS],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**ours, **environment},
+    )
     asking, afterwards = map(int, run.stdout.split())
-    assert asking < 500  # a block that is written has some 8,000 pages
-    assert afterwards < 500  # of 6,000 and more without
+    return asking, afterwards
+
+
+on_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory by rules of their own"
+)
+
+
+@on_glibc
+def test_steps_find_the_memory_of_the_step_before():
+    asking, afterwards = count_page_faults()
+    assert asking < 500
+    assert afterwards < 500  # of some 700,000 without
+
+
+@on_glibc
+def test_what_the_user_chose_stays():
+    _, afterwards = count_page_faults(MALLOC_TRIM_THRESHOLD_=OF_THE_USER["MALLOC_TRIM_THRESHOLD_"])
+    assert afterwards > 5000
+
+
+@pytest.mark.parametrize("name", OF_THE_USER)
+def test_variables_of_the_environment_count_as_chosen(monkeypatch, name):
+    for each in OF_THE_USER:
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.rtld.nns=3")
+    assert not chosen_by_user()
+    monkeypatch.setenv(name, OF_THE_USER[name])
+    assert chosen_by_user()
+
+
+@pytest.mark.parametrize("version", [None, "", "musl 1.2.5", ValueError("unknown name"), AttributeError("no confstr")])
+def test_other_c_libraries_are_left_alone(monkeypatch, version):
+    def confstr(name):
+        if isinstance(version, Exception):
+            raise version
+        return version
+
+    monkeypatch.setattr(os, "confstr", confstr, raising=False)
+    assert not is_glibc()
+    monkeypatch.setattr("pml_gca.utils.host_memory.ctypes.CDLL", None)  # calling it would fail
+    keep_freed_memory.__wrapped__()
 
 
 @pytest.mark.parametrize(("learns", "calls"), [(True, 1), (False, 0)])

@@ -119,7 +119,7 @@ class EdgeCoefficients(torch.autograd.Function):
                 g = (logits @ w).to(kept.dtype)
             else:
                 g = torch.addcmul(shift, normalised, slope)
-                g.view(*tile.shape, -1)[tile.self_pairs] /= 2
+                g.view(*tile.shape, -1)[tile.self_pairs].div_(2)
                 add_product(g, logits, w)
             edges.backward(tile, g)
         own = (grad_scale, by_pair * scale, grad_b) if plan.gradient_pass.to_parameters else (None,) * 3

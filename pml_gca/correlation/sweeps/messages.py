@@ -40,7 +40,7 @@ class EdgeMessages(torch.autograd.Function):
         for tile in plan.tiles:
             before = torch.addmm(b, edges(tile).to(w.dtype), w.t(), out=None if hidden is None else hidden[tile.rows])
             messages = at_second.room(tile).copy_(F.gelu(before).view(*tile.shape, -1))
-            total[tile.nodes] += messages.sum(dim=0)
+            total[tile.nodes].add_(messages.sum(dim=0))
             at_second.add(total)
         ctx.plan = plan
         ctx.set_materialize_grads(False)

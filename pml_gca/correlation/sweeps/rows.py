@@ -100,7 +100,7 @@ class EdgeRows:
         """Collect the gradient of the edges of `tile`, which were computed last."""
         if self.turned is not None:
             box = grad.view(*tile.shape, -1)
-            self.grad[tile.nodes] += (box * self.turned[tile.offsets, tile.nodes]).sum(dim=0)
+            self.grad[tile.nodes].add_((box * self.turned[tile.offsets, tile.nodes]).sum(dim=0))
             torch.mul(box, self.kept[tile.nodes], out=self.at_second.room(tile))
             self.at_second.add(self.grad)
         else:
@@ -150,18 +150,18 @@ class Ends:
         """Return the gradient of the (R, D) edges of `tile`, attended last; add those of the nodes."""
         folded, offset, values = self.grads
         box = grad.view(*tile.shape, -1)
-        values[tile.nodes] += (self.weights[0][..., None] * box).sum(dim=0)
+        values[tile.nodes].add_((self.weights[0][..., None] * box).sum(dim=0))
         torch.mul(self.weights[1][..., None], box, out=self.wide_at_second.room(tile))
         self.wide_at_second.add(values)
         by_end = [(box * end).sum(dim=2) for end in self.values]
         if self.tile_mask is not None:
             by_end = [g * m for g, m in zip(by_end, self.tile_mask, strict=True)]
         score = (by_end[0] - by_end[1]) * self.attention[0] * self.attention[1] * self.scale
-        offset[tile.nodes] += score.sum(dim=0)
+        offset[tile.nodes].add_(score.sum(dim=0))
         back = torch.neg(score, out=self.at_second.room(tile))
         self.at_second.add(offset)
         pull = torch.mul(back[..., None], self.edges, out=self.wide_at_second.room(tile))
-        folded[tile.nodes] -= pull.sum(dim=0)
+        folded[tile.nodes].sub_(pull.sum(dim=0))
         self.wide_at_second.add(folded)
         return torch.addcmul(box, score[..., None], self.between).flatten(0, 1)
 
