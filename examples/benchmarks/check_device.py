@@ -32,6 +32,7 @@ from pml_gca.utils.command_line import told_when_stopped
 from pml_gca.utils.tables import markdown_table
 
 CLASSES, SIZE, BATCH = 20, 64, 30
+REPEATED_CLASSES, REPEATED_SIZE, REPEATED_BATCH = 100, 128, 81
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 REFERENCES = Path(__file__).parents[2] / "tests" / "data"
 
@@ -228,10 +229,11 @@ def repeats(device: torch.device) -> None:
         runs = []
         for _ in range(2):
             torch.manual_seed(0)
-            generator = GlobalCorrelationGenerator(100, 128)
-            loss = HardNegativeGenerationLoss(losses.ProxyAnchorLoss(100, 128), generator).to(device)
+            generator = GlobalCorrelationGenerator(REPEATED_CLASSES, REPEATED_SIZE)
+            inner = losses.ProxyAnchorLoss(REPEATED_CLASSES, REPEATED_SIZE)
+            loss = HardNegativeGenerationLoss(inner, generator).to(device)
             optimizer = torch.optim.AdamW(loss.parameter_groups(lr=1e-3))
-            embeddings, labels = batch(device, 81, 128)
+            embeddings, labels = batch(device, REPEATED_BATCH, REPEATED_SIZE)
             for _ in range(5):
                 with arithmetic(precision, device.type):
                     value = loss(embeddings, labels)

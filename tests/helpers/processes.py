@@ -60,6 +60,13 @@ def _run(rank: int, function: Callable[[int, int, Path], Any], world: int, folde
     os._exit(0)  # without taking the process group down: older releases of torch may hang there
 
 
+def once(compute: Callable[[], Any]) -> Any:
+    """Return what the first process computes, in every process: what one process would find is computed once."""
+    found = [compute() if torch.distributed.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(found)
+    return found[0]
+
+
 def join(rank: int, world: int, folder: Path) -> None:
     """Join the process group of all."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)

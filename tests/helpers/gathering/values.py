@@ -1,5 +1,7 @@
 """Values, gradients and statistics of whole steps."""
 
+from functools import partial
+
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,6 +18,7 @@ from helpers.gathering.steps import (
     same_everywhere,
     step,
 )
+from helpers.processes import once
 from pml_gca.generators import ClassifiedGenerator
 
 MIXED = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3]
@@ -72,7 +75,7 @@ def optimizers(rank, world):
     """After ten steps all processes are equal to the bit, and near one process; with and without an outer wrapper."""
     labels, sizes = LAYOUTS[world]["uneven" if world < 4 else "even"]
     for make_optimizer in (torch.optim.AdamW, torch.optim.SGD):
-        expected = trained(rank, make_optimizer, labels, sizes, False, False)
+        expected = once(partial(trained, rank, make_optimizer, labels, sizes, False, False))
         for outer in (False, True)[: 2 if make_optimizer is torch.optim.SGD and world == 2 else 1]:
             title = f"{make_optimizer.__name__}, wrapped {outer}"
             found = trained(rank, make_optimizer, labels, sizes, True, outer)

@@ -1,6 +1,7 @@
 """What processes compute of a graph that they share, against one process."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -20,6 +21,7 @@ from helpers.gathering.steps import (
     step,
 )
 from helpers.gathering.values import trained
+from helpers.processes import once
 from helpers.sharding.graphs import GENERATORS, LAYOUTS, MIXED, gca, in_shares
 from pml_gca.correlation import propagation
 
@@ -30,7 +32,8 @@ def losses_everywhere(rank, world):
     for number, (title, (labels, sizes)) in enumerate(LAYOUTS[world].items()):
         for name in families if number == 0 else (families[number % 3],):
             found = step(rank, sizes, labels, name, generator=gca, shard_edges=True)
-            yield from differences(f"{title}, {name}", found, alone(labels, name, generator=gca))
+            expected = once(partial(alone, labels, name, generator=gca))
+            yield from differences(f"{title}, {name}", found, expected)
             yield from same_everywhere(f"{title}, {name}", found.values())
 
 
@@ -39,12 +42,13 @@ def generators(rank, world):
     labels, sizes = next(iter(LAYOUTS[world].values()))
     for title, make in GENERATORS.items():
         found = step(rank, sizes, labels, generator=make, shard_edges=True)
-        yield from differences(title, found, alone(labels, generator=make))
+        yield from differences(title, found, once(partial(alone, labels, generator=make)))
     swept, propagation.propagate_in_sweeps = propagation.propagate_in_sweeps, None
     try:
         for layout, (labels, sizes) in LAYOUTS[world].items():
             found = step(rank, sizes, labels, generator=gca, shard_edges=True)
-            yield from differences(f"not swept, {layout}", found, alone(labels, generator=gca))
+            expected = once(partial(alone, labels, generator=gca))
+            yield from differences(f"not swept, {layout}", found, expected)
     finally:
         propagation.propagate_in_sweeps = swept
 
@@ -82,7 +86,7 @@ def optimizers(rank, world):
     """After ten steps all processes are equal to the bit, and near one process."""
     labels, sizes = next(iter(LAYOUTS[world].values()))
     for make_optimizer in (torch.optim.AdamW, torch.optim.SGD):
-        expected = trained(rank, make_optimizer, labels, sizes, False, False, generator=gca)
+        expected = once(partial(trained, rank, make_optimizer, labels, sizes, False, False, generator=gca))
         found = trained(rank, make_optimizer, labels, sizes, True, False, generator=gca, shard_edges=True)
         yield from same_everywhere(make_optimizer.__name__, found.values())
         yield from differences(make_optimizer.__name__, found, expected, rtol=1e-7)
@@ -136,7 +140,8 @@ def directly(rank, world):
         "second derivatives with a memory": {"second": True, "num_anchors": 7, "num_memory": 4},
     }
     for title, options in cases.items():
-        yield from differences(title, gradients(True, **options), gradients(False, **options))
+        expected = once(partial(gradients, False, **options))
+        yield from differences(title, gradients(True, **options), expected)
 
 
 CASES = (losses_everywhere, generators, wrappers, optimizers, phases, directly)
