@@ -8,24 +8,26 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT = 2**30
 """Bytes that may stay free at the end of the heap."""
 LARGEST_BLOCK = 2**25
-"""Bytes of the largest block that is kept in the heap: the largest threshold that glibc chooses by itself."""
+"""Bytes from which blocks are no part of the heap: the largest threshold that glibc chooses by itself."""
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let the C library keep up to 1 GB of the memory that is freed; call it as often as you like.
+    """Let the C library keep freed memory, up to 1 GB at the end of its heap; call it as often as you like.
 
     It would hand the memory of a step back to the system, which clears it page by page for the next step: a quarter of
-    the time of a small step, 6% of a large one. Blocks of more than 32 MB are handed back all the same. If the
-    environment sets one of these thresholds (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`, `GLIBC_TUNABLES`),
-    nothing is changed. Other C libraries than glibc decide by themselves.
+    the time of a small step. This holds for the whole process, and for those forked from it. Most blocks of 32 MB and
+    more are handed back all the same, and threads other than the main one have heaps that keep less. If the
+    environment says how much is kept (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`, `MALLOC_TOP_PAD_`,
+    `MALLOC_MMAP_MAX_`, or these in `GLIBC_TUNABLES`), nothing is changed. Other C libraries than glibc decide by
+    themselves.
     """
     if not is_glibc() or chosen_by_user():
         return
     mallopt = ctypes.CDLL(None).mallopt
-    # Setting one threshold stops glibc from adapting both.
-    mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
-    mallopt(M_TRIM_THRESHOLD, KEPT)
+    # Setting one threshold stops glibc from adapting both. A 32-bit glibc refuses the first one.
+    if mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK):
+        mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def is_glibc() -> bool:
@@ -38,5 +40,8 @@ def is_glibc() -> bool:
 
 def chosen_by_user() -> bool:
     """Return whether the environment says when glibc hands memory back."""
-    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
-    return any(name in os.environ for name in names) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return any(
+        f"MALLOC_{name.upper()}_" in os.environ or f"glibc.malloc.{name}=" in tunables
+        for name in ("trim_threshold", "mmap_threshold", "top_pad", "mmap_max")
+    )

@@ -53,8 +53,8 @@ def step(root):
 
 def test_a_training_step_is_the_same_where_the_folder_is_deleted(tmp_path):
     package = Path(pml_gca.__file__).parent
-    with redirect_stdout(io.StringIO()) as printed:  # this process has imported the package with the folder
-        exec(STEP, {})
+    with torch.random.fork_rng(), redirect_stdout(io.StringIO()) as printed:
+        exec(STEP, {})  # this process has imported the package with the folder
     swept = json.loads(printed.getvalue())
     assert swept["sweeps"]
     for leaves_empty_folder in (False, True):
