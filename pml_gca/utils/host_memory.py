@@ -25,7 +25,7 @@ def keep_freed_memory() -> None:
     if not is_glibc() or chosen_by_user():
         return
     mallopt = ctypes.CDLL(None).mallopt
-    # Setting one threshold stops glibc from adapting both. A 32-bit glibc refuses the first one.
+    # Setting one threshold stops glibc from adapting both: where it refuses the first one, leave the second.
     if mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK):
         mallopt(M_TRIM_THRESHOLD, KEPT)
 
